@@ -1,0 +1,1 @@
+//! ccbt: a peer-to-peer filesystem you mount.

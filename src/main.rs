@@ -1,0 +1,3 @@
+//! The `ccbt` command.
+
+fn main() {}

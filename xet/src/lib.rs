@@ -1,0 +1,1 @@
+//! Bytes to chunks to xorbs, and the store that keeps them.
