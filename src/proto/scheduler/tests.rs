@@ -1,0 +1,216 @@
+//! The scheduler against simulated peers: every job ends, nothing is asked twice without reason, all peers are used.
+
+use std::collections::{BTreeSet, HashSet};
+
+use super::*;
+
+fn item(n: u64) -> Item {
+    let mut hash = [0; 32];
+    hash[..8].copy_from_slice(&n.to_le_bytes());
+    Item::Chunk(ChunkHash::from_bytes(hash))
+}
+
+fn ms(n: u64) -> Now {
+    Duration::from_millis(n)
+}
+
+fn drain(s: &mut Scheduler, now: Now) -> Vec<Output> {
+    std::iter::from_fn(|| s.poll_output(now)).collect()
+}
+
+fn requests(outputs: &[Output]) -> Vec<(PeerKey, Item)> {
+    outputs
+        .iter()
+        .flat_map(|o| match o {
+            Output::Request { peer, items, .. } => items.iter().map(|i| (*peer, *i)).collect(),
+            _ => Vec::new(),
+        })
+        .collect()
+}
+
+#[test]
+fn a_job_without_items_is_done_at_once() {
+    let mut s = Scheduler::new();
+    let job = s.add_job([], Priority::Blocking, ms(1000));
+    assert_eq!(drain(&mut s, ms(0)), [Output::Done(job)]);
+    assert_eq!(s.poll_timeout(), None);
+}
+
+#[test]
+fn an_item_wanted_twice_is_asked_once_and_ends_both_jobs() {
+    let mut s = Scheduler::new();
+    s.peer_up(PeerKey(1));
+    let a = s.add_job([(item(1), 1000)], Priority::ReadAhead, ms(30_000));
+    let b = s.add_job([(item(1), 1000), (item(2), 1000)], Priority::ReadAhead, ms(30_000));
+    let asked = requests(&drain(&mut s, ms(0)));
+    assert_eq!(asked.len(), 2);
+    s.arrived(ms(1), item(1), Some(PeerKey(1)));
+    assert_eq!(drain(&mut s, ms(1)), [Output::Done(a)]);
+    s.arrived(ms(1), item(2), Some(PeerKey(1)));
+    assert_eq!(drain(&mut s, ms(1)), [Output::Done(b)]);
+    assert_eq!((s.wanted(), s.open_bytes()), (0, 0));
+}
+
+#[test]
+fn a_blocking_item_overtakes_read_ahead() {
+    let mut s = Scheduler::new();
+    let _far = s.add_job((0..100).map(|n| (item(n), 65_536)), Priority::ReadAhead, ms(30_000));
+    let _near = s.add_job([(item(99), 65_536)], Priority::Blocking, ms(30_000));
+    s.peer_up(PeerKey(1));
+    let asked = requests(&drain(&mut s, ms(0)));
+    assert_eq!(asked[0].1, item(99));
+    assert_eq!(asked.len(), 16, "a fresh peer is asked for 1 MiB");
+    assert_eq!(asked.iter().map(|(_, i)| *i).collect::<HashSet<_>>().len(), asked.len());
+}
+
+#[test]
+fn every_idle_peer_is_used() {
+    let mut s = Scheduler::new();
+    for p in 0..3 {
+        s.peer_up(PeerKey(p));
+    }
+    let _ = s.add_job((0..300).map(|n| (item(n), 65_536)), Priority::Replica, ms(30_000));
+    let asked = requests(&drain(&mut s, ms(0)));
+    for p in 0..3 {
+        assert_eq!(asked.iter().filter(|(peer, _)| *peer == PeerKey(p)).count(), 16);
+    }
+}
+
+#[test]
+fn a_miss_goes_to_another_peer_and_then_to_the_first_again() {
+    let mut s = Scheduler::new();
+    s.peer_up(PeerKey(1));
+    s.peer_up(PeerKey(2));
+    let job = s.add_job([(item(1), 1000)], Priority::Blocking, ms(30_000));
+    let first = requests(&drain(&mut s, ms(0)))[0].0;
+    s.missed(ms(1), item(1), first);
+    let second = requests(&drain(&mut s, ms(1)))[0].0;
+    assert_ne!(first, second);
+    s.missed(ms(2), item(1), second);
+    assert_eq!(drain(&mut s, ms(2)), []);
+    s.handle_timeout(ms(1100));
+    assert_eq!(requests(&drain(&mut s, ms(1100))).len(), 1, "a miss is believed for a second");
+    s.arrived(ms(1101), item(1), None);
+    assert_eq!(drain(&mut s, ms(1101)), [Output::Done(job)]);
+}
+
+#[test]
+fn a_blocking_job_fails_early_when_nobody_is_there_and_late_when_somebody_is_silent() {
+    let mut s = Scheduler::new();
+    let alone = s.add_job([(item(1), 1000)], Priority::Blocking, ms(30_000));
+    s.handle_timeout(ms(0));
+    s.handle_timeout(ms(4_900));
+    assert_eq!(drain(&mut s, ms(4_900)), []);
+    s.handle_timeout(ms(5_000));
+    assert_eq!(drain(&mut s, ms(5_000)), [Output::Failed(alone, Failure::NobodyHasIt)]);
+
+    s.peer_up(PeerKey(1));
+    let silent = s.add_job([(item(2), 1000)], Priority::Blocking, ms(40_000));
+    assert_eq!(requests(&drain(&mut s, ms(10_000))).len(), 1);
+    s.handle_timeout(ms(39_999));
+    assert!(!drain(&mut s, ms(39_999)).contains(&Output::Failed(silent, Failure::TimedOut)));
+    s.handle_timeout(ms(40_000));
+    assert!(drain(&mut s, ms(40_000)).contains(&Output::Failed(silent, Failure::TimedOut)));
+    assert_eq!((s.wanted(), s.open_bytes()), (0, 0));
+}
+
+#[test]
+fn a_late_blocking_item_is_asked_of_a_second_peer() {
+    let mut s = Scheduler::new();
+    s.peer_up(PeerKey(1));
+    s.peer_up(PeerKey(2));
+    let _ = s.add_job([(item(1), 1000)], Priority::Blocking, ms(30_000));
+    assert_eq!(requests(&drain(&mut s, ms(0))).len(), 1);
+    s.handle_timeout(ms(199));
+    assert_eq!(requests(&drain(&mut s, ms(199))).len(), 0);
+    s.handle_timeout(ms(200));
+    assert_eq!(requests(&drain(&mut s, ms(200))).len(), 1);
+    s.handle_timeout(ms(900));
+    assert_eq!(requests(&drain(&mut s, ms(900))).len(), 0, "two are enough");
+}
+
+/// Splitmix64: a seeded stream for the simulation below.
+struct Rng(u64);
+
+impl Rng {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % n
+    }
+}
+
+/// Peers that hold random parts, answer late, miss, or vanish. At the end every job is done or failed, exactly once, and
+/// a job that was possible throughout is done.
+fn simulate(seed: u64) {
+    let mut rng = Rng(seed);
+    let mut s = Scheduler::new();
+    let holds: Vec<BTreeSet<u64>> =
+        (0..3).map(|_| (0..200).filter(|_| rng.below(3) > 0).collect()).collect();
+    for p in 0..3 {
+        s.peer_up(PeerKey(p));
+    }
+    let stays = rng.below(3);
+    let mut jobs: BTreeMap<JobId, bool> = BTreeMap::new();
+    let mut ended: BTreeMap<JobId, bool> = BTreeMap::new();
+    let mut in_flight: Vec<(Now, PeerKey, Item)> = Vec::new();
+    for step in 0..4000_u64 {
+        let now = ms(step * 10);
+        if step < 40 {
+            let wanted: BTreeSet<u64> = (0..rng.below(20) + 1).map(|_| rng.below(200)).collect();
+            let possible = wanted.iter().all(|n| holds[stays as usize].contains(n));
+            let priority = PRIORITIES[rng.below(4) as usize];
+            let job = s.add_job(
+                wanted.iter().map(|n| (item(*n), 1 + rng.below(131_072) as u32)),
+                priority,
+                now + ms(30_000),
+            );
+            jobs.insert(job, possible);
+        }
+        if step % 500 == 250 {
+            let goes = PeerKey(rng.below(3));
+            if goes.0 != stays {
+                s.peer_down(goes);
+                in_flight.retain(|(_, p, _)| *p != goes);
+                s.peer_up(goes);
+            }
+        }
+        s.handle_timeout(now);
+        for output in drain(&mut s, now) {
+            match output {
+                Output::Request { peer, items, .. } => {
+                    for i in items {
+                        in_flight.push((now + ms(rng.below(300)), peer, i));
+                    }
+                }
+                Output::Done(job) => assert_eq!(ended.insert(job, true), None, "seed {seed}"),
+                Output::Failed(job, _) => assert_eq!(ended.insert(job, false), None, "seed {seed}"),
+            }
+        }
+        let (due, later): (Vec<_>, Vec<_>) = in_flight.drain(..).partition(|(at, ..)| *at <= now);
+        in_flight = later;
+        for (_, peer, i) in due {
+            let Item::Chunk(hash) = i else { unreachable!() };
+            let n = u64::from_le_bytes(hash.as_bytes()[..8].try_into().unwrap());
+            if holds[peer.0 as usize].contains(&n) {
+                s.arrived(now, i, Some(peer));
+            } else {
+                s.missed(now, i, peer);
+            }
+        }
+    }
+    assert_eq!(ended.len(), jobs.len(), "seed {seed}: every job ends");
+    assert_eq!((s.wanted(), s.open_bytes()), (0, 0), "seed {seed}");
+    for (job, possible) in jobs {
+        assert!(ended[&job] || !possible, "seed {seed}: job {job:?} could have been done");
+    }
+}
+
+#[test]
+fn all_jobs_end_whatever_peers_do() {
+    for seed in 0..200 {
+        simulate(seed);
+    }
+}
