@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use ccbt_xet::{ChunkHash, NodeId};
+use ccbt_xet::hash::{ChunkHash, NodeId};
 
 /// Bytes asked of a fresh peer at once: some 16 chunks, enough to fill a LAN round trip.
 const WINDOW_BYTES_MIN: u64 = 1 << 20;
