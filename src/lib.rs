@@ -1,4 +1,5 @@
 //! ccbt: a peer-to-peer filesystem you mount.
 
+pub mod api;
 pub mod net;
 pub mod proto;
