@@ -1,5 +1,7 @@
 //! ccbt: a peer-to-peer filesystem you mount.
 
 pub mod api;
+pub mod clock;
 pub mod net;
 pub mod proto;
+pub mod random;

@@ -1,0 +1,12 @@
+//! Drives the protocols with tokio: connections to peers, one actor per folder, discovery.
+//!
+//! - [`peer`]: one task per connection. Owns the socket and the session, serves what the peer asks from the store,
+//!   verifies and stores what the peer sends.
+//! - [`swarm`]: one actor per folder. Owns who is connected, which heads are believed, what is fetched from whom and when
+//!   the folder is published. Everything reaches it as a message; nothing else holds its state.
+//! - `dial`, `serve`: the plain data these two decide with.
+
+mod dial;
+pub mod peer;
+mod serve;
+pub mod swarm;

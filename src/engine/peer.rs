@@ -1,0 +1,519 @@
+//! One task per connection: owns the socket and the session, serves what the peer asks, stores what it sends.
+//!
+//! Bulk data never passes through the folder's actor. A chunk that arrives is hashed and stored by a job on the blocking
+//! pool, and the actor hears only its name; a chunk that is asked for is read by a job and goes straight to the session. Both
+//! directions are bounded: at most [`STORE_JOBS_MAX`] batches are being stored before the socket is read again, and
+//! nothing is read from the store while [`QUEUED_BYTES_MAX`] wait to be sent.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::{Bytes, BytesMut};
+use ccbt_xet::chunk::MAX_CHUNK;
+use ccbt_xet::codec::{self, Scheme};
+use ccbt_xet::hash::{chunk_hash, node_id};
+use ccbt_xet::store::Store;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::serve::{ServeQueue, Wanted};
+use super::swarm::PeerEvents;
+use crate::clock::Elapsed;
+use crate::proto::scheduler::{Item, PeerKey, Priority};
+use crate::proto::session::{Event, Session};
+use crate::proto::ut_xet::Frame;
+
+pub use crate::proto::session::PeerInfo;
+
+/// Bytes read from the socket at once.
+const READ_BYTES: usize = 256 * 1024;
+/// Encrypted bytes gathered before they are written.
+const WRITE_BYTES: usize = 512 * 1024;
+/// Bytes waiting to be sent beyond which nothing more is read from the store.
+const QUEUED_BYTES_MAX: usize = 1 << 20;
+/// Received bytes that make a batch worth a job of its own.
+const BATCH_BYTES: usize = 512 * 1024;
+/// Batches being hashed and stored at once, per connection.
+const STORE_JOBS_MAX: usize = 2;
+/// Chunks read from the store by one job.
+const SERVE_BATCH: usize = 8;
+/// Jobs reading for one connection at once: one reads while the other's chunks are being sent.
+const SERVE_JOBS_MAX: usize = 2;
+/// Most bytes a node may have (docs/formats/tree.md).
+const NODE_LEN_MAX: u32 = 224 * 1024;
+/// Nodes below this are sent as they are.
+const COMPRESS_LEN_MIN: usize = 512;
+const ZSTD_LEVEL: i32 = 1;
+/// `codec` of OBJ.
+const RAW: u8 = 0;
+const ZSTD: u8 = 1;
+
+/// What a connection's task tells the folder's actor.
+pub(super) enum FromPeer {
+    Up {
+        key: PeerKey,
+        info: PeerInfo,
+        addr: SocketAddr,
+        called: Option<SocketAddr>,
+        commands: mpsc::UnboundedSender<ToPeer>,
+        counters: Arc<PeerCounters>,
+    },
+    Frame { key: PeerKey, frame: Frame },
+    Arrived { key: PeerKey, items: Vec<Item> },
+    Missed { key: PeerKey, items: Vec<Item> },
+    Down { key: PeerKey, called: Option<SocketAddr>, ourselves: bool },
+}
+
+/// What the actor tells a connection's task.
+#[derive(Debug)]
+pub(super) enum ToPeer {
+    Send(Frame),
+    Ask { priority: Priority, items: Vec<Item> },
+    Close,
+}
+
+/// Bytes on the socket, both ways.
+#[derive(Debug, Default)]
+pub struct PeerCounters {
+    pub bytes_in: AtomicU64,
+    pub bytes_out: AtomicU64,
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerEnd {
+    #[error("the connection broke: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("the peer closed the connection")]
+    Eof,
+    #[error("{0}")]
+    Session(crate::proto::session::Reason),
+    #[error("the peer sent a chunk or node that is not what it was asked for")]
+    Lie,
+    #[error("the peer broke the protocol: {0}")]
+    Protocol(&'static str),
+    #[error("closed by us")]
+    Closed,
+}
+
+/// A connection that has proven itself, and what its task works with.
+pub(super) struct Connection {
+    pub(super) key: PeerKey,
+    pub(super) stream: TcpStream,
+    pub(super) session: Session,
+    pub(super) clock: Elapsed,
+    pub(super) store: Arc<Store>,
+    pub(super) events: PeerEvents,
+    pub(super) commands: mpsc::UnboundedReceiver<ToPeer>,
+    pub(super) counters: Arc<PeerCounters>,
+}
+
+/// Runs a session up to AUTH: returns who the peer is. The caller bounds the time and the number of those.
+pub(super) async fn handshake(
+    stream: &mut TcpStream,
+    session: &mut Session,
+    clock: &Elapsed,
+    inbuf: &mut BytesMut,
+) -> Result<PeerInfo, PeerEnd> {
+    let mut outbuf = BytesMut::new();
+    loop {
+        session.handle_timeout(clock.now());
+        while session.poll_transmit(&mut outbuf) {}
+        if !outbuf.is_empty() {
+            stream.write_all_buf(&mut outbuf).await?;
+        }
+        match session.poll_event() {
+            Some(Event::Established(info)) => return Ok(info),
+            Some(Event::Closed(reason)) => return Err(PeerEnd::Session(reason)),
+            Some(Event::Frame(_)) => return Err(PeerEnd::Protocol("a frame before AUTH")),
+            None => {}
+        }
+        let until = session.poll_timeout().map(|at| clock.instant(at).into());
+        tokio::select! {
+            read = stream.read_buf(inbuf) => {
+                if read? == 0 {
+                    return Err(PeerEnd::Eof);
+                }
+                session.handle_input(clock.now(), inbuf);
+            }
+            () = sleep_until(until) => {}
+        }
+    }
+}
+
+async fn sleep_until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What a finished job of a connection brings back.
+enum JobDone {
+    Stored(Stored),
+    Read(Vec<(Wanted, Option<Bytes>)>),
+}
+
+struct Stored {
+    arrived: Vec<Item>,
+    /// Could not be written: our disk, not the peer.
+    failed: Vec<Item>,
+    lie: bool,
+}
+
+/// A chunk or node as it arrived, not looked at yet.
+struct Received {
+    item: Item,
+    codec: u8,
+    raw_len: u32,
+    bytes: Bytes,
+}
+
+/// The running state of a connection's task.
+struct Task {
+    key: PeerKey,
+    session: Session,
+    store: Arc<Store>,
+    events: PeerEvents,
+    counters: Arc<PeerCounters>,
+    next_req: u32,
+    /// What each of our requests asked for and has not got.
+    asked: HashMap<u32, Vec<Option<Item>>>,
+    wanted: ServeQueue,
+    received: Vec<Received>,
+    received_bytes: usize,
+    storing: usize,
+    reading: usize,
+    jobs: JoinSet<JobDone>,
+}
+
+/// Runs an established connection until it ends.
+pub(super) async fn run(connection: Connection, mut inbuf: BytesMut) -> PeerEnd {
+    let Connection { key, mut stream, session, clock, store, events, mut commands, counters } =
+        connection;
+    let mut task = Task {
+        key,
+        session,
+        store,
+        events,
+        counters,
+        next_req: 0,
+        asked: HashMap::new(),
+        wanted: ServeQueue::default(),
+        received: Vec::new(),
+        received_bytes: 0,
+        storing: 0,
+        reading: 0,
+        jobs: JoinSet::new(),
+    };
+    let (mut reader, mut writer) = stream.split();
+    let mut outbuf = BytesMut::with_capacity(WRITE_BYTES);
+    task.session.handle_input(clock.now(), &mut inbuf);
+    loop {
+        if let Err(end) = task.handle_events() {
+            return end;
+        }
+        task.start_jobs();
+        while outbuf.len() < WRITE_BYTES && task.session.poll_transmit(&mut outbuf) {}
+        let may_read = task.storing < STORE_JOBS_MAX;
+        let until = task.session.poll_timeout().map(|at| clock.instant(at).into());
+        inbuf.reserve(READ_BYTES);
+        tokio::select! {
+            biased;
+            command = commands.recv() => match command {
+                Some(command) => {
+                    if let Err(end) = task.command(command) {
+                        flush(&mut task.session, &mut outbuf, &mut writer).await;
+                        return end;
+                    }
+                }
+                None => return PeerEnd::Closed,
+            },
+            Some(done) = task.jobs.join_next() => match done {
+                Ok(done) => if let Err(end) = task.job_done(done) { return end },
+                Err(error) => tracing::error!(%error, "a job of a connection panicked"),
+            },
+            written = writer.write_buf(&mut outbuf), if !outbuf.is_empty() => match written {
+                Ok(n) => { task.counters.bytes_out.fetch_add(n as u64, Ordering::Relaxed); }
+                Err(error) => return error.into(),
+            },
+            read = reader.read_buf(&mut inbuf), if may_read => match read {
+                Ok(0) => return PeerEnd::Eof,
+                Ok(n) => {
+                    task.counters.bytes_in.fetch_add(n as u64, Ordering::Relaxed);
+                    task.session.handle_input(clock.now(), &mut inbuf);
+                }
+                Err(error) => return error.into(),
+            },
+            () = sleep_until(until) => task.session.handle_timeout(clock.now()),
+        }
+    }
+}
+
+/// Sends what is left, such as BYE, if the socket takes it at once.
+async fn flush(
+    session: &mut Session,
+    outbuf: &mut BytesMut,
+    writer: &mut tokio::net::tcp::WriteHalf<'_>,
+) {
+    while session.poll_transmit(outbuf) {}
+    let patience = std::time::Duration::from_millis(200);
+    let _late = tokio::time::timeout(patience, writer.write_all_buf(outbuf)).await;
+}
+
+impl Task {
+    fn command(&mut self, command: ToPeer) -> Result<(), PeerEnd> {
+        match command {
+            ToPeer::Send(frame) => self.session.send(&frame),
+            ToPeer::Ask { priority, items } => self.ask(priority, items),
+            ToPeer::Close => return Err(PeerEnd::Closed),
+        }
+        Ok(())
+    }
+
+    /// One request; the scheduler never mixes chunks and nodes in one.
+    fn ask(&mut self, priority: Priority, items: Vec<Item>) {
+        let req = self.next_req;
+        self.next_req = self.next_req.wrapping_add(1);
+        let prio = priority as u8;
+        let mut hashes = Vec::new();
+        let mut nodes = Vec::new();
+        for item in &items {
+            match item {
+                Item::Chunk(hash) => hashes.push(*hash),
+                Item::Node { kind, id } => nodes.push((*kind, *id)),
+            }
+        }
+        let frame = if nodes.is_empty() {
+            Frame::Want { req, prio, hashes }
+        } else {
+            Frame::Get { req, prio, nodes }
+        };
+        self.session.send(&frame);
+        self.asked.insert(req, items.into_iter().map(Some).collect());
+    }
+
+    fn handle_events(&mut self) -> Result<(), PeerEnd> {
+        while let Some(event) = self.session.poll_event() {
+            match event {
+                Event::Frame(frame) => self.frame(frame)?,
+                Event::Closed(reason) => return Err(PeerEnd::Session(reason)),
+                Event::Established(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self, frame: Frame) -> Result<(), PeerEnd> {
+        let too_much = |_| PeerEnd::Protocol("too many items asked for at once");
+        match frame {
+            Frame::Want { req, prio, hashes } => {
+                let items = hashes.into_iter().map(Item::Chunk);
+                self.wanted.push(req, prio, items).map_err(too_much)
+            }
+            Frame::Get { req, prio, nodes } => {
+                let items = nodes.into_iter().map(|(kind, id)| Item::Node { kind, id });
+                self.wanted.push(req, prio, items).map_err(too_much)
+            }
+            Frame::Cancel { req } => {
+                self.wanted.cancel(req);
+                Ok(())
+            }
+            Frame::Chunk { req, idx, codec, raw_len, bytes } => {
+                self.receive(req, idx, codec, raw_len, bytes)
+            }
+            Frame::Obj { req, idx, codec, raw_len, bytes } => {
+                self.receive(req, idx, codec, raw_len, bytes)
+            }
+            Frame::Miss { req, idx } | Frame::None { req, idx } => self.missed(req, &idx),
+            frame => {
+                self.events.send(FromPeer::Frame { key: self.key, frame });
+                Ok(())
+            }
+        }
+    }
+
+    fn receive(
+        &mut self,
+        req: u32,
+        idx: u16,
+        codec: u8,
+        raw_len: u32,
+        bytes: Bytes,
+    ) -> Result<(), PeerEnd> {
+        let item = self.take_asked(req, idx)?;
+        self.received_bytes += bytes.len();
+        self.received.push(Received { item, codec, raw_len, bytes });
+        Ok(())
+    }
+
+    fn missed(&mut self, req: u32, idx: &[u16]) -> Result<(), PeerEnd> {
+        let items = idx.iter().map(|i| self.take_asked(req, *i)).collect::<Result<_, _>>()?;
+        self.events.send(FromPeer::Missed { key: self.key, items });
+        Ok(())
+    }
+
+    /// The item an answer is about; each is answered once.
+    fn take_asked(&mut self, req: u32, idx: u16) -> Result<Item, PeerEnd> {
+        let unasked = PeerEnd::Protocol("an answer to nothing");
+        let Some(items) = self.asked.get_mut(&req) else { return Err(unasked) };
+        let item = items.get_mut(usize::from(idx)).and_then(Option::take).ok_or(unasked)?;
+        if items.iter().all(Option::is_none) {
+            self.asked.remove(&req);
+        }
+        Ok(item)
+    }
+
+    fn start_jobs(&mut self) {
+        let enough = self.received_bytes >= BATCH_BYTES || self.storing == 0;
+        if !self.received.is_empty() && enough && self.storing < STORE_JOBS_MAX {
+            let batch = std::mem::take(&mut self.received);
+            self.received_bytes = 0;
+            self.storing += 1;
+            let store = Arc::clone(&self.store);
+            self.jobs.spawn_blocking(move || JobDone::Stored(store_batch(&store, batch)));
+        }
+        while !self.wanted.is_empty()
+            && self.reading < SERVE_JOBS_MAX
+            && self.session.queued_bytes() < QUEUED_BYTES_MAX
+        {
+            let batch = self.wanted.take(SERVE_BATCH);
+            self.reading += 1;
+            let store = Arc::clone(&self.store);
+            self.jobs.spawn_blocking(move || JobDone::Read(read_batch(&store, batch)));
+        }
+    }
+
+    fn job_done(&mut self, done: JobDone) -> Result<(), PeerEnd> {
+        match done {
+            JobDone::Stored(stored) => {
+                self.storing -= 1;
+                let key = self.key;
+                if !stored.arrived.is_empty() {
+                    self.events.send(FromPeer::Arrived { key, items: stored.arrived });
+                }
+                if !stored.failed.is_empty() {
+                    self.events.send(FromPeer::Missed { key, items: stored.failed });
+                }
+                if stored.lie { Err(PeerEnd::Lie) } else { Ok(()) }
+            }
+            JobDone::Read(batch) => {
+                self.reading -= 1;
+                for (wanted, bytes) in batch {
+                    let frame = answer(wanted, bytes);
+                    self.session.send(&frame);
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn answer(wanted: Wanted, bytes: Option<Bytes>) -> Frame {
+    let Wanted { req, idx, item } = wanted;
+    match (item, bytes) {
+        (Item::Chunk(_), Some(bytes)) => {
+            let raw_len = bytes.len() as u32;
+            Frame::Chunk { req, idx, codec: Scheme::Stored.as_byte(), raw_len, bytes }
+        }
+        (Item::Chunk(_), None) => Frame::Miss { req, idx: vec![idx] },
+        (Item::Node { .. }, Some(bytes)) => {
+            let raw_len = bytes.len() as u32;
+            let packed = (bytes.len() >= COMPRESS_LEN_MIN)
+                .then(|| zstd::bulk::compress(&bytes, ZSTD_LEVEL).ok())
+                .flatten()
+                .filter(|packed| packed.len() < bytes.len());
+            match packed {
+                Some(packed) => {
+                    Frame::Obj { req, idx, codec: ZSTD, raw_len, bytes: packed.into() }
+                }
+                None => Frame::Obj { req, idx, codec: RAW, raw_len, bytes },
+            }
+        }
+        (Item::Node { .. }, None) => Frame::None { req, idx: vec![idx] },
+    }
+}
+
+/// Reads a batch for the peer. What cannot be read counts as missing: the peer asks elsewhere.
+fn read_batch(store: &Store, batch: Vec<Wanted>) -> Vec<(Wanted, Option<Bytes>)> {
+    let read = |item: &Item| match item {
+        Item::Chunk(hash) => store.chunk(hash).map_err(|e| e.to_string()),
+        Item::Node { id, .. } => store.node(id).map_err(|e| e.to_string()),
+    };
+    batch
+        .into_iter()
+        .map(|wanted| {
+            let bytes = read(&wanted.item).unwrap_or_else(|error| {
+                tracing::warn!(error, "cannot read what a peer asked for");
+                None
+            });
+            (wanted, bytes)
+        })
+        .collect()
+}
+
+/// Hashes and stores a batch. One wrong item makes the sender a liar; the rest of the batch counts.
+fn store_batch(store: &Store, batch: Vec<Received>) -> Stored {
+    let mut stored = Stored { arrived: Vec::new(), failed: Vec::new(), lie: false };
+    for received in batch {
+        let item = received.item;
+        let Some(bytes) = unpack(&received) else {
+            stored.lie = true;
+            continue;
+        };
+        let put = match item {
+            Item::Chunk(hash) if chunk_hash(&bytes) == hash => store.put_chunk(&hash, &bytes),
+            Item::Node { kind, id } if node_id(kind, &bytes) == id => {
+                store.put_node(kind, &id, &bytes)
+            }
+            _ => {
+                stored.lie = true;
+                continue;
+            }
+        };
+        match put {
+            Ok(_) => stored.arrived.push(item),
+            Err(error) => {
+                tracing::warn!(%error, "cannot store what a peer sent");
+                stored.failed.push(item);
+            }
+        }
+    }
+    stored
+}
+
+/// The raw bytes of what arrived, within the limits of its kind.
+fn unpack(received: &Received) -> Option<Bytes> {
+    let raw_len = received.raw_len as usize;
+    match received.item {
+        Item::Chunk(_) => {
+            let scheme = Scheme::from_byte(received.codec)?;
+            if raw_len == 0 || raw_len > MAX_CHUNK {
+                return None;
+            }
+            if scheme == Scheme::Stored {
+                return (received.bytes.len() == raw_len).then(|| received.bytes.clone());
+            }
+            let mut chunk = vec![0; raw_len];
+            codec::decode_into(scheme, &received.bytes, &mut chunk).ok()?;
+            Some(chunk.into())
+        }
+        Item::Node { .. } => {
+            if received.raw_len > NODE_LEN_MAX {
+                return None;
+            }
+            match received.codec {
+                RAW => (received.bytes.len() == raw_len).then(|| received.bytes.clone()),
+                ZSTD => {
+                    let node = zstd::bulk::decompress(&received.bytes, raw_len).ok()?;
+                    (node.len() == raw_len).then(|| node.into())
+                }
+                _ => None,
+            }
+        }
+    }
+}

@@ -1,0 +1,681 @@
+//! One actor per folder: who is connected, which heads are believed, what is fetched from whom, when to publish.
+//!
+//! Shape: [`Swarm::select`] waits for the next [`Action`], [`Swarm::apply`] changes state and never waits, `pump` turns
+//! the new state into requests, dials and jobs. Whatever takes long (merging, publishing, reading the disk) runs as a
+//! job on the blocking pool and comes back as an action; at most one merge and one publication run at a time.
+
+mod adopt;
+mod publish;
+mod replica;
+mod status;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ccbt_xet::hash::NodeId;
+use ccbt_xet::store::Store;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use self::adopt::Adoption;
+use self::replica::Replica;
+pub use self::status::{HeadView, PeerView, SwarmStatus};
+use super::dial::Dialer;
+use super::peer::{FromPeer, PeerCounters, PeerInfo, ToPeer};
+use crate::clock::{self, Elapsed};
+use crate::folder::work::{Dirty, Fetch, FetchError, Folder, Observer, WantedChunk};
+use crate::proto::scheduler::{Failure, Item, JobId, Output, PeerKey, Priority, Scheduler};
+use crate::proto::ut_xet::Frame;
+use crate::share::heads::{HeadError, Heads};
+use crate::share::pace::Pace;
+use crate::share::{Certificate, DeviceKey, FolderCredentials, Head, Incarnation, Manifest};
+
+/// Messages taken from the channel before the state is acted on again.
+const BATCH_MAX: usize = 256;
+/// Read-ahead and replica jobs may take this long; they are asked for again if somebody still wants them.
+const BACKGROUND_DEADLINE: Duration = Duration::from_secs(600);
+/// Guess for a node's size when it is asked for; nodes are at most 224 KiB and mostly far smaller.
+const NODE_BYTES_GUESS: u32 = 16 * 1024;
+/// How often things that need no exact time are looked at.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Everything a swarm is started with.
+pub struct SwarmConfig {
+    pub name: String,
+    pub credentials: FolderCredentials,
+    pub manifest: Option<Manifest>,
+    pub device: Arc<DeviceKey>,
+    /// Ours, if we may write.
+    pub certificate: Option<Certificate>,
+    pub incarnation: Incarnation,
+    pub epoch: u32,
+    pub folder: Arc<Folder>,
+    pub store: Arc<Store>,
+    /// Where the table of heads is kept.
+    pub heads_file: PathBuf,
+    /// How long a blocked reader waits for its bytes.
+    pub read_timeout: Duration,
+    /// Addresses the user gave.
+    pub given: Vec<SocketAddr>,
+    /// Keep the whole content here.
+    pub replica: bool,
+    /// This device holds the folder in a home: its heads say so, and its STORED counts.
+    pub keeper: bool,
+    /// Talk to peers at all. A folder that is only mounted here does not.
+    pub online: bool,
+}
+
+/// What reaches the actor.
+pub(super) enum Message {
+    Peer(FromPeer),
+    Dirty(Dirty),
+    Fetch { items: Vec<(Item, u32)>, priority: Priority, done: FetchDone },
+    DialFailed(SocketAddr),
+    Found(SocketAddr),
+    Give(SocketAddr),
+    SetReplica(bool),
+    SetOnline(bool),
+    Status(oneshot::Sender<SwarmStatus>),
+    PublishNow(oneshot::Sender<Result<(), String>>),
+    Shutdown(oneshot::Sender<()>),
+}
+
+pub(super) type FetchDone = Box<dyn FnOnce(Result<(), FetchError>) + Send>;
+
+/// The way to a folder's actor. Cheap to clone; the actor ends when it is told to.
+#[derive(Clone)]
+pub struct SwarmHandle {
+    tx: mpsc::UnboundedSender<Message>,
+}
+
+/// The receiving end, made before the folder is opened because the folder needs the handle.
+pub struct SwarmInbox {
+    tx: mpsc::UnboundedSender<Message>,
+    rx: mpsc::UnboundedReceiver<Message>,
+}
+
+/// Makes the two ends.
+pub fn channel() -> (SwarmHandle, SwarmInbox) {
+    let (tx, rx) = mpsc::unbounded_channel();
+    (SwarmHandle { tx: tx.clone() }, SwarmInbox { tx, rx })
+}
+
+impl SwarmHandle {
+    fn tell(&self, message: Message) {
+        // The actor is gone only at shutdown, when nobody is left to care.
+        let _gone = self.tx.send(message);
+    }
+
+    /// An address of a member the user gave.
+    pub fn give(&self, addr: SocketAddr) {
+        self.tell(Message::Give(addr));
+    }
+
+    /// An address discovery found.
+    pub fn found(&self, addr: SocketAddr) {
+        self.tell(Message::Found(addr));
+    }
+
+    /// Whether to keep the whole content here.
+    pub fn set_replica(&self, on: bool) {
+        self.tell(Message::SetReplica(on));
+    }
+
+    /// Whether to talk to peers.
+    pub fn set_online(&self, on: bool) {
+        self.tell(Message::SetOnline(on));
+    }
+
+    /// How things stand; `None` once the actor has ended.
+    pub async fn status(&self) -> Option<SwarmStatus> {
+        let (tx, rx) = oneshot::channel();
+        self.tell(Message::Status(tx));
+        rx.await.ok()
+    }
+
+    /// Publishes what there is now.
+    pub async fn publish_now(&self) -> Result<(), String> {
+        let (tx, rx) = oneshot::channel();
+        self.tell(Message::PublishNow(tx));
+        rx.await.unwrap_or_else(|_| Err("the folder is being closed".to_owned()))
+    }
+
+    /// Publishes, says BYE to peers and ends the actor.
+    pub async fn shutdown(&self) {
+        let (tx, rx) = oneshot::channel();
+        self.tell(Message::Shutdown(tx));
+        let _ended = rx.await;
+    }
+
+    pub(super) fn peer_events(&self) -> PeerEvents {
+        PeerEvents(self.tx.clone())
+    }
+}
+
+/// Where a connection's task reports.
+#[derive(Clone)]
+pub(super) struct PeerEvents(mpsc::UnboundedSender<Message>);
+
+impl PeerEvents {
+    pub(super) fn send(&self, event: FromPeer) {
+        let _gone = self.0.send(Message::Peer(event));
+    }
+}
+
+impl Observer for SwarmHandle {
+    fn dirty(&self, why: Dirty) {
+        self.tell(Message::Dirty(why));
+    }
+}
+
+impl Fetch for SwarmHandle {
+    fn chunks(&self, want: Vec<WantedChunk>, priority: Priority, done: FetchDone) {
+        let items = want.into_iter().map(|w| (Item::Chunk(w.hash), w.len)).collect();
+        self.tell(Message::Fetch { items, priority, done });
+    }
+
+    fn nodes(&self, want: Vec<(u8, NodeId)>, priority: Priority, done: FetchDone) {
+        let item = |(kind, id)| (Item::Node { kind, id }, NODE_BYTES_GUESS);
+        let items = want.into_iter().map(item).collect();
+        self.tell(Message::Fetch { items, priority, done });
+    }
+}
+
+/// Who waits for a scheduler job.
+enum Waiter {
+    Caller(FetchDone),
+    Adoption(Incarnation),
+    Replica,
+}
+
+/// A connected member.
+struct Peer {
+    info: PeerInfo,
+    addr: SocketAddr,
+    /// The address we called, if we did.
+    called: Option<SocketAddr>,
+    since: Duration,
+    commands: mpsc::UnboundedSender<ToPeer>,
+    counters: Arc<PeerCounters>,
+    /// The root it last said it shows, and whether it holds every chunk of it.
+    shows: Option<(NodeId, bool)>,
+    /// It promised to keep this root's chunks.
+    stored: Option<NodeId>,
+}
+
+/// What a finished job brings back.
+enum JobDone {
+    Adopted(Incarnation, adopt::Attempt),
+    Published(publish::Outcome),
+    Missing(replica::Missing),
+    Other,
+}
+
+enum Action {
+    Messages(Vec<Message>),
+    Job(JobDone),
+    Tick,
+    Closed,
+}
+
+/// See the module documentation.
+pub(super) struct Swarm {
+    config: SwarmConfig,
+    clock: Elapsed,
+    tx: mpsc::UnboundedSender<Message>,
+    rx: mpsc::UnboundedReceiver<Message>,
+    dialer: Dialer,
+    dial: Arc<dyn Dial>,
+    scheduler: Scheduler,
+    waiters: HashMap<JobId, Waiter>,
+    peers: BTreeMap<PeerKey, Peer>,
+    heads: Heads,
+    heads_saved: bool,
+    adoptions: BTreeMap<Incarnation, Adoption>,
+    adopting: bool,
+    pace: Pace,
+    publishing: bool,
+    publish_waiters: Vec<oneshot::Sender<Result<(), String>>>,
+    published_at: Option<Duration>,
+    replica: Replica,
+    /// The root last told to peers, with whether every chunk of it is here.
+    told: Option<(NodeId, bool)>,
+    jobs: JoinSet<JobDone>,
+    next_tick: Duration,
+    ending: Option<oneshot::Sender<()>>,
+    trouble: Option<String>,
+}
+
+/// Opens a connection and runs its task; the outcome comes back as messages.
+pub trait Dial: Send + Sync {
+    fn dial(&self, addr: SocketAddr, swarm: SwarmHandle);
+}
+
+/// Starts the actor of a folder.
+pub fn spawn(inbox: SwarmInbox, config: SwarmConfig, dial: Arc<dyn Dial>) {
+    let clock = Elapsed::start();
+    let mut dialer = Dialer::default();
+    for addr in &config.given {
+        dialer.give(*addr);
+    }
+    let write = config.credentials.write_public();
+    let mut heads = Heads::new(config.credentials.folder(), write);
+    restore_heads(&mut heads, &config);
+    let replica = Replica::new(config.replica);
+    let mut swarm = Swarm {
+        config,
+        clock,
+        tx: inbox.tx,
+        rx: inbox.rx,
+        dialer,
+        dial,
+        scheduler: Scheduler::new(),
+        waiters: HashMap::new(),
+        peers: BTreeMap::new(),
+        heads,
+        heads_saved: true,
+        adoptions: BTreeMap::new(),
+        adopting: false,
+        pace: Pace::default(),
+        publishing: false,
+        publish_waiters: Vec::new(),
+        published_at: None,
+        replica,
+        told: None,
+        jobs: JoinSet::new(),
+        next_tick: Duration::ZERO,
+        ending: None,
+        trouble: None,
+    };
+    tokio::spawn(async move { swarm.run().await });
+}
+
+fn restore_heads(heads: &mut Heads, config: &SwarmConfig) {
+    let today = clock::unix_days();
+    if let Ok(bytes) = std::fs::read(&config.heads_file)
+        && let Err(error) = heads.restore(&bytes, today)
+    {
+        tracing::warn!(%error, "the table of heads is damaged; peers will send it again");
+    }
+    if let Some(manifest) = &config.manifest {
+        let _known = heads.offer_manifest(manifest.clone().into());
+    }
+    if let Some(certificate) = &config.certificate {
+        let _known = heads.offer_certificate(certificate.clone().into(), today);
+    }
+}
+
+impl Swarm {
+    async fn run(&mut self) {
+        self.start_publication_if_dirty();
+        loop {
+            self.pump();
+            if self.ended() {
+                break;
+            }
+            match self.select().await {
+                Action::Closed => break,
+                action => self.apply(action),
+            }
+        }
+        self.save_heads();
+        if let Some(done) = self.ending.take() {
+            let _nobody = done.send(());
+        }
+    }
+
+    async fn select(&mut self) -> Action {
+        let at = tokio::time::Instant::from_std(self.clock.instant(self.next_timeout()));
+        tokio::select! {
+            message = self.rx.recv() => {
+                let Some(first) = message else { return Action::Closed };
+                let mut batch = vec![first];
+                while batch.len() < BATCH_MAX && let Ok(message) = self.rx.try_recv() {
+                    batch.push(message);
+                }
+                Action::Messages(batch)
+            }
+            Some(done) = self.jobs.join_next() => match done {
+                Ok(done) => Action::Job(done),
+                Err(error) => {
+                    tracing::error!(%error, "a job of the folder panicked");
+                    Action::Job(JobDone::Other)
+                }
+            },
+            () = tokio::time::sleep_until(at) => Action::Tick,
+        }
+    }
+
+    fn next_timeout(&self) -> Duration {
+        let dial = if self.config.online { self.dialer.poll_timeout() } else { None };
+        let publish = if self.publishing { None } else { self.pace.due() };
+        [self.scheduler.poll_timeout(), publish, dial]
+            .into_iter()
+            .flatten()
+            .fold(self.next_tick, Duration::min)
+    }
+
+    fn apply(&mut self, action: Action) {
+        match action {
+            Action::Messages(batch) => {
+                for message in batch {
+                    self.handle(message);
+                }
+            }
+            Action::Job(done) => self.job_done(done),
+            Action::Tick => {}
+            Action::Closed => {}
+        }
+        let now = self.clock.now();
+        if self.scheduler.poll_timeout().is_some_and(|at| at <= now) {
+            self.scheduler.handle_timeout(now);
+        }
+        if self.next_tick <= now {
+            self.next_tick = now + TICK;
+            self.tick();
+        }
+    }
+
+    fn handle(&mut self, message: Message) {
+        let now = self.clock.now();
+        match message {
+            Message::Peer(event) => self.peer_event(event),
+            Message::Dirty(Dirty::Writing) => self.pace.writing(now),
+            Message::Dirty(_) => self.pace.changed(now),
+            Message::Fetch { items, priority, done } => {
+                let patience = match priority {
+                    Priority::Blocking => self.config.read_timeout,
+                    _ => BACKGROUND_DEADLINE,
+                };
+                let job = self.scheduler.add_job(items, priority, now + patience);
+                self.waiters.insert(job, Waiter::Caller(done));
+            }
+            Message::DialFailed(addr) => self.dialer.failed(now, addr),
+            Message::Found(addr) => self.dialer.found(addr),
+            Message::Give(addr) => self.dialer.give(addr),
+            Message::SetReplica(on) => self.replica.set(on),
+            Message::SetOnline(on) => self.config.online = on,
+            Message::Status(reply) => self.report_status(reply),
+            Message::PublishNow(reply) => {
+                self.publish_waiters.push(reply);
+                self.start_publication();
+            }
+            Message::Shutdown(reply) => {
+                self.ending = Some(reply);
+                self.start_publication();
+            }
+        }
+    }
+
+    fn job_done(&mut self, done: JobDone) {
+        match done {
+            JobDone::Adopted(incarnation, outcome) => self.adopted(incarnation, outcome),
+            JobDone::Published(outcome) => self.published(outcome),
+            JobDone::Missing(missing) => self.replica_missing(missing),
+            JobDone::Other => {}
+        }
+    }
+
+    fn tick(&mut self) {
+        self.save_heads();
+        self.retry_adoptions();
+    }
+
+    /// Turns state into requests, dials and jobs.
+    fn pump(&mut self) {
+        let now = self.clock.now();
+        while let Some(output) = self.scheduler.poll_output(now) {
+            self.scheduled(output);
+        }
+        if self.config.online && self.ending.is_none() {
+            for addr in self.dialer.due(now) {
+                self.dial.dial(addr, SwarmHandle { tx: self.tx.clone() });
+            }
+        }
+        if self.pace.due().is_some_and(|at| at <= now) {
+            self.start_publication();
+        }
+        self.start_adoption();
+        self.start_replica();
+        self.tell_state();
+    }
+
+    fn scheduled(&mut self, output: Output) {
+        match output {
+            Output::Request { peer, priority, items } => {
+                if let Some(p) = self.peers.get(&peer) {
+                    let _gone = p.commands.send(ToPeer::Ask { priority, items });
+                }
+            }
+            Output::Done(job) => self.wake(job, Ok(())),
+            Output::Failed(job, why) => {
+                let error = match why {
+                    Failure::TimedOut => FetchError::TimedOut,
+                    Failure::NobodyHasIt => FetchError::NobodyHasIt,
+                    Failure::Cancelled => FetchError::Cancelled,
+                };
+                self.wake(job, Err(error));
+            }
+        }
+    }
+
+    fn wake(&mut self, job: JobId, result: Result<(), FetchError>) {
+        match self.waiters.remove(&job) {
+            Some(Waiter::Caller(done)) => {
+                self.jobs.spawn_blocking(move || {
+                    done(result);
+                    JobDone::Other
+                });
+            }
+            Some(Waiter::Adoption(incarnation)) => self.adoption_fetched(incarnation, result),
+            Some(Waiter::Replica) => self.replica.fetched(result.is_ok(), self.clock.now()),
+            None => {}
+        }
+    }
+
+    fn peer_event(&mut self, event: FromPeer) {
+        let now = self.clock.now();
+        match event {
+            FromPeer::Up { key, info, addr, called, commands, counters } => {
+                self.peer_up(key, info, addr, called, commands, counters);
+            }
+            FromPeer::Frame { key, frame } => self.frame(key, frame),
+            FromPeer::Arrived { key, items } => {
+                for item in items {
+                    self.scheduler.arrived(now, item, Some(key));
+                }
+            }
+            FromPeer::Missed { key, items } => {
+                for item in items {
+                    self.scheduler.missed(now, item, key);
+                }
+            }
+            FromPeer::Down { key, called, ourselves } => {
+                if let Some(addr) = called {
+                    if ourselves {
+                        self.dialer.ourselves(addr);
+                    } else {
+                        self.dialer.failed(now, addr);
+                    }
+                }
+                if self.peers.remove(&key).is_some() {
+                    self.scheduler.peer_down(key);
+                }
+            }
+        }
+    }
+
+    fn peer_up(
+        &mut self,
+        key: PeerKey,
+        info: PeerInfo,
+        addr: SocketAddr,
+        called: Option<SocketAddr>,
+        commands: mpsc::UnboundedSender<ToPeer>,
+        counters: Arc<PeerCounters>,
+    ) {
+        let now = self.clock.now();
+        if !self.config.online || self.ending.is_some() {
+            let _gone = commands.send(ToPeer::Close);
+            return;
+        }
+        if let Some(addr) = called {
+            self.dialer.connected(addr);
+        }
+        if let Some(manifest) = info.manifest.clone() {
+            let _known = self.heads.offer_manifest(manifest.into());
+        }
+        if let Some(certificate) = info.certificate.clone() {
+            let _known = self.heads.offer_certificate(certificate.into(), clock::unix_days());
+        }
+        let shows = None;
+        let peer = Peer { info, addr, called, since: now, commands, counters, shows, stored: None };
+        self.greet(&peer);
+        self.peers.insert(key, peer);
+        self.scheduler.peer_up(key);
+        self.retry_adoptions();
+    }
+
+    /// What every new connection is told: who may write, the newest heads, where other members are, what we show.
+    fn greet(&self, peer: &Peer) {
+        let send = |frame| {
+            let _gone = peer.commands.send(ToPeer::Send(frame));
+        };
+        let certificates: Vec<Certificate> = self.heads.certificates().cloned().collect();
+        if let Some(manifest) = self.heads.manifest() {
+            send(Frame::Manifest(manifest.clone().into()));
+        }
+        if !certificates.is_empty() {
+            send(Frame::Certs(certificates.into_iter().map(Into::into).collect()));
+        }
+        let heads: Vec<Head> = self.heads.heads().cloned().collect();
+        if !heads.is_empty() {
+            send(Frame::Heads(heads.into_iter().map(Into::into).collect()));
+        }
+        let members: Vec<SocketAddr> = self.members().take(64).collect();
+        if !members.is_empty() {
+            send(Frame::Peers(members));
+        }
+        if let Some((root, whole)) = self.told {
+            send(have(root, whole));
+            if whole && self.config.keeper {
+                send(Frame::Stored(root));
+            }
+        }
+    }
+
+    /// Addresses at which connected members can be called.
+    fn members(&self) -> impl Iterator<Item = SocketAddr> {
+        self.peers.values().filter_map(|p| {
+            p.called.or_else(|| {
+                (p.info.listen_port != 0)
+                    .then(|| SocketAddr::new(p.addr.ip(), p.info.listen_port))
+            })
+        })
+    }
+
+    fn frame(&mut self, key: PeerKey, frame: Frame) {
+        match frame {
+            Frame::Manifest(manifest) => {
+                if self.heads.offer_manifest(manifest).is_err() {
+                    self.drop_peer(key, "a manifest the owner did not sign");
+                }
+            }
+            Frame::Certs(certificates) => self.certificates(key, certificates),
+            Frame::Heads(heads) => {
+                for head in heads {
+                    self.head_offered(key, head, None);
+                }
+            }
+            Frame::Delta(delta) => {
+                let head = delta.head.clone();
+                self.head_offered(key, head, Some(Arc::new(delta)));
+            }
+            Frame::Peers(addrs) => {
+                for addr in addrs {
+                    self.dialer.found(addr);
+                }
+            }
+            Frame::Have { root, what } => {
+                if let Some(peer) = self.peers.get_mut(&key) {
+                    peer.shows = Some((root, what == crate::proto::ut_xet::Have::Everything));
+                }
+            }
+            Frame::Stored(root) => self.set_stored(key, Some(root)),
+            Frame::Unstored(_) => self.set_stored(key, None),
+            _ => {}
+        }
+    }
+
+    fn set_stored(&mut self, key: PeerKey, root: Option<NodeId>) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.stored = root;
+        }
+    }
+
+    fn certificates(
+        &mut self,
+        key: PeerKey,
+        certificates: Vec<crate::share::Unverified<Certificate>>,
+    ) {
+        let today = clock::unix_days();
+        for certificate in certificates {
+            match self.heads.offer_certificate(certificate, today) {
+                Ok(news) => self.heads_saved &= !news,
+                Err(HeadError::Certificate(crate::share::CertError::Expired { .. })) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "certificate refused");
+                    self.drop_peer(key, "a certificate the write key did not sign");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn drop_peer(&mut self, key: PeerKey, why: &str) {
+        if let Some(peer) = self.peers.get(&key) {
+            tracing::warn!(addr = %peer.addr, why, "peer dropped");
+            let _gone = peer.commands.send(ToPeer::Close);
+        }
+    }
+
+    /// Tells peers what we show now, when that changed.
+    fn tell_state(&mut self) {
+        let root = self.config.folder.root().0;
+        let whole = self.replica.whole() == Some(root);
+        if self.told == Some((root, whole)) {
+            return;
+        }
+        self.told = Some((root, whole));
+        for peer in self.peers.values() {
+            let _gone = peer.commands.send(ToPeer::Send(have(root, whole)));
+            if whole && self.config.keeper {
+                let _gone = peer.commands.send(ToPeer::Send(Frame::Stored(root)));
+            }
+        }
+    }
+
+    fn save_heads(&mut self) {
+        if self.heads_saved {
+            return;
+        }
+        self.heads_saved = true;
+        let (file, bytes) = (self.config.heads_file.clone(), self.heads.encode());
+        let saved = crate::state_file::replace(&file, &bytes);
+        if let Err(error) = saved {
+            tracing::warn!(%error, "cannot save the table of heads; peers will send it again");
+        }
+    }
+
+    fn ended(&self) -> bool {
+        self.ending.is_some() && !self.publishing && self.publish_waiters.is_empty()
+    }
+}
+
+fn have(root: NodeId, whole: bool) -> Frame {
+    use crate::proto::ut_xet::Have;
+    Frame::Have { root, what: if whole { Have::Everything } else { Have::Some } }
+}

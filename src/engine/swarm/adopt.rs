@@ -1,0 +1,296 @@
+//! From a head somebody sent to a merged state: fetch its snapshot and nodes, check its vector, merge, believe, forward.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ccbt_xet::hash::NodeId;
+use ccbt_xet::store::Store;
+
+use super::{JobDone, NODE_BYTES_GUESS, Swarm, Waiter};
+use crate::clock;
+use crate::engine::peer::ToPeer;
+use crate::folder::snapshot::{SNAPSHOT_KIND, Snapshot};
+use crate::folder::work::{ApplyError, FetchError, Folder, MergeError};
+use crate::proto::scheduler::{Item, PeerKey, Priority};
+use crate::proto::ut_xet::{Delta, Frame};
+use crate::share::heads::{Counters, HeadError};
+use crate::share::{Head, Incarnation, Unverified};
+
+/// A head whose snapshot could not be had is tried again after this long.
+const RETRY_TIME: Duration = Duration::from_secs(3);
+/// Heads worked on or held back at once; more are refused until one is done.
+const ADOPTIONS_MAX: usize = 1024;
+
+/// A head on its way to being believed.
+pub(super) struct Adoption {
+    head: Head,
+    /// Who told us; it is not told again.
+    from: PeerKey,
+    /// The change list that came with it, tried once.
+    delta: Option<Arc<Delta>>,
+    stage: Stage,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Something can be done now.
+    Ready,
+    /// A job works on it.
+    Merging,
+    /// Nodes were asked for.
+    Fetching,
+    /// Its vector names counters nobody has signed yet, or its nodes could not be had: tried again then.
+    Held { until: Duration },
+}
+
+/// What one attempt came to.
+pub(super) enum Outcome {
+    Merged { changed: bool },
+    Missing(Vec<(u8, NodeId)>),
+    /// The vector names a counter this incarnation has not signed.
+    Uncovered(Incarnation),
+    /// The snapshot or a node of it breaks the format: the device signed nonsense.
+    Invalid(String),
+    /// Our own disk failed.
+    Failed(String),
+}
+
+impl Swarm {
+    /// A head arrived, with the change list that leads to it or without.
+    pub(super) fn head_offered(
+        &mut self,
+        key: PeerKey,
+        head: Unverified<Head>,
+        delta: Option<Arc<Delta>>,
+    ) {
+        match self.heads.check(head, clock::unix_millis()) {
+            Ok(None) => {}
+            Ok(Some(head)) => self.adopt(key, head, delta),
+            Err(error @ (HeadError::Signature(_) | HeadError::Foreign(_))) => {
+                tracing::warn!(%error, "forged head");
+                self.drop_peer(key, "a forged head");
+            }
+            Err(error) => {
+                tracing::info!(%error, "head not taken");
+                self.trouble = Some(error.to_string());
+            }
+        }
+    }
+
+    fn adopt(&mut self, from: PeerKey, head: Head, delta: Option<Arc<Delta>>) {
+        let incarnation = head.claims().incarnation;
+        if let Some(known) = self.adoptions.get_mut(&incarnation) {
+            let newer = head.claims().seq > known.head.claims().seq;
+            let idle = known.stage != Stage::Merging;
+            if !newer {
+                known.stage = if idle { Stage::Ready } else { known.stage };
+                return;
+            }
+            if !idle {
+                // The running merge answers for the old head; this one is offered again by its HEADS or the next DELTA.
+                known.head = head;
+                known.delta = delta;
+                known.from = from;
+                return;
+            }
+        } else if self.adoptions.len() >= ADOPTIONS_MAX {
+            return;
+        }
+        self.adoptions.insert(incarnation, Adoption { head, from, delta, stage: Stage::Ready });
+    }
+
+    /// Starts the next merge, if none runs.
+    pub(super) fn start_adoption(&mut self) {
+        if self.adopting || self.ending.is_some() {
+            return;
+        }
+        let ready = self.adoptions.iter_mut().find(|(_, a)| a.stage == Stage::Ready);
+        let Some((incarnation, adoption)) = ready else { return };
+        adoption.stage = Stage::Merging;
+        self.adopting = true;
+        let counters = self.heads.counters(&adoption.head);
+        let (incarnation, head, delta) =
+            (*incarnation, adoption.head.clone(), adoption.delta.take());
+        let (folder, store) = (Arc::clone(&self.config.folder), Arc::clone(&self.config.store));
+        self.jobs.spawn_blocking(move || {
+            let outcome = attempt(&folder, &store, &head, delta.as_deref(), &counters);
+            JobDone::Adopted(incarnation, (head, delta, outcome).into())
+        });
+    }
+
+    pub(super) fn adopted(&mut self, incarnation: Incarnation, done: Attempt) {
+        self.adopting = false;
+        let now = self.clock.now();
+        let Attempt { head, delta, outcome } = done;
+        let superseded =
+            self.adoptions.get(&incarnation).is_some_and(|a| a.head != head);
+        let next = match outcome {
+            Outcome::Merged { changed } => {
+                tracing::debug!(%incarnation, changed, "head merged");
+                self.believe(head, delta);
+                None
+            }
+            Outcome::Missing(nodes) if !superseded => {
+                self.fetch_nodes(incarnation, nodes);
+                Some(Stage::Fetching)
+            }
+            Outcome::Missing(_) => Some(Stage::Ready),
+            Outcome::Uncovered(other) => {
+                tracing::info!(%incarnation, %other, "head held back until the other's head comes");
+                Some(Stage::Held { until: now + RETRY_TIME })
+            }
+            Outcome::Invalid(error) => {
+                tracing::warn!(%incarnation, error, "snapshot refused");
+                self.trouble = Some(format!("a snapshot was refused: {error}"));
+                None
+            }
+            Outcome::Failed(error) => {
+                tracing::error!(%incarnation, error, "cannot merge");
+                self.trouble = Some(error);
+                Some(Stage::Held { until: now + RETRY_TIME })
+            }
+        };
+        let next = if superseded { Some(Stage::Ready) } else { next };
+        match (next, self.adoptions.get_mut(&incarnation)) {
+            (Some(stage), Some(adoption)) => adoption.stage = stage,
+            (None, _) => {
+                self.adoptions.remove(&incarnation);
+            }
+            (Some(_), None) => {}
+        }
+    }
+
+    fn fetch_nodes(&mut self, incarnation: Incarnation, nodes: Vec<(u8, NodeId)>) {
+        let items =
+            nodes.into_iter().map(|(kind, id)| (Item::Node { kind, id }, NODE_BYTES_GUESS));
+        let deadline = self.clock.now() + self.config.read_timeout;
+        let job = self.scheduler.add_job(items, Priority::Blocking, deadline);
+        self.waiters.insert(job, Waiter::Adoption(incarnation));
+    }
+
+    pub(super) fn adoption_fetched(
+        &mut self,
+        incarnation: Incarnation,
+        result: Result<(), FetchError>,
+    ) {
+        let now = self.clock.now();
+        if let Some(adoption) = self.adoptions.get_mut(&incarnation) {
+            adoption.stage = match result {
+                Ok(()) => Stage::Ready,
+                Err(_) => Stage::Held { until: now + RETRY_TIME },
+            };
+        }
+    }
+
+    /// Looks again at what was held back long enough.
+    pub(super) fn retry_adoptions(&mut self) {
+        let now = self.clock.now();
+        for adoption in self.adoptions.values_mut() {
+            if matches!(adoption.stage, Stage::Held { until } if until <= now) {
+                adoption.stage = Stage::Ready;
+            }
+        }
+    }
+
+    /// The head's snapshot is merged: it counts from now on, and others hear of it.
+    fn believe(&mut self, head: Head, delta: Option<Arc<Delta>>) {
+        let from = self.adoptions.get(&head.claims().incarnation).map(|a| a.from);
+        if !self.heads.take(head.clone()) {
+            return;
+        }
+        self.heads_saved = false;
+        self.trouble = None;
+        self.replica.changed();
+        for adoption in self.adoptions.values_mut() {
+            if matches!(adoption.stage, Stage::Held { .. }) {
+                adoption.stage = Stage::Ready;
+            }
+        }
+        let frame = match delta {
+            Some(delta) => Frame::Delta((*delta).clone()),
+            None => Frame::Heads(vec![head.clone().into()]),
+        };
+        self.forward(&head, from, &frame);
+    }
+
+    /// Sends a newly believed head to sqrt(n) + 3 others, with the certificate that makes it count.
+    fn forward(&self, head: &Head, from: Option<PeerKey>, frame: &Frame) {
+        let others = self.peers.iter().filter(|(key, _)| Some(**key) != from);
+        let count = (self.peers.len() as f64).sqrt() as usize + 3;
+        let certificate =
+            self.heads.certificates().find(|c| c.device() == head.claims().device).cloned();
+        for (_, peer) in others.take(count) {
+            if let Some(certificate) = &certificate {
+                let certs = Frame::Certs(vec![certificate.clone().into()]);
+                let _gone = peer.commands.send(ToPeer::Send(certs));
+            }
+            let _gone = peer.commands.send(ToPeer::Send(frame.clone()));
+        }
+    }
+}
+
+/// A finished attempt with what it was about.
+pub(super) struct Attempt {
+    head: Head,
+    delta: Option<Arc<Delta>>,
+    outcome: Outcome,
+}
+
+impl From<(Head, Option<Arc<Delta>>, Outcome)> for Attempt {
+    fn from((head, delta, outcome): (Head, Option<Arc<Delta>>, Outcome)) -> Self {
+        Self { head, delta, outcome }
+    }
+}
+
+/// One attempt, on the blocking pool.
+fn attempt(
+    folder: &Folder,
+    store: &Store,
+    head: &Head,
+    delta: Option<&Delta>,
+    counters: &Counters,
+) -> Outcome {
+    let id = NodeId::from_bytes(*head.claims().snapshot.as_bytes());
+    if let Some(delta) = delta
+        && let Err(outcome) = build(folder, store, &id, delta)
+    {
+        return outcome;
+    }
+    let bytes = match store.node(&id) {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) => return Outcome::Missing(vec![(SNAPSHOT_KIND, id)]),
+        Err(error) => return Outcome::Failed(error.to_string()),
+    };
+    let snapshot = match Snapshot::decode(&bytes) {
+        Ok(snapshot) => snapshot,
+        Err(error) => return Outcome::Invalid(error.to_string()),
+    };
+    let vector = snapshot.vv.iter().map(|(inc, ctr)| (Incarnation::from_bytes(inc.0), *ctr));
+    if let Some(incarnation) = counters.uncovered(vector) {
+        return Outcome::Uncovered(incarnation);
+    }
+    match folder.merge(&snapshot) {
+        Ok(merged) => Outcome::Merged { changed: merged.changed },
+        Err(MergeError::Missing(nodes)) => Outcome::Missing(nodes),
+        Err(error) if error.is_invalid() => Outcome::Invalid(error.to_string()),
+        Err(error) => Outcome::Failed(error.to_string()),
+    }
+}
+
+/// Builds the head's tree from the change list, if we have its base. Otherwise the nodes are fetched one by one.
+fn build(folder: &Folder, store: &Store, id: &NodeId, delta: &Delta) -> Result<(), Outcome> {
+    let invalid = |error: String| Outcome::Invalid(error);
+    if ccbt_xet::hash::node_id(SNAPSHOT_KIND, &delta.snapshot) != *id {
+        return Err(invalid("the snapshot is not the one its head names".to_owned()));
+    }
+    let snapshot = Snapshot::decode(&delta.snapshot).map_err(|e| invalid(e.to_string()))?;
+    let put = store.put_node(SNAPSHOT_KIND, id, &delta.snapshot);
+    put.map_err(|error| Outcome::Failed(error.to_string()))?;
+    let changes = crate::folder::changes::decompress(&delta.changes, delta.raw_len)
+        .map_err(|e| invalid(e.to_string()))?;
+    match folder.apply_changes(delta.base, &changes, snapshot.root) {
+        Ok(_matched) => Ok(()),
+        Err(ApplyError::Invalid(error)) => Err(invalid(error.to_string())),
+        Err(error) => Err(Outcome::Failed(error.to_string())),
+    }
+}

@@ -1,0 +1,118 @@
+//! Publishing what changed here: one job at a time, then DELTA to every connected peer.
+
+use std::sync::Arc;
+
+use ccbt_xet::hash::NodeId;
+
+use super::{JobDone, Swarm};
+use crate::engine::peer::ToPeer;
+use crate::folder::work::{Publication, Unsigned};
+use crate::proto::ut_xet::{Delta, Frame};
+use crate::share::head::FLAG_HOME;
+use crate::share::{Head, HeadClaims};
+
+/// A longer change list is not sent: the receiver fetches the nodes it lacks (docs/bep_xet.md, DELTA).
+const CHANGES_LEN_MAX: usize = 1 << 20;
+/// DELTA must fit a frame of 256 KiB with its head and snapshot.
+const COMPRESSED_LEN_MAX: usize = 160 * 1024;
+/// zstd level for change lists: they are small and latency counts.
+const ZSTD_LEVEL: i32 = 1;
+
+/// What a publication came to.
+pub(super) struct Outcome(Result<Option<(Head, Frame)>, String>);
+
+impl Swarm {
+    /// After a restart there may be changes that were not published before the end.
+    pub(super) fn start_publication_if_dirty(&mut self) {
+        self.pace.changed(self.clock.now());
+    }
+
+    pub(super) fn start_publication(&mut self) {
+        if self.publishing {
+            return;
+        }
+        self.publishing = true;
+        self.pace.published(self.clock.now());
+        let folder = Arc::clone(&self.config.folder);
+        let device = Arc::clone(&self.config.device);
+        let incarnation = self.config.incarnation;
+        let epoch = self.config.epoch;
+        let flags = if self.config.keeper { FLAG_HOME } else { 0 };
+        self.jobs.spawn_blocking(move || {
+            let sign = |unsigned: Unsigned| {
+                let claims = HeadClaims {
+                    epoch,
+                    device: device.id(),
+                    incarnation,
+                    ctr: unsigned.ctr,
+                    seq: unsigned.seq,
+                    snapshot: NodeId::from_bytes(*unsigned.snapshot.as_bytes()),
+                    previous: unsigned.prev,
+                    hlc: unsigned.hlc,
+                    flags,
+                };
+                Head::sign(&device, claims).encode()
+            };
+            let published = folder.publish(&sign);
+            JobDone::Published(Outcome(match published {
+                Ok(None) => Ok(None),
+                Ok(Some(publication)) => announce(publication).map(Some),
+                Err(error) => Err(error.to_string()),
+            }))
+        });
+    }
+
+    pub(super) fn published(&mut self, outcome: Outcome) {
+        self.publishing = false;
+        let now = self.clock.now();
+        let result = match outcome.0 {
+            Ok(None) => Ok(()),
+            Ok(Some((head, frame))) => {
+                self.published_at = Some(now);
+                self.heads.take(head);
+                self.heads_saved = false;
+                self.replica.changed();
+                for peer in self.peers.values() {
+                    let _gone = peer.commands.send(ToPeer::Send(frame.clone()));
+                }
+                self.trouble = None;
+                Ok(())
+            }
+            Err(error) => {
+                tracing::warn!(error, "not published");
+                self.trouble = Some(format!("not published: {error}"));
+                self.pace.failed(now);
+                Err(error)
+            }
+        };
+        for waiter in self.publish_waiters.drain(..) {
+            let _nobody = waiter.send(result.clone());
+        }
+    }
+}
+
+/// The frame that tells peers: with the change list if it is short enough.
+fn announce(publication: Publication) -> Result<(Head, Frame), String> {
+    let unverified = Head::decode(&publication.head);
+    let head = unverified.verify().map_err(|error| error.to_string())?;
+    let raw_len = publication.changes.len();
+    let compressed = if raw_len <= CHANGES_LEN_MAX {
+        zstd::bulk::compress(&publication.changes, ZSTD_LEVEL).map_err(|e| e.to_string())?
+    } else {
+        Vec::new()
+    };
+    let fits = !compressed.is_empty()
+        && compressed.len() + publication.snapshot.len() <= COMPRESSED_LEN_MAX;
+    let frame = if fits {
+        Frame::Delta(Delta {
+            head: head.clone().into(),
+            snapshot: publication.snapshot.into(),
+            base: publication.base_root,
+            raw_len: raw_len as u32,
+            changes: compressed.into(),
+        })
+    } else {
+        Frame::Heads(vec![head.clone().into()])
+    };
+    Ok((head, frame))
+}

@@ -1,0 +1,105 @@
+//! Keeping the whole content here: after every change, find what is missing and fetch it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ccbt_xet::hash::NodeId;
+
+use super::{BACKGROUND_DEADLINE, JobDone, NODE_BYTES_GUESS, Swarm, Waiter};
+use crate::proto::scheduler::{Item, Priority};
+
+/// Items asked for in one round; then the rest is looked at again.
+const ROUND_ITEMS_MAX: usize = 4096;
+/// After a round that brought nothing the next one waits this long.
+const RETRY_TIME: Duration = Duration::from_secs(5);
+
+/// Whether and how far the content is kept whole.
+#[derive(Debug)]
+pub(super) struct Replica {
+    wanted: bool,
+    running: bool,
+    /// Something changed since the last look.
+    stale: bool,
+    not_before: Duration,
+    whole: Option<NodeId>,
+}
+
+/// What a look at the folder found.
+pub(super) struct Missing {
+    root: NodeId,
+    items: Result<Vec<(Item, u32)>, String>,
+}
+
+impl Replica {
+    pub(super) fn new(wanted: bool) -> Self {
+        Self { wanted, running: false, stale: true, not_before: Duration::ZERO, whole: None }
+    }
+
+    pub(super) fn set(&mut self, wanted: bool) {
+        self.wanted = wanted;
+        self.stale = true;
+    }
+
+    pub(super) fn is_wanted(&self) -> bool {
+        self.wanted
+    }
+
+    pub(super) fn changed(&mut self) {
+        self.stale = true;
+    }
+
+    /// The root every chunk of which is here, as far as the last look knows.
+    pub(super) fn whole(&self) -> Option<NodeId> {
+        self.whole
+    }
+
+    pub(super) fn fetched(&mut self, ok: bool, now: Duration) {
+        self.running = false;
+        self.stale = true;
+        if !ok {
+            self.not_before = now + RETRY_TIME;
+        }
+    }
+}
+
+impl Swarm {
+    pub(super) fn start_replica(&mut self) {
+        let r = &mut self.replica;
+        let now = self.clock.now();
+        if !r.wanted || r.running || !r.stale || r.not_before > now || self.ending.is_some() {
+            return;
+        }
+        r.running = true;
+        r.stale = false;
+        let folder = Arc::clone(&self.config.folder);
+        self.jobs.spawn_blocking(move || {
+            let root = folder.root().0;
+            let items = folder.missing(ROUND_ITEMS_MAX).map_err(|error| error.to_string());
+            let items = items.map(|missing| {
+                let chunks = missing.chunks.into_iter().map(|c| (Item::Chunk(c.hash), c.len));
+                let node = |(kind, id)| (Item::Node { kind, id }, NODE_BYTES_GUESS);
+                chunks.chain(missing.nodes.into_iter().map(node)).collect()
+            });
+            JobDone::Missing(Missing { root, items })
+        });
+    }
+
+    pub(super) fn replica_missing(&mut self, missing: Missing) {
+        let now = self.clock.now();
+        match missing.items {
+            Ok(items) if items.is_empty() => {
+                self.replica.running = false;
+                self.replica.whole = Some(missing.root);
+            }
+            Ok(items) => {
+                let deadline = now + BACKGROUND_DEADLINE;
+                let job = self.scheduler.add_job(items, Priority::Replica, deadline);
+                self.waiters.insert(job, Waiter::Replica);
+            }
+            Err(error) => {
+                tracing::warn!(error, "cannot see what is missing");
+                self.replica.fetched(false, now);
+            }
+        }
+    }
+}
