@@ -7,6 +7,7 @@
 //! - `dial`, `serve`: the plain data these two decide with.
 
 mod dial;
+pub mod gate;
 pub mod peer;
 mod serve;
 pub mod swarm;

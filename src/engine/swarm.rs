@@ -150,6 +150,10 @@ impl SwarmHandle {
         let _ended = rx.await;
     }
 
+    pub(super) fn dial_failed(&self, addr: SocketAddr) {
+        self.tell(Message::DialFailed(addr));
+    }
+
     pub(super) fn peer_events(&self) -> PeerEvents {
         PeerEvents(self.tx.clone())
     }
@@ -224,6 +228,7 @@ enum Action {
 /// See the module documentation.
 pub(super) struct Swarm {
     config: SwarmConfig,
+    credentials: Arc<FolderCredentials>,
     clock: Elapsed,
     tx: mpsc::UnboundedSender<Message>,
     rx: mpsc::UnboundedReceiver<Message>,
@@ -251,7 +256,7 @@ pub(super) struct Swarm {
 
 /// Opens a connection and runs its task; the outcome comes back as messages.
 pub trait Dial: Send + Sync {
-    fn dial(&self, addr: SocketAddr, swarm: SwarmHandle);
+    fn dial(&self, addr: SocketAddr, swarm: SwarmHandle, credentials: Arc<FolderCredentials>);
 }
 
 /// Starts the actor of a folder.
@@ -432,7 +437,8 @@ impl Swarm {
         }
         if self.config.online && self.ending.is_none() {
             for addr in self.dialer.due(now) {
-                self.dial.dial(addr, SwarmHandle { tx: self.tx.clone() });
+                let handle = SwarmHandle { tx: self.tx.clone() };
+                self.dial.dial(addr, handle, Arc::clone(&self.credentials));
             }
         }
         if self.pace.due().is_some_and(|at| at <= now) {

@@ -1,0 +1,370 @@
+//! Where connections come in and go out: the listener, calls, and what a stranger may cost us before AUTH.
+//!
+//! Every connection starts here. Until it has proven itself it counts against the limits of docs/bep_xet.md section 2;
+//! then it gets a key, is announced to its folder's actor and becomes a task of its own (`peer.rs`).
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use ccbt_xet::store::Store;
+use parking_lot::Mutex;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tracing::Instrument;
+
+use super::peer::{self, Connection, FromPeer, PeerCounters, PeerEnd};
+use super::swarm::{Dial, SwarmHandle};
+use crate::clock::{self, Elapsed};
+use crate::net;
+use crate::proto::scheduler::PeerKey;
+use crate::proto::session::{Local, Session};
+use crate::random;
+use crate::share::{FolderCredentials, SwarmId};
+
+/// Connections that have not proven themselves, in all.
+const STRANGERS_MAX: usize = 256;
+/// The same from one IPv4 /24 or IPv6 /64.
+const STRANGERS_PER_NET_MAX: usize = 8;
+/// Time a connection has to prove itself.
+const PROOF_TIME: Duration = Duration::from_secs(5);
+/// Connected members in all.
+const MEMBERS_MAX: usize = 512;
+/// Time a call has to be answered.
+const CONNECT_TIME: Duration = Duration::from_secs(10);
+/// A peer that sent a wrong chunk is not spoken to for this long.
+const BAR_TIME: Duration = Duration::from_secs(3600);
+/// Barred addresses remembered.
+const BARRED_MAX: usize = 4096;
+/// After a failed accept (out of descriptors), wait before the next.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A folder that can be met.
+#[derive(Clone)]
+pub struct Door {
+    pub swarm: SwarmHandle,
+    pub credentials: Arc<FolderCredentials>,
+    pub store: Arc<Store>,
+    /// For spans and logs.
+    pub name: String,
+}
+
+/// Counts since the start, for `status`.
+#[derive(Debug, Default)]
+pub struct GateCounters {
+    pub accepted: AtomicU64,
+    /// Turned away for a limit or a bar.
+    pub turned_away: AtomicU64,
+    /// Ended before AUTH.
+    pub unproven: AtomicU64,
+    /// Ended for a broken rule or a wrong chunk.
+    pub offenders: AtomicU64,
+}
+
+/// See the module documentation. Cheap to clone.
+#[derive(Clone)]
+pub struct Gate(Arc<Inner>);
+
+struct Inner {
+    clock: Elapsed,
+    nonce: [u8; 8],
+    listen_port: AtomicU16,
+    next_key: AtomicU64,
+    doors: Mutex<HashMap<SwarmId, Door>>,
+    crowd: Mutex<Crowd>,
+    counters: GateCounters,
+}
+
+/// Who is here, by number.
+#[derive(Default)]
+struct Crowd {
+    strangers: HashMap<IpAddr, usize>,
+    members: usize,
+    barred: HashMap<IpAddr, Duration>,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Gate {
+    pub fn new() -> Self {
+        Self(Arc::new(Inner {
+            clock: Elapsed::start(),
+            nonce: random::bytes(),
+            listen_port: AtomicU16::new(0),
+            next_key: AtomicU64::new(0),
+            doors: Mutex::default(),
+            crowd: Mutex::default(),
+            counters: GateCounters::default(),
+        }))
+    }
+
+    /// Lets members of a folder in from now on. Opening it again replaces what was known (a manifest that came).
+    pub fn open(&self, door: Door) {
+        self.0.doors.lock().insert(door.credentials.swarm(), door);
+    }
+
+    pub fn close(&self, swarm: &SwarmId) {
+        self.0.doors.lock().remove(swarm);
+    }
+
+    pub fn counters(&self) -> &GateCounters {
+        &self.0.counters
+    }
+
+    /// Listens on `addr` until the process ends. Returns the address with its real port.
+    pub fn listen(&self, addr: SocketAddr) -> io::Result<SocketAddr> {
+        let listener = net::tcp_listen(addr)?;
+        let addr = listener.local_addr()?;
+        self.0.listen_port.store(addr.port(), Ordering::Relaxed);
+        let gate = self.clone();
+        tokio::spawn(async move { gate.accept_all(listener).await });
+        Ok(addr)
+    }
+
+    async fn accept_all(self, listener: TcpListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, addr)) => self.accepted(stream, addr),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn accepted(&self, stream: TcpStream, addr: SocketAddr) {
+        self.0.counters.accepted.fetch_add(1, Ordering::Relaxed);
+        let Some(place) = self.admit(addr.ip()) else {
+            self.0.counters.turned_away.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        let gate = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = net::tune(&stream) {
+                tracing::debug!(%error, "cannot tune a connection");
+            }
+            let doors = gate.clone();
+            let lookup = move |swarm: &SwarmId| {
+                doors.0.doors.lock().get(swarm).map(|door| Arc::clone(&door.credentials))
+            };
+            let session =
+                Session::accept(Box::new(lookup), gate.local(), gate.0.clock.now(), random::fill);
+            gate.meet(stream, session, addr, None, place).await;
+        });
+    }
+
+    fn local(&self) -> Local {
+        Local {
+            nonce: self.0.nonce,
+            listen_port: self.0.listen_port.load(Ordering::Relaxed),
+            today: clock::unix_days(),
+        }
+    }
+
+    /// A place for one more stranger, unless a limit or a bar speaks against it.
+    fn admit(&self, ip: IpAddr) -> Option<Place> {
+        let now = self.0.clock.now();
+        let net = network_of(ip);
+        let mut crowd = self.0.crowd.lock();
+        if crowd.barred.get(&ip).is_some_and(|until| *until > now) || crowd.members >= MEMBERS_MAX {
+            return None;
+        }
+        let in_all: usize = crowd.strangers.values().sum();
+        let from_net = crowd.strangers.get(&net).copied().unwrap_or(0);
+        let local = ip.is_loopback();
+        if in_all >= STRANGERS_MAX || (from_net >= STRANGERS_PER_NET_MAX && !local) {
+            return None;
+        }
+        *crowd.strangers.entry(net).or_insert(0) += 1;
+        drop(crowd);
+        Some(Place { gate: self.clone(), stranger: Some(net) })
+    }
+
+    fn bar(&self, ip: IpAddr) {
+        let now = self.0.clock.now();
+        let mut crowd = self.0.crowd.lock();
+        crowd.barred.retain(|_, until| *until > now);
+        if crowd.barred.len() < BARRED_MAX {
+            crowd.barred.insert(ip, now + BAR_TIME);
+        }
+    }
+
+    /// From a fresh connection to its end.
+    async fn meet(
+        &self,
+        mut stream: TcpStream,
+        mut session: Session,
+        addr: SocketAddr,
+        called: Option<(SocketAddr, SwarmHandle)>,
+        mut place: Place,
+    ) {
+        let mut inbuf = BytesMut::new();
+        let clock = self.0.clock;
+        let proof = peer::handshake(&mut stream, &mut session, &clock, &mut inbuf);
+        let proven = tokio::time::timeout(PROOF_TIME, proof).await;
+        let info = match proven {
+            Ok(Ok(info)) => info,
+            failed => {
+                self.0.counters.unproven.fetch_add(1, Ordering::Relaxed);
+                let why = failed.map_or_else(|_| "too slow".to_owned(), |r| r.map_or_else(|e| e.to_string(), |_| String::new()));
+                tracing::debug!(%addr, why, "no session");
+                if let Some((addr, swarm)) = called {
+                    swarm.dial_failed(addr);
+                }
+                return;
+            }
+        };
+        place.promote();
+        let key = PeerKey(self.0.next_key.fetch_add(1, Ordering::Relaxed));
+        let door = self.0.doors.lock().get(&info.swarm).cloned();
+        let called = called.map(|(addr, _)| addr);
+        let Some(door) = door else { return };
+        let events = door.swarm.peer_events();
+        if info.nonce == self.0.nonce {
+            events.send(FromPeer::Down { key, called, ourselves: true });
+            return;
+        }
+        let (commands_tx, commands) = mpsc::unbounded_channel();
+        let counters = Arc::new(PeerCounters::default());
+        events.send(FromPeer::Up {
+            key,
+            info,
+            addr,
+            called,
+            commands: commands_tx,
+            counters: Arc::clone(&counters),
+        });
+        let connection = Connection {
+            key,
+            stream,
+            session,
+            clock,
+            store: door.store,
+            events: events.clone(),
+            commands,
+            counters,
+        };
+        let span = tracing::info_span!("peer", folder = door.name, %addr);
+        let end = peer::run(connection, inbuf).instrument(span.clone()).await;
+        span.in_scope(|| self.ended(addr.ip(), &end));
+        events.send(FromPeer::Down { key, called, ourselves: false });
+    }
+
+    fn ended(&self, ip: IpAddr, end: &PeerEnd) {
+        tracing::info!(why = %end, "connection ended");
+        if matches!(end, PeerEnd::Lie | PeerEnd::Protocol(_)) {
+            self.0.counters.offenders.fetch_add(1, Ordering::Relaxed);
+        }
+        if matches!(end, PeerEnd::Lie) {
+            self.bar(ip);
+        }
+    }
+}
+
+impl Dial for Gate {
+    fn dial(&self, addr: SocketAddr, swarm: SwarmHandle, credentials: Arc<FolderCredentials>) {
+        let gate = self.clone();
+        tokio::spawn(async move {
+            let Some(place) = gate.admit(addr.ip()) else { return swarm.dial_failed(addr) };
+            match net::tcp_connect(addr, CONNECT_TIME).await {
+                Ok(stream) => {
+                    let now = gate.0.clock.now();
+                    let session = Session::connect(credentials, gate.local(), now, random::fill);
+                    gate.meet(stream, session, addr, Some((addr, swarm)), place).await;
+                }
+                Err(error) => {
+                    tracing::debug!(%addr, %error, "cannot connect");
+                    swarm.dial_failed(addr);
+                }
+            }
+        });
+    }
+}
+
+/// The network a stranger is counted in: /24 or /64.
+fn network_of(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => {
+            let [a, b, c, _] = v4.octets();
+            IpAddr::from([a, b, c, 0])
+        }
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            IpAddr::from([a, b, c, d, 0, 0, 0, 0])
+        }
+    }
+}
+
+/// A connection's entry in the crowd, given back when dropped.
+struct Place {
+    gate: Gate,
+    /// The network it counts in as long as it is a stranger; then it is a member.
+    stranger: Option<IpAddr>,
+}
+
+impl Place {
+    fn promote(&mut self) {
+        let mut crowd = self.gate.0.crowd.lock();
+        leave(&mut crowd, self.stranger.take());
+        crowd.members += 1;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut crowd = self.gate.0.crowd.lock();
+        match self.stranger.take() {
+            Some(net) => leave(&mut crowd, Some(net)),
+            None => crowd.members -= 1,
+        }
+    }
+}
+
+fn leave(crowd: &mut Crowd, stranger: Option<IpAddr>) {
+    if let Some(net) = stranger
+        && let Some(count) = crowd.strangers.get_mut(&net)
+    {
+        *count -= 1;
+        if *count == 0 {
+            crowd.strangers.remove(&net);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn strangers_are_limited_by_network_and_in_all() {
+        let gate = Gate::new();
+        let ip = |a: u8, b: u8| IpAddr::from([10, 0, a, b]);
+        let mut places: Vec<Place> = (0..8).map(|b| gate.admit(ip(1, b)).unwrap()).collect();
+        assert!(gate.admit(ip(1, 99)).is_none(), "a ninth from one /24");
+        places[0].promote();
+        places.push(gate.admit(ip(1, 99)).unwrap());
+        places.extend((0..31).flat_map(|a| (0..8).map(move |b| (a + 2, b))).map(|(a, b)| gate.admit(ip(a, b)).unwrap()));
+        assert!(gate.admit(ip(200, 1)).is_none(), "256 in all");
+        places.clear();
+        assert!(gate.admit(ip(200, 1)).is_some());
+        assert_eq!(gate.0.crowd.lock().members, 0);
+    }
+
+    #[tokio::test]
+    async fn a_liar_is_barred() {
+        let gate = Gate::new();
+        let ip = IpAddr::from([10, 0, 0, 1]);
+        gate.ended(ip, &PeerEnd::Lie);
+        assert!(gate.admit(ip).is_none());
+        assert!(gate.admit(IpAddr::from([10, 0, 0, 2])).is_some());
+    }
+}
