@@ -1,1 +1,4 @@
 //! ccbt: a peer-to-peer filesystem you mount.
+
+pub mod proto;
+pub mod share;
