@@ -5,3 +5,5 @@ pub mod clock;
 pub mod net;
 pub mod proto;
 pub mod random;
+pub mod proto;
+pub mod share;
