@@ -1,5 +1,7 @@
 //! Bytes to chunks to xorbs, and the store that keeps them.
 
 pub mod chunk;
+pub mod codec;
 pub mod hash;
 pub mod merkle;
+pub mod xorb;
