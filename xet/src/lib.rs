@@ -4,4 +4,6 @@ pub mod chunk;
 pub mod codec;
 pub mod hash;
 pub mod merkle;
+pub mod rechunk;
+pub mod recipe;
 pub mod xorb;
