@@ -85,23 +85,17 @@ pub fn rechunk<E>(
     }
 }
 
-/// The dirty ranges, merged and within the new content, with what a changed length adds.
+/// The dirty ranges within the new content, with what a changed length adds, sorted by start. They
+/// may overlap: the first that ends after a boundary tells how far old chunks are good from there.
 fn dirty_ranges(change: &Change<'_>) -> Vec<Range<u64>> {
     let old_len: u64 = change.old.iter().map(|chunk| u64::from(chunk.len)).sum();
     let last_len = change.old.last().map_or(0, |chunk| u64::from(chunk.len));
     let grown = (old_len < change.new_len).then(|| old_len - last_len..change.new_len);
-    let mut all: Vec<Range<u64>> = change.dirty.iter().cloned().chain(grown).collect();
-    all.sort_unstable_by_key(|range| range.start);
-    let mut merged: Vec<Range<u64>> = Vec::with_capacity(all.len());
-    for range in all {
-        let range = range.start..range.end.min(change.new_len);
-        match merged.last_mut() {
-            _ if range.is_empty() => {}
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => merged.push(range),
-        }
-    }
-    merged
+    let all = change.dirty.iter().cloned().chain(grown);
+    let clipped = all.map(|range| range.start..range.end.min(change.new_len));
+    let mut ranges: Vec<Range<u64>> = clipped.filter(|range| !range.is_empty()).collect();
+    ranges.sort_unstable_by_key(|range| range.start);
+    ranges
 }
 
 /// Old chunks from one boundary on.

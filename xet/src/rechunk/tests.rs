@@ -184,6 +184,11 @@ fn edit(
         }
         dirty.push(start as u64..(start + len) as u64);
     }
+    if random.one_in(4) {
+        // Written before the file was cut off in front of it.
+        let start = (new.len() + random.below(200_000)) as u64;
+        dirty.push(start..start + 1 + random.below(1_000) as u64);
+    }
     dirty.sort_by_key(|range| range.start);
     (new, dirty)
 }
