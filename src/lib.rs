@@ -5,5 +5,5 @@ pub mod clock;
 pub mod net;
 pub mod proto;
 pub mod random;
-pub mod proto;
 pub mod share;
+pub mod state_file;

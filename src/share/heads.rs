@@ -377,7 +377,7 @@ mod tests {
         let real = head(5, 1, 1, 1);
         let mut bytes = real.encode();
         bytes[52..60].copy_from_slice(&(1_u64 << 63).to_le_bytes());
-        let forged = w.heads.check(Head::decode(&bytes), NOW_MS);
+        let forged = w.heads.check(Head::decode(&bytes).unwrap(), NOW_MS);
         assert_eq!(forged, Err(HeadError::Signature(BadSignature)));
         assert_eq!(offer(&mut w, &real), Ok(true));
         let inc = Incarnation::from_bytes([1; 8]);

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+pub use ccbt_xet::hash::{ChunkHash, NodeId, NodeId as SnapshotId};
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $len:literal) => {
         $(#[$doc])*
@@ -57,22 +59,6 @@ id!(
     Incarnation,
     8
 );
-id!(
-    /// Node id of a snapshot (node kind 5).
-    SnapshotId,
-    32
-);
-id!(
-    /// Id of a tree, recipe or snapshot node (`docs/formats/tree.md`, "Node ids").
-    NodeId,
-    32
-);
-id!(
-    /// Xet hash of a chunk.
-    ChunkHash,
-    32
-);
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,10 +7,12 @@
 pub mod auth;
 pub mod cert;
 pub mod head;
+pub mod heads;
 pub mod ids;
 pub mod keys;
 pub mod link;
 pub mod manifest;
+pub mod pace;
 mod signed;
 mod wire;
 
