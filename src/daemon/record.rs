@@ -163,10 +163,12 @@ fn fingerprint(dir: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::share::{Capability, OwnerSeed, Suite};
 
     fn record() -> FolderRecord {
-        let owner = crate::share::OwnerSeed::from_bytes([7; 32]);
-        FolderRecord::new("photos".to_owned(), &Link::owner(&owner, crate::share::Suite::Blake3))
+        let owner = OwnerSeed::from_bytes([7; 32]);
+        let link = Link::new(owner.folder(), Suite::Blake3, Capability::Owner(owner));
+        FolderRecord::new("photos".to_owned(), &link)
     }
 
     #[test]

@@ -1,0 +1,279 @@
+//! The daemon: every folder and mount of one state directory, behind [`Control`].
+//!
+//! - `record`: what is remembered of a folder over restarts.
+//! - `open`: from a record to a running folder: store, working tree, actor, home.
+//! - `share`, `mounts`, `status`, `keep`: the calls of the API, one file per family.
+//! - `place`: which directories may be shared or mounted on.
+//!
+//! The daemon owns two tables, open folders and mounts. A call that changes them holds `turn`, so that two commands
+//! about one directory come one after the other; calls that only look take the tables' locks for a moment.
+
+mod keep;
+mod mounts;
+mod open;
+mod place;
+mod record;
+mod share;
+mod status;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ccbt_mount::Mount;
+use ccbt_xet::disk::RealDisk;
+use ccbt_xet::store::{Store, StoreOptions};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use self::open::OpenFolder;
+use crate::api::types::*;
+use crate::api::{ApiError, Control, ErrorKind, ProgressSink, Reply, Work, WorkItem, WorkKind};
+use crate::clock::Elapsed;
+use crate::config::{Config, StateDir};
+use crate::engine::gate::Gate;
+use crate::random;
+use crate::share::{DeviceKey, DeviceName, FolderId};
+use crate::state_file;
+
+const DEVICE_KEY_FILE: &str = "device.key";
+
+/// A running daemon. Cheap to clone.
+#[derive(Clone)]
+pub struct Daemon(Arc<Inner>);
+
+struct Inner {
+    config: Arc<Config>,
+    state: StateDir,
+    clock: Elapsed,
+    store: Arc<Store>,
+    device: Arc<DeviceKey>,
+    device_name: DeviceName,
+    gate: Gate,
+    /// Set once the first folder goes online.
+    listening: Mutex<Option<SocketAddr>>,
+    folders: Mutex<BTreeMap<FolderId, Arc<OpenFolder>>>,
+    mounts: Mutex<BTreeMap<PathBuf, Mounted>>,
+    /// One change of the tables at a time.
+    turn: tokio::sync::Mutex<()>,
+    jobs: Mutex<BTreeMap<u64, JobStatus>>,
+    work: watch::Sender<Work>,
+}
+
+struct Mounted {
+    folder: FolderId,
+    read_only: bool,
+    persist: bool,
+    mount: Option<Mount>,
+}
+
+/// Starts the daemon of a state directory that the caller has locked: opens the store and every folder that was shared
+/// or mounted to stay.
+pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Control>, ApiError> {
+    let path = state.path().to_path_buf();
+    let device = Arc::new(device_key(&path)?);
+    let cache_bytes = usize::try_from(config.read_cache_bytes).unwrap_or(usize::MAX);
+    let store = tokio::task::spawn_blocking(move || {
+        let options = StoreOptions { cache_bytes, ..StoreOptions::default() };
+        Store::open(&path.join("store"), Arc::new(RealDisk), options)
+    })
+    .await
+    .map_err(|error| ApiError::new(ErrorKind::Internal, error))?
+    .map_err(|error| ApiError::new(ErrorKind::Io, format_args!("cannot open the store: {error}")))?;
+    let (work, _) = watch::channel(Work::default());
+    let daemon = Daemon(Arc::new(Inner {
+        config,
+        state,
+        clock: Elapsed::start(),
+        store: Arc::new(store),
+        device,
+        device_name: device_name(),
+        gate: Gate::new(),
+        listening: Mutex::new(None),
+        folders: Mutex::default(),
+        mounts: Mutex::default(),
+        turn: tokio::sync::Mutex::new(()),
+        jobs: Mutex::default(),
+        work,
+    }));
+    daemon.resume().await?;
+    Ok(Arc::new(daemon))
+}
+
+/// This installation's key; made at the first start.
+fn device_key(state: &std::path::Path) -> Result<DeviceKey, ApiError> {
+    let path = state.join(DEVICE_KEY_FILE);
+    match std::fs::read(&path) {
+        Ok(bytes) => {
+            let bytes = <[u8; 32]>::try_from(bytes).map_err(|_| {
+                let what = format!("the device key {} is damaged", path.display());
+                ApiError::new(ErrorKind::Io, what)
+                    .hint("restore it from a backup, or remove it: this device then counts as a new one")
+            })?;
+            Ok(DeviceKey::from_bytes(bytes))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let key = DeviceKey::generate(&mut random::fill);
+            state_file::replace(&path, key.expose())
+                .map_err(|e| ApiError::io(format_args!("cannot write {}", path.display()), &e))?;
+            Ok(key)
+        }
+        Err(error) => Err(ApiError::io(format_args!("cannot read {}", path.display()), &error)),
+    }
+}
+
+/// The host's name as far as it fits a certificate.
+fn device_name() -> DeviceName {
+    let host = rustix::system::uname();
+    let plain: String = host
+        .nodename()
+        .to_string_lossy()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .take(16)
+        .collect();
+    plain.parse().unwrap_or_else(|_| DeviceName::unnamed())
+}
+
+impl Daemon {
+    fn folder(&self, id: &FolderId) -> Option<Arc<OpenFolder>> {
+        self.0.folders.lock().get(id).cloned()
+    }
+
+    /// Listens for peers, once.
+    fn listen(&self) -> Result<SocketAddr, ApiError> {
+        let mut listening = self.0.listening.lock();
+        if let Some(addr) = *listening {
+            return Ok(addr);
+        }
+        let wanted = self.0.config.listen;
+        let addr = self.0.gate.listen(wanted).map_err(|error| {
+            ApiError::io(format_args!("cannot listen on {wanted}"), &error)
+                .hint("choose another address with --listen IP:PORT")
+        })?;
+        tracing::info!(%addr, "listening for peers");
+        *listening = Some(addr);
+        Ok(addr)
+    }
+
+    /// Tells whoever watches what the daemon is doing for its user now.
+    fn announce_work(&self) {
+        let mounts = self.0.mounts.lock();
+        let mut items: Vec<WorkItem> = mounts
+            .keys()
+            .map(|dir| WorkItem { kind: WorkKind::Mount, dir: ApiPath(dir.clone()) })
+            .collect();
+        drop(mounts);
+        for folder in self.0.folders.lock().values() {
+            let record = folder.record.lock();
+            if let (true, Some(dir)) = (record.shared, &record.home) {
+                items.push(WorkItem { kind: WorkKind::Share, dir: dir.clone() });
+            }
+        }
+        items.sort();
+        self.0.work.send_if_modified(|work| {
+            let news = work.items != items;
+            work.items = items;
+            news
+        });
+    }
+
+    /// Runs `call` to its end, listed in `status` meanwhile, even if who asked goes away.
+    fn job<T: Send + 'static>(
+        &self,
+        what: String,
+        progress: ProgressSink,
+        call: impl FnOnce(Self, ProgressSink) -> BoxedCall<T> + Send + 'static,
+    ) -> Reply<'static, T> {
+        let daemon = self.clone();
+        Box::pin(async move {
+            let id = u64::from_le_bytes(random::bytes());
+            let status = JobStatus { what, progress: Progress::default() };
+            daemon.0.jobs.lock().insert(id, status);
+            let listed = Arc::new(Listed { daemon: daemon.clone(), id, inner: progress });
+            let task = tokio::spawn(call(daemon, listed));
+            task.await.unwrap_or_else(|error| Err(ApiError::new(ErrorKind::Internal, error)))
+        })
+    }
+}
+
+type BoxedCall<T> =
+    std::pin::Pin<Box<dyn Future<Output = Result<T, ApiError>> + Send + 'static>>;
+
+/// A job's progress, shown to who asked and in `status`; the entry ends with it.
+struct Listed {
+    daemon: Daemon,
+    id: u64,
+    inner: ProgressSink,
+}
+
+impl crate::api::ProgressReport for Listed {
+    fn report(&self, progress: Progress) {
+        if let Some(job) = self.daemon.0.jobs.lock().get_mut(&self.id) {
+            job.progress = progress.clone();
+        }
+        self.inner.report(progress);
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.daemon.0.jobs.lock().remove(&self.id);
+    }
+}
+
+impl Control for Daemon {
+    fn share(&self, request: ShareRequest, progress: ProgressSink) -> Reply<'_, ShareResponse> {
+        let what = format!("share {}", request.dir.escaped());
+        self.job(what, progress, |d, p| Box::pin(async move { d.share_dir(request, p).await }))
+    }
+
+    fn unshare(&self, request: UnshareRequest, progress: ProgressSink) -> Reply<'_, UnshareResponse> {
+        let what = format!("unshare {}", request.dir.escaped());
+        self.job(what, progress, |d, _| Box::pin(async move { d.unshare_dir(request).await }))
+    }
+
+    fn mount(&self, request: MountRequest, progress: ProgressSink) -> Reply<'_, MountResponse> {
+        let what = format!("mount {}", request.dir.escaped());
+        self.job(what, progress, |d, p| Box::pin(async move { d.mount_source(request, p).await }))
+    }
+
+    fn unmount(&self, request: UnmountRequest, progress: ProgressSink) -> Reply<'_, UnmountResponse> {
+        let what = format!("unmount {}", request.dir.escaped());
+        self.job(what, progress, |d, _| Box::pin(async move { d.unmount_dir(request).await }))
+    }
+
+    fn status(&self, _: StatusRequest, _: ProgressSink) -> Reply<'_, StatusResponse> {
+        Box::pin(self.report_status())
+    }
+
+    fn peers(&self, request: PeersRequest, _: ProgressSink) -> Reply<'_, PeersResponse> {
+        Box::pin(self.report_peers(request))
+    }
+
+    fn pin(&self, request: PinRequest, progress: ProgressSink) -> Reply<'_, PinResponse> {
+        let what = format!("pin {}", request.path.escaped());
+        self.job(what, progress, |d, p| Box::pin(async move { d.pin_path(request, p).await }))
+    }
+
+    fn unpin(&self, request: UnpinRequest, _: ProgressSink) -> Reply<'_, UnpinResponse> {
+        Box::pin(self.unpin_path(request))
+    }
+
+    fn evict(&self, request: EvictRequest, _: ProgressSink) -> Reply<'_, EvictResponse> {
+        Box::pin(self.evict_path(request))
+    }
+
+    fn keys(&self, request: KeysRequest, _: ProgressSink) -> Reply<'_, KeysResponse> {
+        Box::pin(async move { self.report_keys(&request) })
+    }
+
+    fn shutdown(&self, _: ShutdownRequest, progress: ProgressSink) -> Reply<'_, ShutdownResponse> {
+        self.job("shutdown".to_owned(), progress, |d, _| Box::pin(async move { d.stop().await }))
+    }
+
+    fn work(&self) -> watch::Receiver<Work> {
+        self.0.work.subscribe()
+    }
+}
