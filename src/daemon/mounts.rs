@@ -1,0 +1,371 @@
+//! `mount`, `unmount` and the end of the daemon.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ccbt_mount::MountOptions;
+
+use super::open::OpenFolder;
+use super::record::{FolderRecord, MountRecord};
+use super::share::new_folder;
+use super::{Daemon, Mounted, place};
+use crate::api::types::*;
+use crate::api::{ApiError, ErrorKind, ProgressSink};
+use crate::share::{FolderId, Link};
+use crate::volume::FolderVolume;
+
+/// How long `mount LINK` waits for the first listing before it mounts what there is.
+const LISTING_TIME: Duration = Duration::from_secs(10);
+const LISTING_POLL: Duration = Duration::from_millis(10);
+
+impl Daemon {
+    pub(super) async fn mount_source(
+        &self,
+        request: MountRequest,
+        progress: ProgressSink,
+    ) -> Result<MountResponse, ApiError> {
+        let _turn = self.0.turn.lock().await;
+        let dir = self.mount_point(&request)?;
+        let (open, content) = match &request.source {
+            MountSource::Link(secret) => {
+                let link = parse_link(secret)?;
+                self.check_mount_point(&dir, false)?;
+                let open = self.open_link(&link).await?;
+                self.go_online(&open)?;
+                let content = wait_for_listing(&open, &progress).await;
+                (open, content)
+            }
+            MountSource::Dir(source) => {
+                let open = self.open_source(source, &dir).await?;
+                let content = amount(&open);
+                (open, Some(content))
+            }
+        };
+        if request.offline {
+            open.record.lock().pinned = true;
+            open.swarm.set_replica(true);
+        }
+        let MountRequest { read_only, persist, suid, dev, .. } = request;
+        let mounted = self.mount_folder(&open, &dir, read_only, persist, suid, dev).await;
+        if let Err(error) = mounted {
+            self.close_if_idle(&open).await;
+            return Err(error);
+        }
+        open.save()?;
+        self.announce_work();
+        let name = open.record.lock().name.clone();
+        let read_only = read_only || open.credentials.writer.is_none();
+        Ok(MountResponse {
+            folder: open.id.to_string(),
+            name,
+            dir: ApiPath(dir),
+            read_only,
+            content,
+        })
+    }
+
+    /// The mount point as an absolute path without symbolic links. The one of `ccbt mount DIR` may be missing: a new
+    /// directory becomes a live folder.
+    fn mount_point(&self, request: &MountRequest) -> Result<PathBuf, ApiError> {
+        let dir = &request.dir;
+        let new_live = matches!(&request.source, MountSource::Dir(source) if source == dir);
+        if new_live && !dir.0.exists() {
+            std::fs::create_dir(&dir.0)
+                .map_err(|error| ApiError::io(format_args!("cannot create {dir}"), &error))?;
+        }
+        let detached = ccbt_mount::detach_dead(&dir.0);
+        if let Err(error) = detached {
+            return Err(ApiError::new(ErrorKind::Busy, error));
+        }
+        let real = place::existing_dir(dir)?;
+        if self.0.mounts.lock().contains_key(&real) {
+            let what = format!("{dir} is mounted already");
+            return Err(ApiError::new(ErrorKind::Busy, what).hint(format!("ccbt unmount {dir}")));
+        }
+        Ok(real)
+    }
+
+    fn check_mount_point(&self, dir: &Path, own: bool) -> Result<(), ApiError> {
+        place::apart_from_state(dir, self.0.state.path())?;
+        place::outside_mounts(dir)?;
+        if !own {
+            let homes = self.homes();
+            if let Some(home) = homes.iter().find(|home| dir.starts_with(home)) {
+                let what = format!("{} is inside the shared directory {}", place::shown(dir), place::shown(home));
+                return Err(ApiError::new(ErrorKind::Refused, what)
+                    .hint("choose a mount point outside of it"));
+            }
+        }
+        if !place::is_empty(dir)? {
+            let what = format!("{} is not empty", place::shown(dir));
+            return Err(ApiError::new(ErrorKind::Refused, what)
+                .hint("choose an empty directory as the mount point"));
+        }
+        Ok(())
+    }
+
+    /// `ccbt mount DIR [MNT]`: a folder that is open at DIR, or DIR itself as a new live folder.
+    async fn open_source(
+        &self,
+        source: &ApiPath,
+        dir: &Path,
+    ) -> Result<Arc<OpenFolder>, ApiError> {
+        let source_dir = place::existing_dir(source)?;
+        let itself = source_dir == dir;
+        if let Some(open) = self.folder_at(&source_dir)
+            && !itself
+        {
+            self.check_mount_point(dir, false)?;
+            return Ok(open);
+        }
+        if !itself {
+            let what = format!("{source} is neither shared nor mounted here");
+            return Err(ApiError::new(ErrorKind::NotFound, what)
+                .hint(format!("share it first: ccbt share {source}")));
+        }
+        if self.homes().iter().any(|home| home == dir) || !place::is_empty(dir)? {
+            let what = format!("{source} is not empty, and mounting a plain directory over itself is not possible yet");
+            return Err(ApiError::new(ErrorKind::Refused, what).hint(
+                "share it (`ccbt share DIR`) and mount it at an empty directory (`ccbt mount DIR MNT`)",
+            ));
+        }
+        self.check_mount_point(dir, true)?;
+        let (record, link) = match self.remembered_live(dir)? {
+            Some(known) => known,
+            None => new_folder(dir, None),
+        };
+        if let Some(open) = self.folder(&link.folder()) {
+            return Ok(open);
+        }
+        let mut record = record;
+        record.live = Some(ApiPath(dir.to_path_buf()));
+        let shared = record.shared;
+        let open = self.open_folder(record, &link).await?;
+        if shared {
+            self.go_online(&open)?;
+        }
+        Ok(open)
+    }
+
+    /// The folder that was live at `dir` in an earlier run.
+    fn remembered_live(&self, dir: &Path) -> Result<Option<(FolderRecord, Link)>, ApiError> {
+        let Ok(entries) = std::fs::read_dir(self.0.state.path().join("folders")) else {
+            return Ok(None);
+        };
+        for entry in entries.flatten() {
+            if let Ok(record) = FolderRecord::load(&entry.path())
+                && record.live.as_ref().is_some_and(|live| live.0 == dir)
+            {
+                let link = record.link(&entry.path())?;
+                return Ok(Some((record, link)));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn open_link(&self, link: &Link) -> Result<Arc<OpenFolder>, ApiError> {
+        if let Some(open) = self.folder(&link.folder()) {
+            if open.link.right() >= link.right() {
+                return Ok(open);
+            }
+            let what = "the folder is open here with a link of a lower right";
+            return Err(ApiError::new(ErrorKind::Busy, what)
+                .hint("unmount it, then mount it with the new link"));
+        }
+        let hints = link.hints().clone();
+        let (mut record, link) = match self.known(&link.folder())? {
+            Some(mut record) => {
+                let dir = super::record::folder_dir(self.0.state.path(), &link.folder());
+                let old = record.link(&dir)?;
+                if old.right() < link.right() {
+                    record.set_link(link);
+                    (record, link.clone())
+                } else {
+                    (record, old)
+                }
+            }
+            None => {
+                let name = hints.name.clone().unwrap_or_else(|| link.folder().to_string()[..8].to_owned());
+                (FolderRecord::new(name, link), link.clone())
+            }
+        };
+        for peer in hints.peers {
+            if !record.peers.contains(&peer) {
+                record.peers.push(peer);
+            }
+        }
+        self.open_folder(record, &link).await
+    }
+
+    /// Mounts an open folder at `dir`.
+    pub(super) async fn mount_folder(
+        &self,
+        open: &Arc<OpenFolder>,
+        dir: &Path,
+        read_only: bool,
+        persist: bool,
+        suid: bool,
+        dev: bool,
+    ) -> Result<(), ApiError> {
+        let read_only = read_only || open.credentials.writer.is_none();
+        let options = MountOptions {
+            fsname: open.record.lock().name.replace(|c: char| c.is_control() || c == ',', "-"),
+            read_only,
+            suid,
+            dev,
+            ..MountOptions::default()
+        };
+        let volume = Arc::new(FolderVolume::new(Arc::clone(&open.folder)));
+        let point = dir.to_path_buf();
+        let mount = tokio::task::spawn_blocking(move || ccbt_mount::mount(volume, &point, options))
+            .await
+            .map_err(|error| ApiError::new(ErrorKind::Internal, error))?
+            .map_err(|error| ApiError::new(ErrorKind::Io, error))?;
+        if persist {
+            let entry = MountRecord { dir: ApiPath(dir.to_path_buf()), read_only };
+            let mut record = open.record.lock();
+            record.mounts.retain(|known| known.dir != entry.dir);
+            record.mounts.push(entry);
+        }
+        let mount = Arc::new(mount);
+        let entry = Mounted { folder: open.id, read_only, persist, mount: Arc::clone(&mount) };
+        self.0.mounts.lock().insert(dir.to_path_buf(), entry);
+        self.watch_mount(dir.to_path_buf(), mount);
+        Ok(())
+    }
+
+    /// Notices when somebody else (`umount`, `fusermount3 -u`) takes the mount away.
+    fn watch_mount(&self, dir: PathBuf, mount: Arc<ccbt_mount::Mount>) {
+        let daemon = self.clone();
+        tokio::task::spawn(async move {
+            let waiting = Arc::clone(&mount);
+            let _gone = tokio::task::spawn_blocking(move || waiting.wait()).await;
+            let removed = {
+                let mut mounts = daemon.0.mounts.lock();
+                let same = mounts.get(&dir).is_some_and(|m| Arc::ptr_eq(&m.mount, &mount));
+                same.then(|| mounts.remove(&dir)).flatten()
+            };
+            if let Some(mounted) = removed {
+                tracing::info!(dir = %dir.display(), "unmounted from outside");
+                if let Some(open) = daemon.folder(&mounted.folder) {
+                    daemon.close_if_idle(&open).await;
+                }
+                daemon.announce_work();
+            }
+        });
+    }
+
+    pub(super) async fn unmount_dir(
+        &self,
+        request: UnmountRequest,
+    ) -> Result<UnmountResponse, ApiError> {
+        let _turn = self.0.turn.lock().await;
+        let dir = std::fs::canonicalize(&request.dir.0).unwrap_or_else(|_| request.dir.0.clone());
+        let Some(mounted) = self.0.mounts.lock().remove(&dir) else {
+            let what = format!("{} is not mounted by this daemon", request.dir);
+            return Err(ApiError::new(ErrorKind::NotFound, what).hint("`ccbt status` lists what is"));
+        };
+        let folder = mounted.folder;
+        if let Some(open) = self.folder(&folder) {
+            // What cannot be published now stays in the journal and is published at the next start.
+            let _later = open.swarm.publish_now().await;
+            if mounted.persist {
+                open.record.lock().mounts.retain(|known| known.dir.0 != dir);
+                open.save()?;
+            }
+        }
+        self.take_down(&dir, mounted).await?;
+        if let Some(open) = self.folder(&folder) {
+            self.close_if_idle(&open).await;
+        }
+        self.announce_work();
+        Ok(UnmountResponse { folder: folder.to_string(), dir: ApiPath(dir) })
+    }
+
+    async fn take_down(&self, dir: &Path, mounted: Mounted) -> Result<(), ApiError> {
+        let mount = Arc::clone(&mounted.mount);
+        let done = tokio::task::spawn_blocking(move || mount.unmount()).await;
+        match done {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => {
+                self.0.mounts.lock().insert(dir.to_path_buf(), mounted);
+                Err(ApiError::new(ErrorKind::Busy, error))
+            }
+            Err(error) => Err(ApiError::new(ErrorKind::Internal, error)),
+        }
+    }
+
+    pub(super) fn mounts_of(&self, folder: &FolderId) -> Vec<MountStatus> {
+        let mounts = self.0.mounts.lock();
+        mounts
+            .iter()
+            .filter(|(_, m)| m.folder == *folder)
+            .map(|(dir, m)| MountStatus { dir: ApiPath(dir.clone()), read_only: m.read_only })
+            .collect()
+    }
+
+    /// A folder that is neither shared nor mounted is closed.
+    async fn close_if_idle(&self, open: &Arc<OpenFolder>) {
+        if !open.record.lock().shared && self.mounts_of(&open.id).is_empty() {
+            self.close_folder(open).await;
+        }
+    }
+
+    /// Takes everything down in order.
+    pub(super) async fn stop(&self) -> Result<ShutdownResponse, ApiError> {
+        let _turn = self.0.turn.lock().await;
+        let mounts = std::mem::take(&mut *self.0.mounts.lock());
+        let mut unmounted = Vec::new();
+        for (dir, mounted) in mounts {
+            if let Err(error) = self.take_down(&dir, mounted).await {
+                tracing::error!(dir = %dir.display(), error = error.message, "not unmounted");
+            } else {
+                unmounted.push(ApiPath(dir));
+            }
+        }
+        let folders: Vec<Arc<OpenFolder>> = self.0.folders.lock().values().cloned().collect();
+        for open in folders {
+            self.close_folder(&open).await;
+        }
+        let store = Arc::clone(&self.0.store);
+        let synced = tokio::task::spawn_blocking(move || store.sync()).await;
+        if let Ok(Err(error)) = synced {
+            tracing::error!(%error, "the store was not synced");
+        }
+        self.0.work.send_modify(|work| {
+            work.items.clear();
+            work.ended = true;
+        });
+        Ok(ShutdownResponse { unmounted })
+    }
+}
+
+fn parse_link(secret: &Secret) -> Result<Link, ApiError> {
+    let text = secret.reveal();
+    if text.starts_with("magnet:") || text.starts_with("xet:") {
+        let what = "torrents and single Xet files cannot be mounted yet";
+        return Err(ApiError::new(ErrorKind::Refused, what).hint("mount a ccbt: link or a directory"));
+    }
+    text.parse().map_err(|error: crate::share::LinkError| {
+        ApiError::new(ErrorKind::Usage, error).hint("copy the whole link, from `ccbt:` to the end")
+    })
+}
+
+fn amount(open: &OpenFolder) -> Amount {
+    let stats = open.folder.stats();
+    Amount { files: stats.files, bytes: stats.bytes }
+}
+
+/// Waits until a first head was merged, or there is something to see from an earlier run.
+async fn wait_for_listing(open: &OpenFolder, progress: &ProgressSink) -> Option<Amount> {
+    progress.report(Progress { note: "waiting for peers".to_owned(), ..Progress::default() });
+    let end = tokio::time::Instant::now() + LISTING_TIME;
+    while tokio::time::Instant::now() < end {
+        if open.swarm.status().await.is_none_or(|status| !status.heads.is_empty()) {
+            return Some(amount(open));
+        }
+        tokio::time::sleep(LISTING_POLL).await;
+    }
+    None
+}

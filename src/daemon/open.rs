@@ -1,0 +1,337 @@
+//! From a record to a running folder: working tree, actor, home; and back.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ccbt_xet::disk::RealDisk;
+use parking_lot::{Mutex, RwLock};
+
+use super::record::{self, FolderRecord, RecordError};
+use super::{Daemon, place};
+use crate::api::types::{Progress, Right as ApiRight};
+use crate::api::{ApiError, ErrorKind, ProgressSink};
+use crate::clock;
+use crate::engine::gate::Door;
+use crate::engine::swarm::{self, SwarmConfig, SwarmHandle};
+use crate::folder::home::Home;
+use crate::folder::state::Inc;
+use crate::folder::work::{Clock, Folder, FolderConfig};
+use crate::share::heads::Heads;
+use crate::share::{
+    Capability, Certificate, FolderCredentials, FolderId, Link, Manifest, ManifestClaims, Right,
+    Role, Writer,
+};
+
+/// The epoch of every folder until revocation exists.
+const EPOCH: u32 = 0;
+
+/// A folder that is open in this daemon.
+pub(super) struct OpenFolder {
+    pub(super) id: FolderId,
+    pub(super) dir: PathBuf,
+    pub(super) link: Link,
+    pub(super) record: Mutex<FolderRecord>,
+    pub(super) credentials: Arc<FolderCredentials>,
+    pub(super) folder: Arc<Folder>,
+    pub(super) swarm: SwarmHandle,
+    pub(super) home: Mutex<Option<Arc<Home>>>,
+}
+
+/// The wall clock for folders.
+struct WallClock;
+
+impl Clock for WallClock {
+    fn now_ns(&self) -> u64 {
+        clock::unix_nanos()
+    }
+}
+
+/// Device names by incarnation, learned from certificates, for the names of conflict files.
+type Names = Arc<RwLock<BTreeMap<[u8; 8], String>>>;
+
+impl Daemon {
+    /// Opens every folder that is to be open after a start.
+    pub(super) async fn resume(&self) -> Result<(), ApiError> {
+        let folders = self.0.state.path().join("folders");
+        let entries = match std::fs::read_dir(&folders) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => {
+                return Err(ApiError::io(format_args!("cannot read {}", folders.display()), &error));
+            }
+        };
+        for entry in entries.flatten() {
+            let dir = entry.path();
+            match FolderRecord::load(&dir) {
+                Ok(record) if record.shared || !record.mounts.is_empty() => {
+                    self.resume_folder(&dir, record).await;
+                }
+                Ok(_) => {}
+                Err(error) => tracing::error!(%error, "folder not opened"),
+            }
+        }
+        Ok(())
+    }
+
+    /// One folder that cannot be opened must not keep the others closed.
+    async fn resume_folder(&self, dir: &Path, record: FolderRecord) {
+        let name = record.name.clone();
+        let result = async {
+            let link = record.link(dir)?;
+            let open = self.open_folder(record, &link).await?;
+            self.resume_work(&open).await
+        };
+        if let Err(error) = result.await {
+            tracing::error!(folder = name, error = error.message, "folder not opened");
+        }
+    }
+
+    async fn resume_work(&self, open: &Arc<OpenFolder>) -> Result<(), ApiError> {
+        let (home, shared, mounts) = {
+            let record = open.record.lock();
+            (record.home.clone(), record.shared, record.mounts.clone())
+        };
+        if let Some(home) = home {
+            self.open_home(open, &home.0, Arc::new(crate::api::NoProgress)).await?;
+        }
+        if shared {
+            self.go_online(open)?;
+        }
+        for mount in mounts {
+            if let Err(error) = self.mount_folder(open, &mount.dir.0, mount.read_only, true, false, false).await {
+                tracing::error!(dir = %mount.dir, error = error.message, "not mounted again");
+            }
+        }
+        Ok(())
+    }
+
+    /// The record of a folder that was here before, if any.
+    pub(super) fn known(&self, id: &FolderId) -> Result<Option<FolderRecord>, ApiError> {
+        let dir = record::folder_dir(self.0.state.path(), id);
+        match FolderRecord::load(&dir) {
+            Ok(record) => Ok(Some(record)),
+            Err(RecordError::Read { error, .. })
+                if error.kind() == std::io::ErrorKind::NotFound =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Opens a folder, offline. Its record is saved with the incarnation in use.
+    pub(super) async fn open_folder(
+        &self,
+        mut record: FolderRecord,
+        link: &Link,
+    ) -> Result<Arc<OpenFolder>, ApiError> {
+        let id = link.folder();
+        let dir = record::folder_dir(self.0.state.path(), &id);
+        std::fs::create_dir_all(&dir)
+            .map_err(|e| ApiError::io(format_args!("cannot create {}", dir.display()), &e))?;
+        let incarnation = record.take_incarnation(&dir)?;
+        let credentials = Arc::new(self.credentials(link, &dir)?);
+        let (swarm, inbox) = swarm::channel();
+        let names = Names::default();
+        let folder = {
+            let names = Arc::clone(&names);
+            let config = FolderConfig {
+                dir: dir.join("work"),
+                disk: Arc::new(RealDisk),
+                store: Arc::clone(&self.0.store),
+                inc: Inc(*incarnation.as_bytes()),
+                clock: Arc::new(WallClock),
+                read_only: credentials.writer.is_none(),
+                fetch: Arc::new(swarm.clone()),
+                observer: Arc::new(swarm.clone()),
+                device_name: Arc::new(move |inc: Inc| names.read().get(&inc.0).cloned()),
+                read_timeout: self.0.config.read_timeout,
+            };
+            tokio::task::spawn_blocking(move || Folder::open(config))
+                .await
+                .map_err(|error| ApiError::new(ErrorKind::Internal, error))?
+                .map_err(|error| {
+                    ApiError::new(ErrorKind::Io, format_args!("cannot open the folder: {error}"))
+                })?
+        };
+        let folder = Arc::new(folder);
+        let config = SwarmConfig {
+            name: record.name.clone(),
+            credentials: Arc::clone(&credentials),
+            device: Arc::clone(&self.0.device),
+            incarnation,
+            epoch: EPOCH,
+            folder: Arc::clone(&folder),
+            store: Arc::clone(&self.0.store),
+            heads_file: dir.join("heads"),
+            read_timeout: self.0.config.read_timeout,
+            given: self.0.config.peers.iter().chain(&record.peers).copied().collect(),
+            replica: record.pinned || record.home.is_some(),
+            keeper: record.home.is_some(),
+            online: false,
+            names,
+        };
+        swarm::spawn(inbox, config, Arc::new(self.0.gate.clone()));
+        let open = Arc::new(OpenFolder {
+            id,
+            dir,
+            link: link.clone(),
+            record: Mutex::new(record),
+            credentials,
+            folder,
+            swarm,
+            home: Mutex::new(None),
+        });
+        self.0.folders.lock().insert(id, Arc::clone(&open));
+        Ok(open)
+    }
+
+    /// What this device shows to members.
+    fn credentials(&self, link: &Link, dir: &Path) -> Result<FolderCredentials, ApiError> {
+        let capability = link.capability();
+        let read = capability.read_key(EPOCH).ok_or_else(|| {
+            ApiError::new(ErrorKind::Refused, "the link only lets its holder find the folder, not read it")
+                .hint("ask for a read-only or read-write link")
+        })?;
+        let write_key = capability.write_key(EPOCH);
+        let manifest = match capability {
+            Capability::Owner(seed) => Some(own_manifest(seed)?),
+            _ => stored_manifest(link, dir),
+        };
+        let writer = write_key.as_ref().map(|key| Writer {
+            device: Arc::clone(&self.0.device),
+            certificate: Certificate::issue(
+                key,
+                self.0.device.id(),
+                Role::Keeper,
+                0,
+                self.0.device_name.clone(),
+            ),
+        });
+        let write = write_key.map(|key| key.public());
+        Ok(FolderCredentials { folder: link.folder(), read, write, manifest, writer })
+    }
+
+    /// Lets members in and looks for them.
+    pub(super) fn go_online(&self, open: &OpenFolder) -> Result<(), ApiError> {
+        self.listen()?;
+        self.0.gate.open(Door {
+            swarm: open.swarm.clone(),
+            credentials: Arc::clone(&open.credentials),
+            store: Arc::clone(&self.0.store),
+            name: open.record.lock().name.clone(),
+        });
+        open.swarm.set_online(true);
+        self.watch_for_members(open);
+        Ok(())
+    }
+
+    /// Scans the plain directory that holds the folder and goes on watching it.
+    pub(super) async fn open_home(
+        &self,
+        open: &Arc<OpenFolder>,
+        dir: &Path,
+        progress: ProgressSink,
+    ) -> Result<(), ApiError> {
+        let (folder, store) = (Arc::clone(&open.folder), Arc::clone(&self.0.store));
+        let options = self.home_options(open, dir);
+        let opened = tokio::task::spawn_blocking(move || -> Result<Arc<Home>, ApiError> {
+            let home = Home::open(folder, store, options).map_err(home_error)?;
+            home.scan(&|p| {
+                progress.report(Progress {
+                    files_done: p.files_done,
+                    files_total: p.files_total,
+                    bytes_done: p.bytes_done,
+                    bytes_total: p.bytes_total,
+                    note: "indexing".to_owned(),
+                });
+            })
+            .map_err(home_error)?;
+            home.watch().map_err(home_error)?;
+            Ok(home)
+        })
+        .await
+        .map_err(|error| ApiError::new(ErrorKind::Internal, error))??;
+        *open.home.lock() = Some(opened);
+        Ok(())
+    }
+
+    /// Ends a folder in order: home, actor, working tree; then its incarnation may be used again.
+    pub(super) async fn close_folder(&self, open: &Arc<OpenFolder>) {
+        self.0.folders.lock().remove(&open.id);
+        self.0.gate.close(&open.credentials.swarm());
+        let home = open.home.lock().take();
+        let _closed = tokio::task::spawn_blocking(move || drop(home)).await;
+        open.swarm.shutdown().await;
+        let folder = Arc::clone(&open.folder);
+        let flushed = tokio::task::spawn_blocking(move || folder.shutdown()).await;
+        match flushed {
+            Ok(Ok(())) => {
+                if let Err(error) = open.record.lock().release_incarnation(&open.dir) {
+                    tracing::warn!(%error, "the next start takes a new incarnation");
+                }
+            }
+            Ok(Err(error)) => tracing::error!(%error, "the folder was not closed in order"),
+            Err(error) => tracing::error!(%error, "closing the folder panicked"),
+        }
+    }
+}
+
+fn home_error(error: impl std::fmt::Display) -> ApiError {
+    ApiError::new(ErrorKind::Refused, error)
+}
+
+fn own_manifest(seed: &crate::share::OwnerSeed) -> Result<Manifest, ApiError> {
+    let claims = ManifestClaims {
+        epoch: EPOCH,
+        suite: crate::share::Suite::Blake3,
+        write: seed.write_key(EPOCH).public(),
+        flags: 0,
+        revocations: Vec::new(),
+    };
+    Manifest::sign(seed, claims).map_err(|error| ApiError::new(ErrorKind::Internal, error))
+}
+
+/// The manifest kept with the heads, for who cannot make it.
+fn stored_manifest(link: &Link, dir: &Path) -> Option<Manifest> {
+    let bytes = std::fs::read(dir.join("heads")).ok()?;
+    let mut heads = Heads::new(link.folder(), None);
+    heads.restore(&bytes, clock::unix_days()).ok()?;
+    heads.manifest().cloned()
+}
+
+impl OpenFolder {
+    pub(super) fn save(&self) -> Result<(), ApiError> {
+        Ok(self.record.lock().save(&self.dir)?)
+    }
+
+    pub(super) fn right(&self) -> ApiRight {
+        match self.link.right() {
+            Right::Owner => ApiRight::Owner,
+            Right::Write => ApiRight::Write,
+            Right::Read | Right::Discover => ApiRight::Read,
+        }
+    }
+
+    /// The link of a right to hand out, if we hold it.
+    pub(super) fn link_for(&self, right: Right) -> Option<String> {
+        self.link.attenuate(right, EPOCH).ok().map(|link| link.reveal())
+    }
+
+    /// The directory a user knows it by.
+    pub(super) fn shown_dir(&self) -> Option<String> {
+        let record = self.record.lock();
+        record.home.as_ref().or(record.live.as_ref()).map(|dir| place::shown(&dir.0))
+    }
+}
+
+impl From<RecordError> for ApiError {
+    fn from(error: RecordError) -> Self {
+        let kind = match &error {
+            RecordError::Newer { .. } => ErrorKind::Refused,
+            _ => ErrorKind::Io,
+        };
+        Self::new(kind, error)
+    }
+}
