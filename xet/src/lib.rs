@@ -1,1 +1,3 @@
 //! Bytes to chunks to xorbs, and the store that keeps them.
+
+pub mod disk;
