@@ -2,6 +2,8 @@
 
 pub mod chunk;
 pub mod disk;
+pub mod codec;
 pub mod hash;
 pub mod index;
 pub mod merkle;
+pub mod xorb;
