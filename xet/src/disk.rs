@@ -39,7 +39,7 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// The paths of the files directly inside `dir`, sorted.
     fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>>;
 
-    /// Creates a directory and its missing parents. An existing one is not an error.
+    /// Creates a directory and its missing parents, durably. An existing one is not an error.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
 
     /// Makes names created, renamed or removed directly inside `dir` durable.

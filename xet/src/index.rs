@@ -81,6 +81,9 @@ pub trait ChunkIndex: fmt::Debug + Send + Sync {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Bytes of memory it takes.
+    fn memory_bytes(&self) -> usize;
 }
 
 /// Independent tables, chosen by the key's first bits, so that writers rarely meet.
@@ -194,6 +197,13 @@ impl ChunkIndex for CompactIndex {
     fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.read().len()).sum()
     }
+
+    fn memory_bytes(&self) -> usize {
+        self.shards
+            .iter()
+            .map(|shard| shard.read().memory_bytes())
+            .sum()
+    }
 }
 
 /// The index of tests: a map of whole keys.
@@ -235,6 +245,11 @@ impl ChunkIndex for MapIndex {
 
     fn len(&self) -> usize {
         self.map.read().values().map(Vec::len).sum()
+    }
+
+    fn memory_bytes(&self) -> usize {
+        let map = self.map.read();
+        map.capacity() * size_of::<([u8; 32], Vec<Place>)>() + self.len() * size_of::<Place>()
     }
 }
 

@@ -1,9 +1,12 @@
 //! Bytes to chunks to xorbs, and the store that keeps them.
 
 pub mod chunk;
-pub mod disk;
 pub mod codec;
+pub mod disk;
+pub mod fetch;
 pub mod hash;
 pub mod index;
 pub mod merkle;
+pub mod pack;
+pub mod store;
 pub mod xorb;

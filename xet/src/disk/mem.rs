@@ -30,7 +30,6 @@ struct State {
     names: BTreeMap<PathBuf, usize>,
     dirs: BTreeSet<PathBuf>,
     durable_names: BTreeMap<PathBuf, usize>,
-    durable_dirs: BTreeSet<PathBuf>,
     name_changes: Vec<NameChange>,
     /// Counts crashes: handles of an earlier life are dead.
     life: u64,
@@ -61,7 +60,6 @@ enum Change {
 #[derive(Debug)]
 struct NameChange {
     dir: PathBuf,
-    made_dir: Option<PathBuf>,
     set: Option<(PathBuf, usize)>,
     unset: Option<PathBuf>,
 }
@@ -96,15 +94,10 @@ impl MemDisk {
         }
         for change in std::mem::take(&mut state.name_changes) {
             if random.below(2) == 0 {
-                change.apply(&mut state.durable_names, &mut state.durable_dirs);
+                change.apply(&mut state.durable_names);
             }
         }
-        let dirs = &state.durable_dirs;
-        state
-            .durable_names
-            .retain(|path, _| all_parents_in(path, dirs));
         state.names.clone_from(&state.durable_names);
-        state.dirs.clone_from(&state.durable_dirs);
     }
 
     /// The process dies, the machine lives: every write that was made stays, handles are dead.
@@ -192,7 +185,7 @@ impl State {
     }
 
     fn change_names(&mut self, change: NameChange) {
-        change.apply(&mut self.names, &mut self.dirs);
+        change.apply(&mut self.names);
         self.name_changes.push(change);
     }
 
@@ -217,7 +210,6 @@ impl State {
                 let set = Some((path.to_path_buf(), inode));
                 self.change_names(NameChange {
                     dir,
-                    made_dir: None,
                     set,
                     unset: None,
                 });
@@ -265,10 +257,7 @@ impl Change {
 }
 
 impl NameChange {
-    fn apply(&self, names: &mut BTreeMap<PathBuf, usize>, dirs: &mut BTreeSet<PathBuf>) {
-        if let Some(dir) = &self.made_dir {
-            dirs.insert(dir.clone());
-        }
+    fn apply(&self, names: &mut BTreeMap<PathBuf, usize>) {
         if let Some(path) = &self.unset {
             names.remove(path);
         }
@@ -298,7 +287,6 @@ impl Disk for MemDisk {
         let (set, unset) = (Some((to.to_path_buf(), inode)), Some(from.to_path_buf()));
         state.change_names(NameChange {
             dir: parent(to),
-            made_dir: None,
             set,
             unset,
         });
@@ -314,7 +302,6 @@ impl Disk for MemDisk {
         let unset = Some(path.to_path_buf());
         state.change_names(NameChange {
             dir: parent(path),
-            made_dir: None,
             set: None,
             unset,
         });
@@ -337,21 +324,14 @@ impl Disk for MemDisk {
 
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.state.lock();
-        let mut missing = Vec::new();
-        for ancestor in dir.ancestors() {
-            if ancestor.parent().is_some() && !state.dirs.contains(ancestor) {
-                missing.push(ancestor.to_path_buf());
+        for ancestor in dir
+            .ancestors()
+            .filter(|ancestor| ancestor.parent().is_some())
+        {
+            if !state.dirs.contains(ancestor) {
+                state.operate()?;
+                state.dirs.insert(ancestor.to_path_buf());
             }
-        }
-        for path in missing.into_iter().rev() {
-            state.operate()?;
-            let (dir, made_dir) = (parent(&path), Some(path));
-            state.change_names(NameChange {
-                dir,
-                made_dir,
-                set: None,
-                unset: None,
-            });
         }
         Ok(())
     }
@@ -362,7 +342,7 @@ impl Disk for MemDisk {
         state.syncs += 1;
         for change in std::mem::take(&mut state.name_changes) {
             if change.dir == dir {
-                change.apply(&mut state.durable_names, &mut state.durable_dirs);
+                change.apply(&mut state.durable_names);
             } else {
                 state.name_changes.push(change);
             }
@@ -468,12 +448,6 @@ impl DiskFile for MemFile {
 
 fn parent(path: &Path) -> PathBuf {
     path.parent().unwrap_or_else(|| Path::new("")).to_path_buf()
-}
-
-fn all_parents_in(path: &Path, dirs: &BTreeSet<PathBuf>) -> bool {
-    path.ancestors()
-        .skip(1)
-        .all(|dir| dir.parent().is_none() || dirs.contains(dir))
 }
 
 fn put_bytes(image: &mut Vec<u8>, offset: usize, bytes: &[u8]) {

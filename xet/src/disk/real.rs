@@ -49,7 +49,20 @@ impl Disk for RealDisk {
     }
 
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        fs::create_dir_all(dir)
+        if dir.is_dir() {
+            return Ok(());
+        }
+        let parent = dir.parent().unwrap_or_else(|| Path::new(""));
+        if !parent.as_os_str().is_empty() {
+            self.create_dir(parent)?;
+        }
+        match fs::create_dir(dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            Err(error) if !dir.is_dir() => return Err(error),
+            _ => {}
+        }
+        let here = parent.as_os_str().is_empty();
+        self.sync_dir(if here { Path::new(".") } else { parent })
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
