@@ -2,8 +2,13 @@
 
 pub mod chunk;
 pub mod codec;
+pub mod disk;
+pub mod fetch;
 pub mod hash;
+pub mod index;
 pub mod merkle;
 pub mod rechunk;
 pub mod recipe;
+pub mod pack;
+pub mod store;
 pub mod xorb;
