@@ -25,7 +25,7 @@ use self::convert::{
 };
 use crate::errno::{BUFFER_TOO_SMALL, LOOK_UP_AGAIN, NO_SUCH_IOCTL, NOT_IMPLEMENTED, errno};
 use crate::handle::OpenFiles;
-use crate::inode::Lookups;
+use crate::inode::{Lookup, Lookups};
 use crate::session::Ended;
 use crate::{
     Attr, DirEntry, Handle, Ino, NAME_BYTES_MAX, Opened, Reply, SetAttr, Volume, VolumeError,
@@ -82,6 +82,13 @@ impl Adapter {
             .forget(ino, n, |ino| self.volume.forget(ino));
     }
 
+    /// Gives back the references to inodes that a listing showed and the kernel took no reference to.
+    fn forget_unused(&self, unused: Vec<Ino>) {
+        for ino in unused {
+            self.forget_one(ino, 0);
+        }
+    }
+
     /// Answers with an inode that is new or that the kernel holds already.
     fn reply_new(&self, result: Result<Attr, VolumeError>, reply: ReplyEntry) {
         match result {
@@ -101,44 +108,35 @@ impl Adapter {
         }
     }
 
-    /// Offers the rows from `offset` on to `add` until it says that the buffer is full. Returns an error only if nothing
-    /// was added. Rows count as references; `add` tells whether the kernel got one.
+    /// Offers the rows from `offset` on to `add` until it says that the buffer is full. Rows count as references; `add`
+    /// tells whether the kernel got one, and the inodes of those it did not get are returned. An error means that nothing
+    /// was added.
     fn fill(
         &self,
+        lookup: &Lookup<'_>,
         (ino, handle): (Ino, Handle),
         mut offset: u64,
         mut add: impl FnMut(&DirEntry) -> Added,
-    ) -> Result<(), VolumeError> {
-        let mut any = false;
+    ) -> Result<Vec<Ino>, VolumeError> {
+        let start = offset;
+        let mut unused = Vec::new();
         loop {
-            let lookup = self.held.lookups.begin();
             let rows = match self.volume.readdir(ino, handle, offset, ROWS) {
+                Ok(rows) if rows.is_empty() => return Ok(unused),
                 Ok(rows) => rows,
-                Err(_) if any => return Ok(()),
+                Err(_) if offset != start => return Ok(unused),
                 Err(error) => return Err(error),
             };
-            let mut full = false;
-            let mut unused = Vec::new();
-            for row in &rows {
-                let added = if full { Added::Full } else { add(row) };
-                match added {
+            for (at, row) in rows.iter().enumerate() {
+                match add(row) {
                     Added::Reference => lookup.count(row.attr.ino),
                     Added::Name => unused.push(row.attr.ino),
                     Added::Full => {
-                        full = true;
-                        unused.push(row.attr.ino);
-                        continue;
+                        unused.extend(rows.iter().skip(at).map(|row| row.attr.ino));
+                        return Ok(unused);
                     }
                 }
-                any = true;
                 offset = row.offset;
-            }
-            drop(lookup);
-            for ino in unused {
-                self.forget_one(ino, 0);
-            }
-            if full || rows.is_empty() {
-                return Ok(());
             }
         }
     }
@@ -204,7 +202,6 @@ impl Filesystem for Adapter {
         match self.volume.lookup(Ino(parent.0), name.as_bytes()) {
             Ok(attr) => {
                 lookup.count(attr.ino);
-                drop(lookup);
                 reply.entry(&TTL, &file_attr(&attr), GENERATION);
             }
             Err(VolumeError::NotFound) => {
@@ -484,15 +481,24 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let filled = self.fill((Ino(ino.0), Handle(fh.0)), offset, |row| {
+        let lookup = self.held.lookups.begin();
+        let filled = self.fill(&lookup, (Ino(ino.0), Handle(fh.0)), offset, |row| {
             let (ino, kind) = (INodeNo(row.attr.ino.0), file_type(row.attr.kind));
             let full = reply.add(ino, row.offset, kind, OsStr::from_bytes(&row.name));
             if full { Added::Full } else { Added::Name }
         });
-        match filled {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno(error)),
-        }
+        let unused = match filled {
+            Ok(unused) => {
+                reply.ok();
+                unused
+            }
+            Err(error) => {
+                reply.error(errno(error));
+                return;
+            }
+        };
+        drop(lookup);
+        self.forget_unused(unused);
     }
 
     fn readdirplus(
@@ -503,7 +509,8 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let filled = self.fill((Ino(ino.0), Handle(fh.0)), offset, |row| {
+        let lookup = self.held.lookups.begin();
+        let filled = self.fill(&lookup, (Ino(ino.0), Handle(fh.0)), offset, |row| {
             let (attr, name) = (file_attr(&row.attr), OsStr::from_bytes(&row.name));
             if reply.add(attr.ino, row.offset, name, &TTL, &attr, GENERATION) {
                 Added::Full
@@ -513,10 +520,18 @@ impl Filesystem for Adapter {
                 Added::Reference
             }
         });
-        match filled {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno(error)),
-        }
+        let unused = match filled {
+            Ok(unused) => {
+                reply.ok();
+                unused
+            }
+            Err(error) => {
+                reply.error(errno(error));
+                return;
+            }
+        };
+        drop(lookup);
+        self.forget_unused(unused);
     }
 
     fn releasedir(

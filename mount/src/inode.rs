@@ -16,7 +16,7 @@ pub(crate) struct Lookups {
     gate: RwLock<()>,
 }
 
-/// While it lives, no inode is forgotten.
+/// While it lives, no inode is forgotten. Keep it until the reply is sent.
 pub(crate) struct Lookup<'a> {
     counts: &'a Counts,
     _gate: RwLockReadGuard<'a, ()>,
@@ -54,9 +54,11 @@ impl Lookups {
         }
     }
 
-    /// Whether the kernel knows the inode. It always knows the root.
-    pub(crate) fn is_known(&self, ino: Ino) -> bool {
-        ino == Ino::ROOT || self.counts.get(ino) > 0
+    /// Whether the kernel knows the inode or is just being told of one, which may be this. It always knows the root.
+    ///
+    /// Asked after a change: a lookup that begins later sees the change, one that ended before is counted.
+    pub(crate) fn may_be_known(&self, ino: Ino) -> bool {
+        self.gate.is_locked() || ino == Ino::ROOT || self.counts.get(ino) > 0
     }
 
     /// Every inode the kernel knows, but the root.
@@ -90,16 +92,28 @@ mod tests {
         lookups.count(Ino(7));
         lookups.begin().count(Ino(7));
         assert!(!forgets(&lookups, Ino(7), 1));
-        assert!(lookups.is_known(Ino(7)));
+        assert!(lookups.may_be_known(Ino(7)));
         assert!(forgets(&lookups, Ino(7), 1));
-        assert!(!lookups.is_known(Ino(7)));
+        assert!(!lookups.may_be_known(Ino(7)));
     }
 
     #[test]
     fn never_forgets_the_root() {
         let lookups = Lookups::new();
         assert!(!forgets(&lookups, Ino::ROOT, 1));
-        assert!(lookups.is_known(Ino::ROOT));
+        assert!(lookups.may_be_known(Ino::ROOT));
+    }
+
+    #[test]
+    fn while_a_lookup_is_in_progress_any_inode_may_be_known() {
+        let lookups = Lookups::new();
+        let lookup = lookups.begin();
+        assert!(
+            lookups.may_be_known(Ino(8)),
+            "the lookup may be about to answer with it"
+        );
+        drop(lookup);
+        assert!(!lookups.may_be_known(Ino(8)));
     }
 
     #[test]
@@ -122,6 +136,6 @@ mod tests {
             !told.load(Ordering::SeqCst),
             "the lookup's own reference was lost"
         );
-        assert!(lookups.is_known(Ino(9)));
+        assert!(lookups.may_be_known(Ino(9)));
     }
 }

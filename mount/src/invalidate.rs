@@ -115,7 +115,7 @@ impl Waiting {
 
 impl Notifier for Invalidations {
     fn inode_changed(&self, ino: Ino) {
-        if !self.held.lookups.is_known(ino) {
+        if !self.held.lookups.may_be_known(ino) {
             return;
         }
         let mut waiting = self.waiting.lock();
@@ -132,7 +132,7 @@ impl Notifier for Invalidations {
     }
 
     fn entry_changed(&self, parent: Ino, name: &[u8]) {
-        if !self.held.lookups.is_known(parent) {
+        if !self.held.lookups.may_be_known(parent) {
             return;
         }
         let mut waiting = self.waiting.lock();
