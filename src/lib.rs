@@ -1,3 +1,5 @@
 //! ccbt: a peer-to-peer filesystem you mount.
 
 pub mod api;
+pub mod config;
+pub mod telemetry;
