@@ -101,10 +101,6 @@ metrics! {
         "Mounts that are up.";
     mount_errors: Counter, MOUNT_ERRORS = "ccbt_mount_errors_total",
         "Requests of the kernel answered with EIO.";
-    api_calls: Counter, API_CALLS = "ccbt_api_calls_total",
-        "Calls of the API that were begun.";
-    api_refused: Counter, API_REFUSED = "ccbt_api_refused_total",
-        "API connections and requests refused by an access check or a limit.";
 }
 
 impl Metrics {
