@@ -7,3 +7,5 @@ pub mod proto;
 pub mod random;
 pub mod share;
 pub mod state_file;
+pub mod config;
+pub mod telemetry;

@@ -99,6 +99,9 @@ pub struct ShareRequest {
     /// What the folder is called; the last part of `dir` if `None`.
     #[serde(default)]
     pub name: Option<String>,
+    /// Peers of the folder to try first, beside those in the configuration.
+    #[serde(default)]
+    pub peers: Vec<SocketAddr>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -153,6 +156,9 @@ pub struct MountRequest {
     /// Honour device files (mounts are `nodev` otherwise).
     #[serde(default)]
     pub dev: bool,
+    /// Peers of the folder to try first, beside those in the link and the configuration.
+    #[serde(default)]
+    pub peers: Vec<SocketAddr>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -401,6 +407,7 @@ mod tests {
             persist: false,
             suid: false,
             dev: false,
+            peers: Vec::new(),
         };
         assert!(!format!("{request:?}").contains("secretsecret"));
         let json = serde_json::to_string(&request).unwrap();

@@ -1,0 +1,392 @@
+//! The state directory: where one daemon keeps its keys, store, catalogue and logs.
+//!
+//! It is private (0700), belongs to one daemon at a time (a lock on the file `lock`, which the kernel drops with the
+//! process), and says which version of ccbt's formats it holds (the file `version`).
+
+use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::api::{ApiError, ErrorKind, escape};
+
+/// The version this program writes and reads.
+pub const STATE_VERSION: u32 = 1;
+
+/// Held by the daemon; holds its process id for error messages.
+pub const LOCK_FILE: &str = "lock";
+const VERSION_FILE: &str = "version";
+const SOCKET_FILE: &str = "api.sock";
+const TOKEN_FILE: &str = "api.token";
+const LOG_FILE: &str = "ccbt.log";
+
+/// A state directory that exists and that this version understands.
+#[derive(Debug)]
+pub struct StateDir {
+    path: PathBuf,
+    /// Locked while this is held.
+    lock: Option<File>,
+}
+
+/// Why a state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error("neither $HOME nor $XDG_DATA_HOME is set")]
+    NoHome,
+    #[error("cannot use the state directory {}: {error}", path.display())]
+    Io { path: PathBuf, error: io::Error },
+    #[error("the state directory {} is not a directory", path.display())]
+    NotDirectory { path: PathBuf },
+    #[error("the state directory {} belongs to user {uid}", path.display())]
+    Foreign { path: PathBuf, uid: u32 },
+    #[error("others can write to the state directory {}", path.display())]
+    Writable { path: PathBuf },
+    #[error("the state directory {} was written by a newer ccbt (version {found}, this one knows {STATE_VERSION})", path.display())]
+    Newer { path: PathBuf, found: u32 },
+    #[error("the file {} does not hold a version", path.display())]
+    BadVersion { path: PathBuf },
+    #[error("the state directory {} is in use by {}", path.display(), holder(*pid))]
+    InUse { path: PathBuf, pid: Option<u32> },
+}
+
+fn holder(pid: Option<u32>) -> String {
+    pid.map_or_else(
+        || "another daemon".into(),
+        |pid| format!("the daemon with process id {pid}"),
+    )
+}
+
+impl From<StateError> for ApiError {
+    fn from(error: StateError) -> Self {
+        let (kind, hint) = match &error {
+            StateError::NoHome => (ErrorKind::Usage, "name a directory with --state"),
+            StateError::Io { path, error } => {
+                let path = escape(path.as_os_str().as_encoded_bytes());
+                return Self::io(format_args!("cannot use the state directory {path}"), error)
+                    .hint("check who may read and write it, or choose another with --state");
+            }
+            StateError::NotDirectory { .. } => {
+                (ErrorKind::Usage, "choose another place with --state")
+            }
+            StateError::Foreign { .. } => (
+                ErrorKind::Denied,
+                "run ccbt as that user, or choose another directory with --state",
+            ),
+            StateError::Writable { .. } => (
+                ErrorKind::Refused,
+                "it holds keys: take the permission away with `chmod go-w`, or choose another with --state",
+            ),
+            StateError::Newer { .. } => (
+                ErrorKind::Refused,
+                "install that version of ccbt, or choose another directory with --state",
+            ),
+            StateError::BadVersion { .. } => (
+                ErrorKind::Io,
+                "restore the file from a backup, or choose another directory with --state",
+            ),
+            StateError::InUse { .. } => (
+                ErrorKind::Busy,
+                "stop it with `ccbt daemon stop`, or choose another with --state",
+            ),
+        };
+        Self::new(kind, &error).hint(hint)
+    }
+}
+
+impl StateDir {
+    /// Where the state is kept when no directory is named: `ccbt` in the XDG data directory.
+    pub fn default_path() -> Result<PathBuf, StateError> {
+        use etcetera::BaseStrategy;
+        let base = etcetera::choose_base_strategy().map_err(|_| StateError::NoHome)?;
+        Ok(base.data_dir().join("ccbt"))
+    }
+
+    /// Opens the directory if it is there, and changes nothing.
+    pub fn find(path: &Path) -> Result<Option<Self>, StateError> {
+        let path = absolute(path)?;
+        match std::fs::metadata(&path) {
+            Ok(meta) if !meta.is_dir() => return Err(StateError::NotDirectory { path }),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StateError::Io { path, error }),
+        }
+        read_version(&path)?;
+        Ok(Some(Self { path, lock: None }))
+    }
+
+    /// Opens the directory for a daemon: creates it if needed, checks that it is safe, and locks it.
+    pub fn lock(path: &Path) -> Result<Self, StateError> {
+        let path = absolute(path)?;
+        create(&path)?;
+        let version = read_version(&path)?;
+        let lock = take_lock(&path)?;
+        if version.is_none() {
+            write_version(&path).map_err(|error| StateError::Io {
+                path: path.clone(),
+                error,
+            })?;
+        }
+        Ok(Self {
+            path,
+            lock: Some(lock),
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn is_locked(&self) -> bool {
+        self.lock.is_some()
+    }
+
+    /// The API's unix socket.
+    pub fn socket(&self) -> PathBuf {
+        self.path.join(SOCKET_FILE)
+    }
+
+    /// The API's token for TCP.
+    pub fn token_file(&self) -> PathBuf {
+        self.path.join(TOKEN_FILE)
+    }
+
+    pub fn log_file(&self) -> PathBuf {
+        self.path.join(LOG_FILE)
+    }
+
+    /// Whether some daemon holds the directory now, and which.
+    pub fn holder(&self) -> Option<Option<u32>> {
+        let file = File::open(self.path.join(LOCK_FILE)).ok()?;
+        match file.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => Some(read_pid(&file)),
+            _ => None,
+        }
+    }
+}
+
+/// The process keeps one state directory whatever its working directory becomes.
+fn absolute(path: &Path) -> Result<PathBuf, StateError> {
+    std::path::absolute(path).map_err(|error| StateError::Io {
+        path: path.to_path_buf(),
+        error,
+    })
+}
+
+/// Makes the directory private if it is new or empty. One with other things in it is left as it is: it may be somebody's
+/// home, or hold the log of the script that runs us. It must only not be writable by others.
+fn create(path: &Path) -> Result<(), StateError> {
+    let io = |error| StateError::Io {
+        path: path.to_path_buf(),
+        error,
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => StateError::NotDirectory {
+                path: path.to_path_buf(),
+            },
+            _ => io(error),
+        })?;
+    let meta = std::fs::metadata(path).map_err(io)?;
+    if meta.uid() != rustix::process::geteuid().as_raw() {
+        return Err(StateError::Foreign {
+            path: path.to_path_buf(),
+            uid: meta.uid(),
+        });
+    }
+    if meta.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    if std::fs::read_dir(path).map_err(io)?.next().is_none() {
+        return std::fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(io);
+    }
+    if meta.mode() & 0o022 != 0 {
+        return Err(StateError::Writable {
+            path: path.to_path_buf(),
+        });
+    }
+    Ok(())
+}
+
+fn read_version(path: &Path) -> Result<Option<u32>, StateError> {
+    let file = path.join(VERSION_FILE);
+    let bytes = match read_short(&file) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            return Err(StateError::Io {
+                path: path.to_path_buf(),
+                error,
+            });
+        }
+    };
+    let number = std::str::from_utf8(&bytes)
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
+    match number {
+        None | Some(0) => Err(StateError::BadVersion { path: file }),
+        Some(found) if found > STATE_VERSION => Err(StateError::Newer {
+            path: path.to_path_buf(),
+            found,
+        }),
+        Some(found) => Ok(Some(found)),
+    }
+}
+
+/// Written aside, synced and renamed, so it is whole or absent.
+fn write_version(path: &Path) -> io::Result<()> {
+    let aside = path.join("version.new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&aside)?;
+    writeln!(file, "{STATE_VERSION}")?;
+    file.sync_all()?;
+    std::fs::rename(&aside, path.join(VERSION_FILE))?;
+    File::open(path)?.sync_all()
+}
+
+fn take_lock(path: &Path) -> Result<File, StateError> {
+    let io = |error| StateError::Io {
+        path: path.to_path_buf(),
+        error,
+    };
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600);
+    let mut file = options.open(path.join(LOCK_FILE)).map_err(io)?;
+    match try_lock_briefly(&file) {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let pid = read_pid(&file);
+            return Err(StateError::InUse {
+                path: path.to_path_buf(),
+                pid,
+            });
+        }
+        Err(TryLockError::Error(error)) => return Err(io(error)),
+    }
+    file.set_len(0).map_err(io)?;
+    file.rewind().map_err(io)?;
+    writeln!(file, "{}", std::process::id()).map_err(io)?;
+    Ok(file)
+}
+
+/// [`StateDir::holder`] holds the lock for an instant to see whether it is free; that must not look like a daemon.
+fn try_lock_briefly(file: &File) -> Result<(), TryLockError> {
+    for _ in 0..5 {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
+            result => return result,
+        }
+    }
+    file.try_lock()
+}
+
+/// The files here hold one number; whatever follows is not ours.
+fn read_short(path: &Path) -> io::Result<Vec<u8>> {
+    read_head(&File::open(path)?)
+}
+
+fn read_head(file: &File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(64).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn read_pid(file: &File) -> Option<u32> {
+    std::str::from_utf8(&read_head(file).ok()?)
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().mode() & 0o777
+    }
+
+    #[test]
+    fn a_new_directory_is_private_locked_and_versioned() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/state");
+        assert!(StateDir::find(&path).unwrap().is_none());
+        let state = StateDir::lock(&path).unwrap();
+        assert_eq!(mode(&path), 0o700);
+        assert_eq!(
+            std::fs::read_to_string(path.join("version")).unwrap(),
+            "1\n"
+        );
+        assert_eq!(state.holder(), Some(Some(std::process::id())));
+        let error = StateDir::lock(&path).unwrap_err();
+        assert!(
+            matches!(error, StateError::InUse { pid: Some(_), .. }),
+            "{error}"
+        );
+        drop(state);
+        assert_eq!(StateDir::find(&path).unwrap().unwrap().holder(), None);
+        StateDir::lock(&path).unwrap();
+    }
+
+    #[test]
+    fn an_empty_directory_is_made_private_and_a_used_one_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
+        drop(StateDir::lock(dir.path()).unwrap());
+        assert_eq!(mode(dir.path()), 0o700);
+
+        std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+        drop(StateDir::lock(dir.path()).unwrap());
+        assert_eq!(mode(dir.path()), 0o755);
+
+        std::fs::set_permissions(dir.path(), Permissions::from_mode(0o1777)).unwrap();
+        let error = StateDir::lock(dir.path()).unwrap_err();
+        assert_eq!(ApiError::from(error).kind, ErrorKind::Refused);
+    }
+
+    #[test]
+    fn a_version_that_is_newer_or_garbage_is_refused_and_untouched() {
+        for (text, kind) in [
+            ("2\n", ErrorKind::Refused),
+            ("x", ErrorKind::Io),
+            ("", ErrorKind::Io),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::write(dir.path().join("version"), text).unwrap();
+            for error in [
+                StateDir::lock(dir.path()).err(),
+                StateDir::find(dir.path()).err(),
+            ] {
+                assert_eq!(ApiError::from(error.unwrap()).kind, kind);
+            }
+            assert_eq!(
+                std::fs::read_to_string(dir.path().join("version")).unwrap(),
+                text
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_in_its_place_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for error in [
+            StateDir::lock(file.path()).err(),
+            StateDir::find(file.path()).err(),
+        ] {
+            assert!(matches!(error.unwrap(), StateError::NotDirectory { .. }));
+        }
+    }
+}

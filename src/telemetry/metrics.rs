@@ -1,0 +1,164 @@
+//! Every metric of a daemon: one struct, one table of names with unit and meaning. A layer that counts holds the `Arc` and
+//! adds to the field; nothing looks a metric up by name.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A number that goes up and down.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! metrics {
+    ($($field:ident: $kind:ident, $constant:ident = $name:literal, $help:literal;)*) => {
+        $(#[doc = $help] pub const $constant: &str = $name;)*
+
+        /// The metrics of one daemon.
+        #[derive(Debug, Default)]
+        pub struct Metrics {
+            $(#[doc = $help] pub $field: $kind,)*
+        }
+
+        impl Metrics {
+            /// Name, kind in Prometheus' words, and meaning of each, in order of declaration.
+            pub const TABLE: &[(&str, &str, &str)] = &[
+                $(($constant, metrics!(@kind $kind), $help),)*
+            ];
+
+            fn values(&self) -> Vec<u64> {
+                vec![$(self.$field.value(),)*]
+            }
+        }
+    };
+    (@kind Counter) => { "counter" };
+    (@kind Gauge) => { "gauge" };
+}
+
+metrics! {
+    peers_connected: Gauge, PEERS_CONNECTED = "ccbt_peers_connected",
+        "Peers that have proven a right to a folder and are connected.";
+    peers_dropped: Counter, PEERS_DROPPED = "ccbt_peers_dropped_total",
+        "Peers dropped because they broke the protocol or sent wrong content.";
+    connections_refused: Counter, CONNECTIONS_REFUSED = "ccbt_connections_refused_total",
+        "Incoming connections refused: too many, or no known folder.";
+    wire_bytes_in: Counter, WIRE_BYTES_IN = "ccbt_wire_bytes_in_total",
+        "Bytes received from peers.";
+    wire_bytes_out: Counter, WIRE_BYTES_OUT = "ccbt_wire_bytes_out_total",
+        "Bytes sent to peers.";
+    chunks_fetched: Counter, CHUNKS_FETCHED = "ccbt_chunks_fetched_total",
+        "Chunks received from peers and verified.";
+    chunks_wrong: Counter, CHUNKS_WRONG = "ccbt_chunks_wrong_total",
+        "Chunks received from peers that were not what was asked for.";
+    chunks_served: Counter, CHUNKS_SERVED = "ccbt_chunks_served_total",
+        "Chunks sent to peers.";
+    fetch_timeouts: Counter, FETCH_TIMEOUTS = "ccbt_fetch_timeouts_total",
+        "Reads that failed because no peer delivered in time.";
+    heads_accepted: Counter, HEADS_ACCEPTED = "ccbt_heads_accepted_total",
+        "Heads of other devices that were new and valid.";
+    heads_refused: Counter, HEADS_REFUSED = "ccbt_heads_refused_total",
+        "Heads that were forged, replayed, forked or malformed.";
+    snapshots_published: Counter, SNAPSHOTS_PUBLISHED = "ccbt_snapshots_published_total",
+        "Snapshots published by this device.";
+    bytes_ingested: Counter, BYTES_INGESTED = "ccbt_bytes_ingested_total",
+        "Bytes of files chunked and hashed.";
+    store_bytes: Gauge, STORE_BYTES = "ccbt_store_bytes",
+        "Bytes the packs take on disk.";
+    packs_damaged: Counter, PACKS_DAMAGED = "ccbt_packs_damaged_total",
+        "Packs in which damage was found and set aside.";
+    catalogue_rebuilt: Counter, CATALOGUE_REBUILT = "ccbt_catalogue_rebuilt_total",
+        "Times the catalogue was moved aside and rebuilt.";
+    read_cache_bytes: Gauge, READ_CACHE_BYTES = "ccbt_read_cache_bytes",
+        "Bytes of content held in memory for readers.";
+    mounts: Gauge, MOUNTS = "ccbt_mounts",
+        "Mounts that are up.";
+    mount_errors: Counter, MOUNT_ERRORS = "ccbt_mount_errors_total",
+        "Requests of the kernel answered with EIO.";
+}
+
+impl Metrics {
+    /// Every value by its name.
+    pub fn snapshot(&self) -> BTreeMap<String, u64> {
+        let names = Self::TABLE.iter().map(|(name, _, _)| (*name).to_owned());
+        names.zip(self.values()).collect()
+    }
+}
+
+/// `values` by name in Prometheus' text format; a name this version does not know is left out.
+pub fn exposition(values: &BTreeMap<String, u64>) -> String {
+    let mut text = String::new();
+    for (name, kind, help) in Metrics::TABLE {
+        let Some(value) = values.get(*name) else {
+            continue;
+        };
+        // Writing to a String cannot fail.
+        let _ = write!(
+            text,
+            "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_conventions_of_prometheus_and_are_distinct() {
+        let mut names: Vec<&str> = Metrics::TABLE.iter().map(|row| row.0).collect();
+        for (name, kind, _) in Metrics::TABLE {
+            assert_eq!(*kind == "counter", name.ends_with("_total"), "{name}");
+            assert!(name.starts_with("ccbt_"), "{name}");
+        }
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Metrics::TABLE.len());
+    }
+
+    #[test]
+    fn values_arrive_under_their_names() {
+        let metrics = Metrics::default();
+        metrics.chunks_served.add(2);
+        metrics.chunks_served.inc();
+        metrics.mounts.set(7);
+        let values = metrics.snapshot();
+        assert_eq!(values.len(), Metrics::TABLE.len());
+        assert_eq!(
+            (values[CHUNKS_SERVED], values[MOUNTS], values[MOUNT_ERRORS]),
+            (3, 7, 0)
+        );
+        let text = exposition(&values);
+        assert!(
+            text.contains("\n# TYPE ccbt_mounts gauge\nccbt_mounts 7\n"),
+            "{text}"
+        );
+    }
+}
