@@ -9,3 +9,4 @@ pub mod share;
 pub mod state_file;
 pub mod config;
 pub mod telemetry;
+pub mod folder;

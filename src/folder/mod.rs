@@ -1,0 +1,5 @@
+//! One folder's working tree: its state, the nodes it is stored as, its snapshots.
+
+pub mod content;
+pub mod encoding;
+pub mod tree;
