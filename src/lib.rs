@@ -1,1 +1,3 @@
 //! ccbt: a peer-to-peer filesystem you mount.
+
+pub mod folder;
