@@ -1,9 +1,7 @@
-//! One folder's working tree: its state, the nodes it is stored as, its snapshots.
+//! One folder: what it is ([`state`]), the nodes it is stored as ([`tree`], [`content`]), and, on a disk, its working
+//! tree.
 
 pub mod content;
 pub mod encoding;
-pub mod tree;
-//! One folder's working tree. So far its [`state`]: what a folder is, how two copies of it come together, what the
-//! user sees of it and how an operation changes it.
-
 pub mod state;
+pub mod tree;
