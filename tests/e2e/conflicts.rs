@@ -1,0 +1,48 @@
+//! Two people edit at once, or apart: both versions are kept and shown, everywhere alike.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use crate::support::{World, tree, wait_equal};
+
+fn contents(dir: &Path) -> BTreeSet<Vec<u8>> {
+    fs::read_dir(dir).unwrap().map(|e| fs::read(e.unwrap().path()).unwrap()).collect()
+}
+
+#[test]
+fn edits_made_apart_are_both_kept_on_every_side() {
+    let world = World::new();
+    let (src, at_a, at_b) = (world.dir("src"), world.dir("at-a"), world.dir("at-b"));
+    fs::write(src.join("plan.txt"), b"base").unwrap();
+    let (mut a, links) = world.share(&src, "a");
+    let mut b = world.mount(&links.write, &at_b, "b", &[&a]);
+    a.mount_again(&src, &at_a);
+    wait_equal(&at_a, &at_b, &[&a, &b]);
+
+    assert_eq!(b.stop(), 0);
+    fs::write(at_a.join("plan.txt"), b"by a").unwrap();
+    fs::write(at_a.join("only a"), b"a's own").unwrap();
+    let port = a.port;
+    assert_eq!(a.stop(), 0);
+
+    let mut b = world.mount(&links.write, &at_b, "b", &[]);
+    fs::write(at_b.join("plan.txt"), b"by b").unwrap();
+    fs::write(at_b.join("only b"), b"b's own").unwrap();
+    assert_eq!(b.stop(), 0);
+
+    let (mut a, _) = world.share(&src, "a");
+    a.mount_again(&src, &at_a);
+    assert_ne!(a.port, port, "the peer is found at its new address");
+    let b = world.mount(&links.write, &at_b, "b", &[&a]);
+    let both: BTreeSet<Vec<u8>> =
+        [&b"by a"[..], b"by b", b"a's own", b"b's own"].map(<[u8]>::to_vec).into();
+    a.wait("both versions at a", || contents(&at_a) == both);
+    b.wait("both versions at b", || contents(&at_b) == both);
+    wait_equal(&at_a, &at_b, &[&a, &b]);
+    let names: Vec<String> =
+        tree(&at_a).unwrap().keys().map(|n| String::from_utf8_lossy(n).into_owned()).collect();
+    assert!(names.contains(&"plan.txt".to_owned()), "{names:?}");
+    let conflict = names.iter().find(|n| n.starts_with("plan (conflict ") && n.ends_with(").txt"));
+    assert!(conflict.is_some(), "{names:?}");
+}

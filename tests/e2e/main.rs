@@ -1,0 +1,10 @@
+//! End to end: real daemons, real FUSE mounts, real sockets on loopback. Needs /dev/fuse and, for mounts by root, root.
+//!
+//! Each test has its own state directories and ports. Contents are compared by hash on every side.
+
+mod bad_input;
+mod conflicts;
+mod kill;
+mod main_job;
+mod members;
+mod support;
