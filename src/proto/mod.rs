@@ -1,3 +1,10 @@
 //! Sans-IO protocols: state machines driven by `handle_*(now, ..)` and emptied by `poll_*`. No
 //! sockets, clocks, threads or sources of randomness live here; time is a [`std::time::Duration`]
 //! since a start the caller chose, random bytes come from a function the caller passes in.
+
+pub mod bencode;
+pub mod extension;
+pub mod frame;
+pub mod handshake;
+pub mod noise;
+pub mod ut_xet;

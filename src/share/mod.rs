@@ -12,7 +12,7 @@ pub mod keys;
 pub mod link;
 pub mod manifest;
 mod signed;
-mod wire;
+pub(crate) mod wire;
 
 pub use auth::{Auth, AuthError, FolderCredentials, PeerRights, Side, Writer, WriterProof};
 pub use cert::{CertError, Certificate, DeviceName, Role};
