@@ -3,3 +3,9 @@
 //! since a start the caller chose, random bytes come from a function the caller passes in.
 
 pub mod scheduler;
+pub mod bencode;
+pub mod extension;
+pub mod frame;
+pub mod handshake;
+pub mod noise;
+pub mod ut_xet;

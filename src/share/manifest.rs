@@ -137,10 +137,12 @@ impl ManifestClaims {
         }
         let epoch = reader.u32()?;
         let suite = reader.u8()?;
-        let suite = Suite::from_byte(suite).ok_or(DecodeError::Value {
-            what: "suite",
-            value: u64::from(suite),
-        })?;
+        let Some(suite) = Suite::from_byte(suite) else {
+            return Err(DecodeError::Value {
+                what: "suite",
+                value: u64::from(suite),
+            });
+        };
         let write = WritePublic(reader.array()?);
         let flags = reader.u32()?;
         let count = reader.count("revocations", REVOCATIONS_MAX, REVOCATION_LEN)?;

@@ -14,7 +14,7 @@ pub mod link;
 pub mod manifest;
 pub mod pace;
 mod signed;
-mod wire;
+pub(crate) mod wire;
 
 pub use auth::{Auth, AuthError, FolderCredentials, PeerRights, Side, Writer, WriterProof};
 pub use cert::{CertError, Certificate, DeviceName, Role};

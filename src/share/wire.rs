@@ -82,6 +82,11 @@ impl<'a> Reader<'a> {
         Ok(u16::from_le_bytes(self.array()?))
     }
 
+    pub(crate) fn u24(&mut self) -> Result<u32, DecodeError> {
+        let [a, b, c] = self.array()?;
+        Ok(u32::from_le_bytes([a, b, c, 0]))
+    }
+
     pub(crate) fn u32(&mut self) -> Result<u32, DecodeError> {
         Ok(u32::from_le_bytes(self.array()?))
     }
@@ -107,6 +112,10 @@ impl<'a> Reader<'a> {
             });
         }
         Ok(usize::from(count))
+    }
+
+    pub(crate) fn remaining(&self) -> usize {
+        self.rest.len()
     }
 
     pub(crate) fn finish(self) -> Result<(), DecodeError> {
@@ -135,7 +144,7 @@ mod tests {
         let mut reader = Reader::new(&[1, 2, 0, 3, 0, 0, 9]);
         assert_eq!(reader.u8(), Ok(1));
         assert_eq!(reader.u16(), Ok(2));
-        assert_eq!(reader.array(), Ok([3, 0, 0]));
+        assert_eq!(reader.u24(), Ok(3));
         assert_eq!(reader.u32(), Err(DecodeError::Truncated { missing: 3 }));
         assert_eq!(
             reader.clone().finish(),
