@@ -1,10 +1,10 @@
-//! One folder's working tree: its state, the nodes it is stored as, its snapshots.
+//! One folder's working tree: its [`state`] (what a folder is, how two copies of it come together, what the user sees of
+//! it), and the bytes that state is stored and sent as.
 
 pub mod changes;
+pub mod codec;
 pub mod content;
 pub mod encoding;
-pub mod tree;
-//! One folder's working tree. So far its [`state`]: what a folder is, how two copies of it come together, what the
-//! user sees of it and how an operation changes it.
-
+pub mod snapshot;
 pub mod state;
+pub mod tree;
