@@ -1,7 +1,12 @@
 //! One folder: what it is ([`state`]), the nodes it is stored as ([`tree`], [`content`]), and, on a disk, its working
 //! tree.
+//! One folder's working tree: its [`state`] (what a folder is, how two copies of it come together, what the user sees of
+//! it), and the bytes that state is stored and sent as.
 
+pub mod changes;
+pub mod codec;
 pub mod content;
 pub mod encoding;
+pub mod snapshot;
 pub mod state;
 pub mod tree;
