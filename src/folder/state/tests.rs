@@ -514,8 +514,12 @@ impl Cached {
             let (dir, name) = at.clone();
             let reported = changes.contains(&Change::Listing { dir })
                 || changes.contains(&Change::Name { dir, name });
-            let same = self.names.get(at) == after.names.get(at);
-            assert!(same || reported, "unreported change of {at:?}: {changes:?}");
+            let (old, new) = (self.names.get(at), after.names.get(at));
+            let same = old == new;
+            assert!(
+                same || reported,
+                "unreported {at:?}: {old:?} -> {new:?}: {changes:?}"
+            );
         }
         for dir in self.dirs.keys().filter(|dir| after.dirs.contains_key(dir)) {
             let reported = changes.contains(&Change::Attributes { dir: *dir });
