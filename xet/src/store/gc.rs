@@ -209,8 +209,12 @@ fn span_len(pack: &Pack, slot: u16) -> u64 {
     pack.span(slot).map_or(0, |span| span.end - span.start)
 }
 
-/// Copies a record as it stands, once it is known to be good. A damaged one is quarantined.
+/// Copies a record as it stands, once it is known to be good. A damaged one is quarantined, one
+/// that another pack has too (from a gc that crashed) stays there.
 fn move_record(shelf: &Shelf, pack: &Pack, slot: u16, name: &Name) -> Result<u64, WriteError> {
+    if shelf.has_elsewhere(name, pack) {
+        return Ok(0);
+    }
     let record = match shelf.checked_record(pack, slot, name) {
         Ok(Some((record, _))) => record,
         Ok(None) => return Ok(0),

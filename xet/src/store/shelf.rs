@@ -406,6 +406,15 @@ impl Shelf {
             .is_ok_and(|found| found.is_some())
     }
 
+    /// Whether a pack besides `pack` has a good record with this name.
+    pub(crate) fn has_elsewhere(&self, name: &Name, pack: &Pack) -> bool {
+        let found = self.find(name, |other, slot| {
+            let good = other.id != pack.id && self.checked_record(other, slot, name)?.is_some();
+            Ok(good.then_some(()))
+        });
+        found.is_ok_and(|found| found.is_some())
+    }
+
     /// The content under a name. Checked against the name when it is read the first time.
     pub(crate) fn read(&self, name: &Name) -> Result<Option<Bytes>, ReadError> {
         self.find(name, |pack, slot| self.read_slot(pack, slot, name))
