@@ -237,8 +237,12 @@ impl Shelf {
         Ok(())
     }
 
-    /// How many of the items the pack still takes with one write.
+    /// How many of the items the pack still takes with one write. A damaged pack takes none: if its
+    /// journal were lost, a scan could not get past the damage to what follows.
     fn fitting(&self, pack: &Pack, items: &[Item<'_>]) -> usize {
+        if pack.has_bad() {
+            return 0;
+        }
         let (mut len, slots) = (pack.records_len(), pack.slots());
         for (count, item) in items.iter().enumerate().take(BATCH_RECORDS_MAX) {
             len += item.header.record_len() as u64;
@@ -382,6 +386,17 @@ impl Shelf {
     pub(crate) fn forget_journal(&self, pack: &Pack) {
         if let Err(error) = journal::remove(&*self.files.disk, &pack.path) {
             tracing::warn!(path = ?pack.path, %error, "cannot remove a pack's journal");
+        }
+    }
+
+    /// Seals the open pack if it has damaged records, so that gc may empty it.
+    pub(crate) fn seal_if_damaged(&self) -> Result<(), WriteError> {
+        let mut writer = self.writer.lock();
+        let damaged = writer.open.as_ref().is_some_and(|open| open.pack.has_bad());
+        if damaged {
+            self.rotate(&mut writer)
+        } else {
+            Ok(())
         }
     }
 
