@@ -1,5 +1,6 @@
 //! Bytes to chunks to xorbs, and the store that keeps them.
 
+pub mod catalogue;
 pub mod chunk;
 pub mod codec;
 pub mod disk;
