@@ -10,4 +10,6 @@ pub mod index;
 pub mod merkle;
 pub mod pack;
 pub mod store;
+pub mod rechunk;
+pub mod recipe;
 pub mod xorb;

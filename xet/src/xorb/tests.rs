@@ -95,6 +95,20 @@ fn nothing_may_follow_or_be_missing() {
 }
 
 #[test]
+fn a_footer_longer_than_its_content_is_refused() {
+    let (bytes, footer) = sealed(&[(Scheme::Stored, b"one".to_vec())]);
+    let body = &bytes[footer.records_len() as usize..bytes.len() - 4];
+    let longer = [body, &[0], &133u32.to_le_bytes()].concat();
+    assert_eq!(Footer::parse(&longer), Err(FooterError::Length));
+    let shorter = [&body[..131], &131u32.to_le_bytes()].concat();
+    assert_eq!(Footer::parse(&shorter), Err(FooterError::Length));
+    assert_eq!(
+        Footer::parse(&[body, &132u32.to_le_bytes()].concat()),
+        Ok(footer)
+    );
+}
+
+#[test]
 fn more_than_8192_chunks_are_refused() {
     let record = [
         &RecordHeader {
