@@ -1,5 +1,6 @@
 //! Bytes to chunks to xorbs, and the store that keeps them.
 
+pub mod catalogue;
 pub mod chunk;
 pub mod codec;
 pub mod disk;
@@ -7,8 +8,8 @@ pub mod fetch;
 pub mod hash;
 pub mod index;
 pub mod merkle;
-pub mod rechunk;
-pub mod recipe;
 pub mod pack;
 pub mod store;
+pub mod rechunk;
+pub mod recipe;
 pub mod xorb;

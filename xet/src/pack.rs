@@ -19,7 +19,7 @@ use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -77,6 +77,7 @@ pub(crate) struct Pack {
     handle: Arc<Handle>,
     layout: RwLock<Layout>,
     states: States,
+    has_bad: AtomicBool,
 }
 
 /// Where the records of a pack are.
@@ -120,6 +121,7 @@ impl Pack {
             Layout::Listed(_) => States::new(MAX_CHUNKS),
         };
         let (handle, layout) = (Arc::new(Handle::default()), RwLock::new(layout));
+        let has_bad = AtomicBool::new(false);
         Self {
             id,
             kind,
@@ -128,6 +130,7 @@ impl Pack {
             handle,
             layout,
             states,
+            has_bad,
         }
     }
 
@@ -215,7 +218,15 @@ impl Pack {
         self.states.get(slot)
     }
 
+    /// Whether a record is known to be damaged.
+    pub(crate) fn has_bad(&self) -> bool {
+        self.has_bad.load(Ordering::Acquire)
+    }
+
     pub(crate) fn set_state(&self, slot: u16, state: State) {
+        if state == State::Bad {
+            self.has_bad.store(true, Ordering::Release);
+        }
         self.states.set(slot, state);
     }
 

@@ -2,13 +2,14 @@
 
 mod store_support;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use ccbt_xet::disk::{MemDisk, RealDisk};
 use ccbt_xet::hash::{NodeId, XorbHash};
 use ccbt_xet::store::{Put, Store, StoreOptions, WriteError};
 use ccbt_xet::xorb;
-use store_support::{files, node, noise, open, small_packs, text};
+use store_support::{DIR, node, noise, open_with, small_packs, text};
 
 #[test]
 fn what_is_put_is_found_now_and_after_reopening() {
@@ -59,12 +60,13 @@ fn what_is_put_is_found_now_and_after_reopening() {
 #[test]
 fn batches_store_everything_once() {
     let disk = MemDisk::new();
-    let store = open(
+    let store = open_with(
         &disk,
         StoreOptions {
             pack_slots: 50,
             ..small_packs()
         },
+        "opens",
     );
     let mut chunks: Vec<_> = (0..200).map(|n| noise(n, 500)).collect();
     chunks.extend((0..20).map(|n| text(n, 5000)));
@@ -92,7 +94,7 @@ fn batches_store_everything_once() {
     }
     store.sync().unwrap();
     disk.crash(1);
-    let store = open(&disk, small_packs());
+    let store = open_with(&disk, small_packs(), "opens");
     for (hash, bytes) in &chunks {
         assert_eq!(store.chunk(hash).unwrap().unwrap(), bytes);
     }
@@ -102,7 +104,7 @@ fn batches_store_everything_once() {
 #[test]
 fn a_sealed_pack_is_a_xorb() {
     let disk = MemDisk::new();
-    let store = open(&disk, small_packs());
+    let store = open_with(&disk, small_packs(), "opens");
     let mixed = |n: u64| {
         if n > 2 { noise(n, 9000) } else { text(n, 9000) }
     };
@@ -110,14 +112,8 @@ fn a_sealed_pack_is_a_xorb() {
     for (hash, bytes) in &chunks {
         store.put_chunk(hash, bytes).unwrap();
     }
-    let packs = files(&disk, "chunks");
-    let bytes = disk.contents(
-        packs
-            .iter()
-            .find(|path| path.ends_with("00000001.xorb"))
-            .unwrap(),
-    );
-    let bytes = bytes.unwrap();
+    let pack = Path::new(DIR).join("chunks/00000001.xorb");
+    let bytes = disk.contents(&pack).unwrap();
     let records = xorb::records(&bytes).map(|record| record.unwrap().decode().unwrap());
     assert!(records.eq(chunks[..5].iter().map(|(_, bytes)| bytes.clone())));
     let claimed: XorbHash = ccbt_xet::merkle::xorb_hash(
@@ -154,7 +150,7 @@ fn full_packs_stay_within_a_xorb() {
 #[test]
 fn stored_bytes_are_read_directly_once_checked() {
     let disk = MemDisk::new();
-    let store = open(&disk, small_packs());
+    let store = open_with(&disk, small_packs(), "opens");
     let ((hash, bytes), (packed, long)) = (noise(1, 50_000), text(2, 50_000));
     for (hash, bytes) in [(&packed, &long), (&hash, &bytes)] {
         store.put_chunk(hash, bytes).unwrap();
@@ -166,7 +162,7 @@ fn stored_bytes_are_read_directly_once_checked() {
     assert!(!store.read_stored(&hash, u32::MAX, &mut buf).unwrap());
     assert!(!store.read_stored(&packed, 0, &mut buf).unwrap());
     drop(store);
-    let store = open(&disk, small_packs());
+    let store = open_with(&disk, small_packs(), "opens");
     assert!(
         !store.read_stored(&hash, 0, &mut buf).unwrap(),
         "not checked in this life"
@@ -179,12 +175,13 @@ fn stored_bytes_are_read_directly_once_checked() {
 #[test]
 fn one_sync_serves_all_and_none_is_made_for_nothing() {
     let disk = MemDisk::new();
-    let store = open(
+    let store = open_with(
         &disk,
         StoreOptions {
             pack_slots: 8192,
             ..small_packs()
         },
+        "opens",
     );
     for n in 0..100 {
         let (hash, bytes) = noise(n, 3000);
@@ -199,7 +196,7 @@ fn one_sync_serves_all_and_none_is_made_for_nothing() {
 
 #[test]
 fn impossible_lengths_are_refused() {
-    let store = open(&MemDisk::new(), small_packs());
+    let store = open_with(&MemDisk::new(), small_packs(), "opens");
     for len in [0, 131_073] {
         let (hash, bytes) = noise(1, len);
         let error = store.put_chunk(&hash, &bytes).unwrap_err();

@@ -40,6 +40,7 @@ struct State {
     /// Bytes all files together may have.
     capacity_bytes: Option<u64>,
     syncs: u64,
+    bytes_read: u64,
     failing_syncs: u64,
 }
 
@@ -115,6 +116,11 @@ impl MemDisk {
     /// File and directory syncs so far.
     pub fn syncs(&self) -> u64 {
         self.state.lock().syncs
+    }
+
+    /// Bytes read from files so far.
+    pub fn bytes_read(&self) -> u64 {
+        self.state.lock().bytes_read
     }
 
     /// From the operation after the next `more` ones on, everything fails until the next crash.
@@ -383,6 +389,7 @@ impl DiskFile for MemFile {
             let range = start..start.saturating_add(buf.len());
             let bytes = state.inodes[inode].live.get(range);
             buf.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+            state.bytes_read += buf.len() as u64;
             Ok(())
         })
     }

@@ -96,7 +96,10 @@ fn recover(
     if entries.len() > slots || end < file_len {
         file.sync()?;
     }
-    if let Err(error) = journal.append(&entries[slots..]) {
+    if let Err(error) = journal
+        .append(&entries[slots..])
+        .and_then(|()| journal.sync())
+    {
         tracing::warn!(?path, %error, "cannot write a pack's journal");
     }
     let names = entries.iter().map(|entry| entry.name).collect();

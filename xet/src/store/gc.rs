@@ -16,7 +16,7 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use crate::hash::{ChunkHash, NodeId};
 use crate::index::Place;
-use crate::pack::{Name, Pack, State};
+use crate::pack::{Name, Pack};
 
 use super::shelf::{Item, Shelf};
 use super::{Store, WriteError};
@@ -99,6 +99,7 @@ impl Store {
         shelf: &Shelf,
         keep: &dyn Fn(&Name) -> bool,
     ) -> Result<Reclaimed, WriteError> {
+        shelf.seal_if_damaged()?;
         // Sealed packs are durable from here on, so their journals do not matter below.
         self.commit()?;
         let mut packs: Vec<Arc<Pack>> = shelf.packs.read().values().cloned().collect();
@@ -159,8 +160,7 @@ impl Store {
         let live = live_slots(shelf, pack, names);
         let live_bytes: u64 = live.iter().map(|slot| span_len(pack, *slot)).sum();
         let mostly_dead = live_bytes < pack.records_len() / LIVE_DIVISOR;
-        let damaged = (0..names.len()).any(|slot| pack.state(slot as u16) == State::Bad);
-        if !mostly_dead && !damaged && !pack.retired {
+        if !mostly_dead && !pack.has_bad() && !pack.retired {
             return Ok(());
         }
         for &slot in &live {
@@ -209,8 +209,12 @@ fn span_len(pack: &Pack, slot: u16) -> u64 {
     pack.span(slot).map_or(0, |span| span.end - span.start)
 }
 
-/// Copies a record as it stands, once it is known to be good. A damaged one is quarantined.
+/// Copies a record as it stands, once it is known to be good. A damaged one is quarantined, one
+/// that another pack has too (from a gc that crashed) stays there.
 fn move_record(shelf: &Shelf, pack: &Pack, slot: u16, name: &Name) -> Result<u64, WriteError> {
+    if shelf.has_elsewhere(name, pack) {
+        return Ok(0);
+    }
     let record = match shelf.checked_record(pack, slot, name) {
         Ok(Some((record, _))) => record,
         Ok(None) => return Ok(0),

@@ -237,8 +237,12 @@ impl Shelf {
         Ok(())
     }
 
-    /// How many of the items the pack still takes with one write.
+    /// How many of the items the pack still takes with one write. A damaged pack takes none: if its
+    /// journal were lost, a scan could not get past the damage to what follows.
     fn fitting(&self, pack: &Pack, items: &[Item<'_>]) -> usize {
+        if pack.has_bad() {
+            return 0;
+        }
         let (mut len, slots) = (pack.records_len(), pack.slots());
         for (count, item) in items.iter().enumerate().take(BATCH_RECORDS_MAX) {
             len += item.header.record_len() as u64;
@@ -385,6 +389,17 @@ impl Shelf {
         }
     }
 
+    /// Seals the open pack if it has damaged records, so that gc may empty it.
+    pub(crate) fn seal_if_damaged(&self) -> Result<(), WriteError> {
+        let mut writer = self.writer.lock();
+        let damaged = writer.open.as_ref().is_some_and(|open| open.pack.has_bad());
+        if damaged {
+            self.rotate(&mut writer)
+        } else {
+            Ok(())
+        }
+    }
+
     /// Gives a pack's files up. Readers that hold it open finish.
     pub(crate) fn drop_pack(&self, pack: &Pack) -> io::Result<()> {
         self.packs.write().remove(&pack.id);
@@ -404,6 +419,15 @@ impl Shelf {
     pub(crate) fn holds(&self, name: &Name) -> bool {
         self.find(name, |_, _| Ok(Some(())))
             .is_ok_and(|found| found.is_some())
+    }
+
+    /// Whether a pack besides `pack` has a good record with this name.
+    pub(crate) fn has_elsewhere(&self, name: &Name, pack: &Pack) -> bool {
+        let found = self.find(name, |other, slot| {
+            let good = other.id != pack.id && self.checked_record(other, slot, name)?.is_some();
+            Ok(good.then_some(()))
+        });
+        found.is_ok_and(|found| found.is_some())
     }
 
     /// The content under a name. Checked against the name when it is read the first time.

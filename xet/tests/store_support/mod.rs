@@ -1,9 +1,9 @@
 //! What the store's tests share: reproducible chunks, small packs.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use ccbt_xet::disk::{Disk, MemDisk};
+use ccbt_xet::disk::MemDisk;
 use ccbt_xet::hash::{ChunkHash, NodeId, chunk_hash, node_id};
 use ccbt_xet::store::{Store, StoreOptions};
 
@@ -41,11 +41,6 @@ pub(crate) fn small_packs() -> StoreOptions {
 
 pub(crate) const DIR: &str = "/state/store";
 
-pub(crate) fn open(disk: &MemDisk, options: StoreOptions) -> Store {
-    Store::open(Path::new(DIR), Arc::new(disk.clone()), options).expect("opens")
-}
-
-/// Pack files and journals.
-pub(crate) fn files(disk: &MemDisk, kind: &str) -> Vec<PathBuf> {
-    disk.list(&Path::new(DIR).join(kind)).expect("lists")
+pub(crate) fn open_with(disk: &MemDisk, options: StoreOptions, context: &str) -> Store {
+    Store::open(Path::new(DIR), Arc::new(disk.clone()), options).expect(context)
 }
