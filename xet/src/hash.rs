@@ -45,6 +45,9 @@ macro_rules! hash_type {
         pub struct $name([u8; HASH_LEN]);
 
         impl $name {
+            /// Length in bytes.
+            pub const LEN: usize = HASH_LEN;
+
             /// Wraps raw bytes, as they stand in xorbs and shards.
             pub const fn from_bytes(bytes: [u8; HASH_LEN]) -> Self {
                 Self(bytes)
