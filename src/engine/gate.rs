@@ -22,7 +22,8 @@ use super::swarm::{Dial, SwarmHandle};
 use crate::clock::{self, Elapsed};
 use crate::net;
 use crate::proto::scheduler::PeerKey;
-use crate::proto::session::{Local, Session};
+use crate::proto::noise::StaticKey;
+use crate::proto::session::{Config, Reason, Session};
 use crate::random;
 use crate::share::{FolderCredentials, SwarmId};
 
@@ -30,8 +31,6 @@ use crate::share::{FolderCredentials, SwarmId};
 const STRANGERS_MAX: usize = 256;
 /// The same from one IPv4 /24 or IPv6 /64.
 const STRANGERS_PER_NET_MAX: usize = 8;
-/// Time a connection has to prove itself.
-const PROOF_TIME: Duration = Duration::from_secs(5);
 /// Connected members in all.
 const MEMBERS_MAX: usize = 512;
 /// Time a call has to be answered.
@@ -72,6 +71,7 @@ pub struct Gate(Arc<Inner>);
 struct Inner {
     clock: Elapsed,
     nonce: [u8; 8],
+    static_key: Arc<StaticKey>,
     listen_port: AtomicU16,
     next_key: AtomicU64,
     doors: Mutex<HashMap<SwarmId, Door>>,
@@ -98,6 +98,7 @@ impl Gate {
         Self(Arc::new(Inner {
             clock: Elapsed::start(),
             nonce: random::bytes(),
+            static_key: Arc::new(StaticKey::generate(&mut random::fill)),
             listen_port: AtomicU16::new(0),
             next_key: AtomicU64::new(0),
             doors: Mutex::default(),
@@ -152,18 +153,26 @@ impl Gate {
             if let Err(error) = net::tune(&stream) {
                 tracing::debug!(%error, "cannot tune a connection");
             }
-            let doors = gate.clone();
-            let lookup = move |swarm: &SwarmId| {
-                doors.0.doors.lock().get(swarm).map(|door| Arc::clone(&door.credentials))
+            let asked = Arc::new(Mutex::new(None));
+            let lookup = {
+                let (doors, asked) = (gate.clone(), Arc::clone(&asked));
+                move |swarm: &SwarmId| {
+                    let door = doors.0.doors.lock().get(swarm).cloned()?;
+                    let credentials = Arc::clone(&door.credentials);
+                    *asked.lock() = Some(door);
+                    Some(credentials)
+                }
             };
+            let now = gate.0.clock.now();
             let session =
-                Session::accept(Box::new(lookup), gate.local(), gate.0.clock.now(), random::fill);
-            gate.meet(stream, session, addr, None, place).await;
+                Session::accept(now, Box::new(lookup), gate.config(), &mut random::fill);
+            gate.meet(stream, session, addr, Meeting::Called(asked), place).await;
         });
     }
 
-    fn local(&self) -> Local {
-        Local {
+    fn config(&self) -> Config {
+        Config {
+            static_key: Arc::clone(&self.0.static_key),
             nonce: self.0.nonce,
             listen_port: self.0.listen_port.load(Ordering::Relaxed),
             today: clock::unix_days(),
@@ -204,35 +213,26 @@ impl Gate {
         mut stream: TcpStream,
         mut session: Session,
         addr: SocketAddr,
-        called: Option<(SocketAddr, SwarmHandle)>,
+        meeting: Meeting,
         mut place: Place,
     ) {
         let mut inbuf = BytesMut::new();
         let clock = self.0.clock;
         let proof = peer::handshake(&mut stream, &mut session, &clock, &mut inbuf);
-        let proven = tokio::time::timeout(PROOF_TIME, proof).await;
-        let info = match proven {
-            Ok(Ok(info)) => info,
-            failed => {
+        let info = match proof.await {
+            Ok(info) => info,
+            Err(end) => {
                 self.0.counters.unproven.fetch_add(1, Ordering::Relaxed);
-                let why = failed.map_or_else(|_| "too slow".to_owned(), |r| r.map_or_else(|e| e.to_string(), |_| String::new()));
-                tracing::debug!(%addr, why, "no session");
-                if let Some((addr, swarm)) = called {
-                    swarm.dial_failed(addr);
-                }
+                tracing::debug!(%addr, why = %end, "no session");
+                meeting.failed(addr, &end);
                 return;
             }
         };
         place.promote();
+        let called = matches!(meeting, Meeting::Calling(_)).then_some(addr);
+        let Some(door) = meeting.door() else { return };
         let key = PeerKey(self.0.next_key.fetch_add(1, Ordering::Relaxed));
-        let door = self.0.doors.lock().get(&info.swarm).cloned();
-        let called = called.map(|(addr, _)| addr);
-        let Some(door) = door else { return };
         let events = door.swarm.peer_events();
-        if info.nonce == self.0.nonce {
-            events.send(FromPeer::Down { key, called, ourselves: true });
-            return;
-        }
         let (commands_tx, commands) = mpsc::unbounded_channel();
         let counters = Arc::new(PeerCounters::default());
         events.send(FromPeer::Up {
@@ -243,25 +243,24 @@ impl Gate {
             commands: commands_tx,
             counters: Arc::clone(&counters),
         });
-        let connection = Connection {
-            key,
-            stream,
-            session,
-            clock,
-            store: door.store,
-            events: events.clone(),
-            commands,
-            counters,
-        };
+        let store = door.store;
+        let events_of_task = events.clone();
+        let connection =
+            Connection { key, stream, session, clock, store, events: events_of_task, commands, counters };
         let span = tracing::info_span!("peer", folder = door.name, %addr);
         let end = peer::run(connection, inbuf).instrument(span.clone()).await;
         span.in_scope(|| self.ended(addr.ip(), &end));
-        events.send(FromPeer::Down { key, called, ourselves: false });
+        events.send(FromPeer::Down { key, called });
     }
 
     fn ended(&self, ip: IpAddr, end: &PeerEnd) {
         tracing::info!(why = %end, "connection ended");
-        if matches!(end, PeerEnd::Lie | PeerEnd::Protocol(_)) {
+        let broke_rules = match end {
+            PeerEnd::Lie | PeerEnd::Protocol(_) => true,
+            PeerEnd::Session(reason) => reason.is_fault(),
+            _ => false,
+        };
+        if broke_rules {
             self.0.counters.offenders.fetch_add(1, Ordering::Relaxed);
         }
         if matches!(end, PeerEnd::Lie) {
@@ -271,22 +270,57 @@ impl Gate {
 }
 
 impl Dial for Gate {
-    fn dial(&self, addr: SocketAddr, swarm: SwarmHandle, credentials: Arc<FolderCredentials>) {
+    fn dial(&self, addr: SocketAddr, door: Door) {
         let gate = self.clone();
         tokio::spawn(async move {
-            let Some(place) = gate.admit(addr.ip()) else { return swarm.dial_failed(addr) };
+            let Some(place) = gate.admit(addr.ip()) else { return door.swarm.dial_failed(addr) };
             match net::tcp_connect(addr, CONNECT_TIME).await {
                 Ok(stream) => {
                     let now = gate.0.clock.now();
-                    let session = Session::connect(credentials, gate.local(), now, random::fill);
-                    gate.meet(stream, session, addr, Some((addr, swarm)), place).await;
+                    let credentials = Arc::clone(&door.credentials);
+                    let session =
+                        Session::connect(now, credentials, gate.config(), &mut random::fill);
+                    gate.meet(stream, session, addr, Meeting::Calling(door), place).await;
                 }
                 Err(error) => {
                     tracing::debug!(%addr, %error, "cannot connect");
-                    swarm.dial_failed(addr);
+                    door.swarm.dial_failed(addr);
                 }
             }
         });
+    }
+
+    fn reopen(&self, door: Door) {
+        let mut doors = self.0.doors.lock();
+        if let Some(known) = doors.get_mut(&door.credentials.swarm()) {
+            *known = door;
+        }
+    }
+}
+
+/// Which folder a fresh connection is about.
+enum Meeting {
+    /// We called for it.
+    Calling(Door),
+    /// The caller names it during the handshake.
+    Called(Arc<Mutex<Option<Door>>>),
+}
+
+impl Meeting {
+    fn door(self) -> Option<Door> {
+        match self {
+            Self::Calling(door) => Some(door),
+            Self::Called(asked) => asked.lock().take(),
+        }
+    }
+
+    fn failed(self, addr: SocketAddr, end: &PeerEnd) {
+        let Self::Calling(door) = self else { return };
+        if matches!(end, PeerEnd::Session(Reason::Ourselves)) {
+            door.swarm.dialed_ourselves(addr);
+        } else {
+            door.swarm.dial_failed(addr);
+        }
     }
 }
 

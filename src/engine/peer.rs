@@ -25,7 +25,9 @@ use super::swarm::PeerEvents;
 use crate::clock::Elapsed;
 use crate::proto::scheduler::{Item, PeerKey, Priority};
 use crate::proto::session::{Event, Session};
-use crate::proto::ut_xet::Frame;
+use crate::proto::ut_xet::{
+    Chunk, Frame, Get, Indexes, NODE_LEN_MAX, Obj, ObjCodec, ObjectRef, Want,
+};
 
 pub use crate::proto::session::PeerInfo;
 
@@ -43,14 +45,9 @@ const STORE_JOBS_MAX: usize = 2;
 const SERVE_BATCH: usize = 8;
 /// Jobs reading for one connection at once: one reads while the other's chunks are being sent.
 const SERVE_JOBS_MAX: usize = 2;
-/// Most bytes a node may have (docs/formats/tree.md).
-const NODE_LEN_MAX: u32 = 224 * 1024;
 /// Nodes below this are sent as they are.
 const COMPRESS_LEN_MIN: usize = 512;
 const ZSTD_LEVEL: i32 = 1;
-/// `codec` of OBJ.
-const RAW: u8 = 0;
-const ZSTD: u8 = 1;
 
 /// What a connection's task tells the folder's actor.
 pub(super) enum FromPeer {
@@ -65,7 +62,7 @@ pub(super) enum FromPeer {
     Frame { key: PeerKey, frame: Frame },
     Arrived { key: PeerKey, items: Vec<Item> },
     Missed { key: PeerKey, items: Vec<Item> },
-    Down { key: PeerKey, called: Option<SocketAddr>, ourselves: bool },
+    Down { key: PeerKey, called: Option<SocketAddr> },
 }
 
 /// What the actor tells a connection's task.
@@ -122,12 +119,12 @@ pub(super) async fn handshake(
     let mut outbuf = BytesMut::new();
     loop {
         session.handle_timeout(clock.now());
-        while session.poll_transmit(&mut outbuf) {}
+        while session.poll_transmit(clock.now(), &mut outbuf) {}
         if !outbuf.is_empty() {
             stream.write_all_buf(&mut outbuf).await?;
         }
         match session.poll_event() {
-            Some(Event::Established(info)) => return Ok(info),
+            Some(Event::Established(info)) => return Ok(*info),
             Some(Event::Closed(reason)) => return Err(PeerEnd::Session(reason)),
             Some(Event::Frame(_)) => return Err(PeerEnd::Protocol("a frame before AUTH")),
             None => {}
@@ -168,9 +165,14 @@ struct Stored {
 /// A chunk or node as it arrived, not looked at yet.
 struct Received {
     item: Item,
-    codec: u8,
+    packing: Packing,
     raw_len: u32,
     bytes: Bytes,
+}
+
+enum Packing {
+    Chunk(u8),
+    Node(ObjCodec),
 }
 
 /// The running state of a connection's task.
@@ -218,7 +220,7 @@ pub(super) async fn run(connection: Connection, mut inbuf: BytesMut) -> PeerEnd 
             return end;
         }
         task.start_jobs();
-        while outbuf.len() < WRITE_BYTES && task.session.poll_transmit(&mut outbuf) {}
+        while outbuf.len() < WRITE_BYTES && task.session.poll_transmit(clock.now(), &mut outbuf) {}
         let may_read = task.storing < STORE_JOBS_MAX;
         let until = task.session.poll_timeout().map(|at| clock.instant(at).into());
         inbuf.reserve(READ_BYTES);
@@ -227,7 +229,7 @@ pub(super) async fn run(connection: Connection, mut inbuf: BytesMut) -> PeerEnd 
             command = commands.recv() => match command {
                 Some(command) => {
                     if let Err(end) = task.command(command) {
-                        flush(&mut task.session, &mut outbuf, &mut writer).await;
+                        flush(&mut task.session, clock, &mut outbuf, &mut writer).await;
                         return end;
                     }
                 }
@@ -257,10 +259,11 @@ pub(super) async fn run(connection: Connection, mut inbuf: BytesMut) -> PeerEnd 
 /// Sends what is left, such as BYE, if the socket takes it at once.
 async fn flush(
     session: &mut Session,
+    clock: Elapsed,
     outbuf: &mut BytesMut,
     writer: &mut tokio::net::tcp::WriteHalf<'_>,
 ) {
-    while session.poll_transmit(outbuf) {}
+    while session.poll_transmit(clock.now(), outbuf) {}
     let patience = std::time::Duration::from_millis(200);
     let _late = tokio::time::timeout(patience, writer.write_all_buf(outbuf)).await;
 }
@@ -268,32 +271,38 @@ async fn flush(
 impl Task {
     fn command(&mut self, command: ToPeer) -> Result<(), PeerEnd> {
         match command {
-            ToPeer::Send(frame) => self.session.send(&frame),
+            ToPeer::Send(frame) => self.send(&frame),
             ToPeer::Ask { priority, items } => self.ask(priority, items),
             ToPeer::Close => return Err(PeerEnd::Closed),
         }
         Ok(())
     }
 
+    /// A frame that cannot be sent is our own mistake, or the session is over and says so by its event.
+    fn send(&mut self, frame: &Frame) {
+        if let Err(error) = self.session.send(frame) {
+            tracing::debug!(%error, "frame not sent");
+        }
+    }
+
     /// One request; the scheduler never mixes chunks and nodes in one.
     fn ask(&mut self, priority: Priority, items: Vec<Item>) {
         let req = self.next_req;
         self.next_req = self.next_req.wrapping_add(1);
-        let prio = priority as u8;
-        let mut hashes = Vec::new();
-        let mut nodes = Vec::new();
+        let mut chunks = Vec::new();
+        let mut objects = Vec::new();
         for item in &items {
-            match item {
-                Item::Chunk(hash) => hashes.push(*hash),
-                Item::Node { kind, id } => nodes.push((*kind, *id)),
+            match *item {
+                Item::Chunk(hash) => chunks.push(hash),
+                Item::Node { kind, id } => objects.push(ObjectRef { kind, id }),
             }
         }
-        let frame = if nodes.is_empty() {
-            Frame::Want { req, prio, hashes }
+        let frame = if objects.is_empty() {
+            Frame::Want(Want { req, priority, chunks })
         } else {
-            Frame::Get { req, prio, nodes }
+            Frame::Get(Get { req, priority, objects })
         };
-        self.session.send(&frame);
+        self.send(&frame);
         self.asked.insert(req, items.into_iter().map(Some).collect());
     }
 
@@ -311,25 +320,26 @@ impl Task {
     fn frame(&mut self, frame: Frame) -> Result<(), PeerEnd> {
         let too_much = |_| PeerEnd::Protocol("too many items asked for at once");
         match frame {
-            Frame::Want { req, prio, hashes } => {
-                let items = hashes.into_iter().map(Item::Chunk);
-                self.wanted.push(req, prio, items).map_err(too_much)
+            Frame::Want(want) => {
+                let items = want.chunks.into_iter().map(Item::Chunk);
+                self.wanted.push(want.req, want.priority, items).map_err(too_much)
             }
-            Frame::Get { req, prio, nodes } => {
-                let items = nodes.into_iter().map(|(kind, id)| Item::Node { kind, id });
-                self.wanted.push(req, prio, items).map_err(too_much)
+            Frame::Get(get) => {
+                let node = |o: ObjectRef| Item::Node { kind: o.kind, id: o.id };
+                let items = get.objects.into_iter().map(node);
+                self.wanted.push(get.req, get.priority, items).map_err(too_much)
             }
             Frame::Cancel { req } => {
                 self.wanted.cancel(req);
                 Ok(())
             }
-            Frame::Chunk { req, idx, codec, raw_len, bytes } => {
-                self.receive(req, idx, codec, raw_len, bytes)
+            Frame::Chunk(c) => {
+                self.receive(c.req, c.idx, Packing::Chunk(c.scheme), c.raw_len, c.bytes)
             }
-            Frame::Obj { req, idx, codec, raw_len, bytes } => {
-                self.receive(req, idx, codec, raw_len, bytes)
+            Frame::Obj(o) => self.receive(o.req, o.idx, Packing::Node(o.codec), o.raw_len, o.bytes),
+            Frame::Miss(indexes) | Frame::Absent(indexes) => {
+                self.missed(indexes.req, &indexes.idx)
             }
-            Frame::Miss { req, idx } | Frame::None { req, idx } => self.missed(req, &idx),
             frame => {
                 self.events.send(FromPeer::Frame { key: self.key, frame });
                 Ok(())
@@ -341,13 +351,13 @@ impl Task {
         &mut self,
         req: u32,
         idx: u16,
-        codec: u8,
+        packing: Packing,
         raw_len: u32,
         bytes: Bytes,
     ) -> Result<(), PeerEnd> {
         let item = self.take_asked(req, idx)?;
         self.received_bytes += bytes.len();
-        self.received.push(Received { item, codec, raw_len, bytes });
+        self.received.push(Received { item, packing, raw_len, bytes });
         Ok(())
     }
 
@@ -379,7 +389,7 @@ impl Task {
         }
         while !self.wanted.is_empty()
             && self.reading < SERVE_JOBS_MAX
-            && self.session.queued_bytes() < QUEUED_BYTES_MAX
+            && self.session.queued_len() < QUEUED_BYTES_MAX
         {
             let batch = self.wanted.take(SERVE_BATCH);
             self.reading += 1;
@@ -404,8 +414,7 @@ impl Task {
             JobDone::Read(batch) => {
                 self.reading -= 1;
                 for (wanted, bytes) in batch {
-                    let frame = answer(wanted, bytes);
-                    self.session.send(&frame);
+                    self.send(&answer(wanted, bytes));
                 }
                 Ok(())
             }
@@ -415,26 +424,25 @@ impl Task {
 
 fn answer(wanted: Wanted, bytes: Option<Bytes>) -> Frame {
     let Wanted { req, idx, item } = wanted;
+    let raw_len = bytes.as_ref().map_or(0, |bytes| bytes.len() as u32);
     match (item, bytes) {
         (Item::Chunk(_), Some(bytes)) => {
-            let raw_len = bytes.len() as u32;
-            Frame::Chunk { req, idx, codec: Scheme::Stored.as_byte(), raw_len, bytes }
+            let scheme = Scheme::Stored.as_byte();
+            Frame::Chunk(Chunk { req, idx, scheme, raw_len, bytes })
         }
-        (Item::Chunk(_), None) => Frame::Miss { req, idx: vec![idx] },
+        (Item::Chunk(_), None) => Frame::Miss(Indexes { req, idx: vec![idx] }),
         (Item::Node { .. }, Some(bytes)) => {
-            let raw_len = bytes.len() as u32;
             let packed = (bytes.len() >= COMPRESS_LEN_MIN)
                 .then(|| zstd::bulk::compress(&bytes, ZSTD_LEVEL).ok())
                 .flatten()
                 .filter(|packed| packed.len() < bytes.len());
-            match packed {
-                Some(packed) => {
-                    Frame::Obj { req, idx, codec: ZSTD, raw_len, bytes: packed.into() }
-                }
-                None => Frame::Obj { req, idx, codec: RAW, raw_len, bytes },
-            }
+            let (codec, bytes) = match packed {
+                Some(packed) => (ObjCodec::Zstd, packed.into()),
+                None => (ObjCodec::Raw, bytes),
+            };
+            Frame::Obj(Obj { req, idx, codec, raw_len, bytes })
         }
-        (Item::Node { .. }, None) => Frame::None { req, idx: vec![idx] },
+        (Item::Node { .. }, None) => Frame::Absent(Indexes { req, idx: vec![idx] }),
     }
 }
 
@@ -489,9 +497,9 @@ fn store_batch(store: &Store, batch: Vec<Received>) -> Stored {
 /// The raw bytes of what arrived, within the limits of its kind.
 fn unpack(received: &Received) -> Option<Bytes> {
     let raw_len = received.raw_len as usize;
-    match received.item {
-        Item::Chunk(_) => {
-            let scheme = Scheme::from_byte(received.codec)?;
+    match (received.item, &received.packing) {
+        (Item::Chunk(_), Packing::Chunk(scheme)) => {
+            let scheme = Scheme::from_byte(*scheme)?;
             if raw_len == 0 || raw_len > MAX_CHUNK {
                 return None;
             }
@@ -502,18 +510,14 @@ fn unpack(received: &Received) -> Option<Bytes> {
             codec::decode_into(scheme, &received.bytes, &mut chunk).ok()?;
             Some(chunk.into())
         }
-        Item::Node { .. } => {
-            if received.raw_len > NODE_LEN_MAX {
-                return None;
-            }
-            match received.codec {
-                RAW => (received.bytes.len() == raw_len).then(|| received.bytes.clone()),
-                ZSTD => {
-                    let node = zstd::bulk::decompress(&received.bytes, raw_len).ok()?;
-                    (node.len() == raw_len).then(|| node.into())
-                }
-                _ => None,
-            }
+        (Item::Node { .. }, Packing::Node(_)) if received.raw_len > NODE_LEN_MAX => None,
+        (Item::Node { .. }, Packing::Node(ObjCodec::Raw)) => {
+            (received.bytes.len() == raw_len).then(|| received.bytes.clone())
         }
+        (Item::Node { .. }, Packing::Node(ObjCodec::Zstd)) => {
+            let node = zstd::bulk::decompress(&received.bytes, raw_len).ok()?;
+            (node.len() == raw_len).then(|| node.into())
+        }
+        _ => None,
     }
 }

@@ -6,10 +6,11 @@
 use std::collections::VecDeque;
 
 use crate::proto::scheduler::Item;
+use crate::proto::ut_xet::Priority;
 
 /// Most chunks and nodes a peer may have asked for at once.
 const ITEMS_MAX: usize = 4096;
-/// Priorities on the wire: 0 blocking read, 1 read-ahead, 2 replica, 3 probe.
+/// As many as [`Priority`] has.
 const PRIORITIES: usize = 4;
 
 /// One chunk or node to be sent: the answer carries `req` and `idx`.
@@ -32,14 +33,14 @@ pub(super) struct ServeQueue {
 }
 
 impl ServeQueue {
-    /// Queues one request. An unknown priority counts as the least urgent.
+    /// Queues one request.
     pub(super) fn push(
         &mut self,
         req: u32,
-        priority: u8,
+        priority: Priority,
         items: impl Iterator<Item = Item>,
     ) -> Result<(), TooMuch> {
-        let queue = &mut self.queues[usize::from(priority).min(PRIORITIES - 1)];
+        let queue = &mut self.queues[priority as usize];
         for (idx, item) in (0_u16..).zip(items) {
             if self.len >= ITEMS_MAX {
                 return Err(TooMuch);
@@ -91,9 +92,9 @@ mod tests {
     #[test]
     fn the_urgent_goes_first_and_order_is_kept_within() {
         let mut queue = ServeQueue::default();
-        queue.push(1, 2, [chunk(1), chunk(2)].into_iter()).unwrap();
-        queue.push(2, 0, [chunk(3)].into_iter()).unwrap();
-        queue.push(3, 200, [chunk(4)].into_iter()).unwrap();
+        queue.push(1, Priority::Replica, [chunk(1), chunk(2)].into_iter()).unwrap();
+        queue.push(2, Priority::Blocked, [chunk(3)].into_iter()).unwrap();
+        queue.push(3, Priority::Prefetch, [chunk(4)].into_iter()).unwrap();
         assert_eq!(reqs(&queue.take(2)), [(2, 0), (1, 0)]);
         assert_eq!(reqs(&queue.take(9)), [(1, 1), (3, 0)]);
         assert!(queue.is_empty());
@@ -102,8 +103,8 @@ mod tests {
     #[test]
     fn a_cancelled_request_is_forgotten() {
         let mut queue = ServeQueue::default();
-        queue.push(1, 0, (0..9).map(chunk)).unwrap();
-        queue.push(2, 0, [chunk(9)].into_iter()).unwrap();
+        queue.push(1, Priority::Blocked, (0..9).map(chunk)).unwrap();
+        queue.push(2, Priority::Blocked, [chunk(9)].into_iter()).unwrap();
         queue.cancel(1);
         assert_eq!(reqs(&queue.take(9)), [(2, 0)]);
     }
@@ -112,9 +113,9 @@ mod tests {
     fn asking_for_too_much_is_an_error() {
         let mut queue = ServeQueue::default();
         let many = |n| std::iter::repeat_n(chunk(0), n);
-        queue.push(1, 0, many(ITEMS_MAX)).unwrap();
-        assert!(queue.push(2, 0, many(1)).is_err());
+        queue.push(1, Priority::Blocked, many(ITEMS_MAX)).unwrap();
+        assert!(queue.push(2, Priority::Blocked, many(1)).is_err());
         queue.take(1);
-        queue.push(3, 0, many(1)).unwrap();
+        queue.push(3, Priority::Blocked, many(1)).unwrap();
     }
 }

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use ccbt_xet::hash::NodeId;
 use ccbt_xet::store::Store;
+use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -24,14 +25,17 @@ use self::adopt::Adoption;
 use self::replica::Replica;
 pub use self::status::{HeadView, PeerView, SwarmStatus};
 use super::dial::Dialer;
+use super::gate::Door;
 use super::peer::{FromPeer, PeerCounters, PeerInfo, ToPeer};
 use crate::clock::{self, Elapsed};
 use crate::folder::work::{Dirty, Fetch, FetchError, Folder, Observer, WantedChunk};
 use crate::proto::scheduler::{Failure, Item, JobId, Output, PeerKey, Priority, Scheduler};
-use crate::proto::ut_xet::Frame;
+use crate::proto::ut_xet::{Frame, Holding};
 use crate::share::heads::{HeadError, Heads};
 use crate::share::pace::Pace;
-use crate::share::{Certificate, DeviceKey, FolderCredentials, Head, Incarnation, Manifest};
+use crate::share::{
+    BadSignature, Certificate, DeviceKey, FolderCredentials, Head, Incarnation, Manifest, Unverified,
+};
 
 /// Messages taken from the channel before the state is acted on again.
 const BATCH_MAX: usize = 256;
@@ -45,11 +49,8 @@ const TICK: Duration = Duration::from_secs(1);
 /// Everything a swarm is started with.
 pub struct SwarmConfig {
     pub name: String,
-    pub credentials: FolderCredentials,
-    pub manifest: Option<Manifest>,
+    pub credentials: Arc<FolderCredentials>,
     pub device: Arc<DeviceKey>,
-    /// Ours, if we may write.
-    pub certificate: Option<Certificate>,
     pub incarnation: Incarnation,
     pub epoch: u32,
     pub folder: Arc<Folder>,
@@ -66,7 +67,12 @@ pub struct SwarmConfig {
     pub keeper: bool,
     /// Talk to peers at all. A folder that is only mounted here does not.
     pub online: bool,
+    /// Device names by incarnation, kept current for the names of conflict files.
+    pub names: Names,
 }
+
+/// See [`SwarmConfig::names`].
+pub type Names = Arc<RwLock<BTreeMap<[u8; 8], String>>>;
 
 /// What reaches the actor.
 pub(super) enum Message {
@@ -74,6 +80,7 @@ pub(super) enum Message {
     Dirty(Dirty),
     Fetch { items: Vec<(Item, u32)>, priority: Priority, done: FetchDone },
     DialFailed(SocketAddr),
+    DialedOurselves(SocketAddr),
     Found(SocketAddr),
     Give(SocketAddr),
     SetReplica(bool),
@@ -152,6 +159,10 @@ impl SwarmHandle {
 
     pub(super) fn dial_failed(&self, addr: SocketAddr) {
         self.tell(Message::DialFailed(addr));
+    }
+
+    pub(super) fn dialed_ourselves(&self, addr: SocketAddr) {
+        self.tell(Message::DialedOurselves(addr));
     }
 
     pub(super) fn peer_events(&self) -> PeerEvents {
@@ -256,7 +267,10 @@ pub(super) struct Swarm {
 
 /// Opens a connection and runs its task; the outcome comes back as messages.
 pub trait Dial: Send + Sync {
-    fn dial(&self, addr: SocketAddr, swarm: SwarmHandle, credentials: Arc<FolderCredentials>);
+    fn dial(&self, addr: SocketAddr, door: Door);
+
+    /// The folder's credentials changed (a manifest came): who calls next is met with these.
+    fn reopen(&self, door: Door);
 }
 
 /// Starts the actor of a folder.
@@ -266,11 +280,11 @@ pub fn spawn(inbox: SwarmInbox, config: SwarmConfig, dial: Arc<dyn Dial>) {
     for addr in &config.given {
         dialer.give(*addr);
     }
-    let write = config.credentials.write_public();
-    let mut heads = Heads::new(config.credentials.folder(), write);
+    let mut heads = Heads::new(config.credentials.folder, config.credentials.write);
     restore_heads(&mut heads, &config);
     let replica = Replica::new(config.replica);
     let mut swarm = Swarm {
+        credentials: Arc::clone(&config.credentials),
         config,
         clock,
         tx: inbox.tx,
@@ -305,11 +319,11 @@ fn restore_heads(heads: &mut Heads, config: &SwarmConfig) {
     {
         tracing::warn!(%error, "the table of heads is damaged; peers will send it again");
     }
-    if let Some(manifest) = &config.manifest {
+    if let Some(manifest) = &config.credentials.manifest {
         let _known = heads.offer_manifest(manifest.clone().into());
     }
-    if let Some(certificate) = &config.certificate {
-        let _known = heads.offer_certificate(certificate.clone().into(), today);
+    if let Some(writer) = &config.credentials.writer {
+        let _known = heads.offer_certificate(writer.certificate.clone().into(), today);
     }
 }
 
@@ -399,6 +413,7 @@ impl Swarm {
                 self.waiters.insert(job, Waiter::Caller(done));
             }
             Message::DialFailed(addr) => self.dialer.failed(now, addr),
+            Message::DialedOurselves(addr) => self.dialer.ourselves(addr),
             Message::Found(addr) => self.dialer.found(addr),
             Message::Give(addr) => self.dialer.give(addr),
             Message::SetReplica(on) => self.replica.set(on),
@@ -437,8 +452,7 @@ impl Swarm {
         }
         if self.config.online && self.ending.is_none() {
             for addr in self.dialer.due(now) {
-                let handle = SwarmHandle { tx: self.tx.clone() };
-                self.dial.dial(addr, handle, Arc::clone(&self.credentials));
+                self.dial.dial(addr, self.door());
             }
         }
         if self.pace.due().is_some_and(|at| at <= now) {
@@ -499,13 +513,9 @@ impl Swarm {
                     self.scheduler.missed(now, item, key);
                 }
             }
-            FromPeer::Down { key, called, ourselves } => {
+            FromPeer::Down { key, called } => {
                 if let Some(addr) = called {
-                    if ourselves {
-                        self.dialer.ourselves(addr);
-                    } else {
-                        self.dialer.failed(now, addr);
-                    }
+                    self.dialer.failed(now, addr);
                 }
                 if self.peers.remove(&key).is_some() {
                     self.scheduler.peer_down(key);
@@ -532,7 +542,7 @@ impl Swarm {
             self.dialer.connected(addr);
         }
         if let Some(manifest) = info.manifest.clone() {
-            let _known = self.heads.offer_manifest(manifest.into());
+            let _verified_in_auth = self.manifest_offered(manifest.into());
         }
         if let Some(certificate) = info.certificate.clone() {
             let _known = self.heads.offer_certificate(certificate.into(), clock::unix_days());
@@ -552,7 +562,7 @@ impl Swarm {
         };
         let certificates: Vec<Certificate> = self.heads.certificates().cloned().collect();
         if let Some(manifest) = self.heads.manifest() {
-            send(Frame::Manifest(manifest.clone().into()));
+            send(Frame::Manifest(Box::new(manifest.clone().into())));
         }
         if !certificates.is_empty() {
             send(Frame::Certs(certificates.into_iter().map(Into::into).collect()));
@@ -586,7 +596,7 @@ impl Swarm {
     fn frame(&mut self, key: PeerKey, frame: Frame) {
         match frame {
             Frame::Manifest(manifest) => {
-                if self.heads.offer_manifest(manifest).is_err() {
+                if self.manifest_offered(*manifest).is_err() {
                     self.drop_peer(key, "a manifest the owner did not sign");
                 }
             }
@@ -598,21 +608,42 @@ impl Swarm {
             }
             Frame::Delta(delta) => {
                 let head = delta.head.clone();
-                self.head_offered(key, head, Some(Arc::new(delta)));
+                self.head_offered(key, head, Some(Arc::from(delta)));
             }
             Frame::Peers(addrs) => {
                 for addr in addrs {
                     self.dialer.found(addr);
                 }
             }
-            Frame::Have { root, what } => {
+            Frame::Have { snapshot: root, what } => {
                 if let Some(peer) = self.peers.get_mut(&key) {
-                    peer.shows = Some((root, what == crate::proto::ut_xet::Have::Everything));
+                    peer.shows = Some((root, what == Holding::All));
                 }
             }
             Frame::Stored(root) => self.set_stored(key, Some(root)),
             Frame::Unstored(_) => self.set_stored(key, None),
             _ => {}
+        }
+    }
+
+    /// Takes a manifest; new connections are then met with it, and a reader can check certificates.
+    fn manifest_offered(&mut self, manifest: Unverified<Manifest>) -> Result<(), BadSignature> {
+        if self.heads.offer_manifest(manifest)? {
+            self.heads_saved = false;
+            let mut credentials = (*self.credentials).clone();
+            credentials.manifest = self.heads.manifest().cloned();
+            self.credentials = Arc::new(credentials);
+            self.dial.reopen(self.door());
+        }
+        Ok(())
+    }
+
+    fn door(&self) -> Door {
+        Door {
+            swarm: SwarmHandle { tx: self.tx.clone() },
+            credentials: Arc::clone(&self.credentials),
+            store: Arc::clone(&self.config.store),
+            name: self.config.name.clone(),
         }
     }
 
@@ -625,7 +656,7 @@ impl Swarm {
     fn certificates(
         &mut self,
         key: PeerKey,
-        certificates: Vec<crate::share::Unverified<Certificate>>,
+        certificates: Vec<Unverified<Certificate>>,
     ) {
         let today = clock::unix_days();
         for certificate in certificates {
@@ -682,6 +713,5 @@ impl Swarm {
 }
 
 fn have(root: NodeId, whole: bool) -> Frame {
-    use crate::proto::ut_xet::Have;
-    Frame::Have { root, what: if whole { Have::Everything } else { Have::Some } }
+    Frame::Have { snapshot: root, what: if whole { Holding::All } else { Holding::Some } }
 }

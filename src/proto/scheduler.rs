@@ -16,6 +16,8 @@ use std::{
 
 use ccbt_xet::hash::{ChunkHash, NodeId};
 
+pub use super::ut_xet::Priority;
+
 /// Bytes asked of a fresh peer at once: some 16 chunks, enough to fill a LAN round trip.
 const WINDOW_BYTES_MIN: u64 = 1 << 20;
 /// Most bytes open at one peer; the other side drops who asks for more (docs/bep_xet.md, "Asking").
@@ -57,17 +59,8 @@ pub enum Item {
     Node { kind: u8, id: NodeId },
 }
 
-/// How urgent; the discriminant is the `prio` on the wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Priority {
-    Blocking = 0,
-    ReadAhead = 1,
-    Replica = 2,
-    Probe = 3,
-}
-
 const PRIORITIES: [Priority; 4] =
-    [Priority::Blocking, Priority::ReadAhead, Priority::Replica, Priority::Probe];
+    [Priority::Blocked, Priority::ReadAhead, Priority::Replica, Priority::Prefetch];
 
 /// What the owner must do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -341,7 +334,7 @@ impl Scheduler {
 
     /// How long to wait for `peer` before the item is asked elsewhere as well.
     fn patience(&self, want: &Want, peer: PeerKey) -> Duration {
-        if want.priority != Priority::Blocking || want.asked.len() > 1 {
+        if want.priority != Priority::Blocked || want.asked.len() > 1 {
             return STALL_TIME;
         }
         let usual = self.peers.get(&peer).map_or(STALL_TIME, |p| p.answer_time * 2);
@@ -409,7 +402,7 @@ impl Scheduler {
     fn note_nobody(&mut self, now: Now) {
         let peers = self.peers.len();
         for job in self.jobs.values_mut() {
-            if job.priority != Priority::Blocking {
+            if job.priority != Priority::Blocked {
                 continue;
             }
             let stuck = job.items.iter().any(|item| {

@@ -31,7 +31,7 @@ fn requests(outputs: &[Output]) -> Vec<(PeerKey, Item)> {
 #[test]
 fn a_job_without_items_is_done_at_once() {
     let mut s = Scheduler::new();
-    let job = s.add_job([], Priority::Blocking, ms(1000));
+    let job = s.add_job([], Priority::Blocked, ms(1000));
     assert_eq!(drain(&mut s, ms(0)), [Output::Done(job)]);
     assert_eq!(s.poll_timeout(), None);
 }
@@ -55,7 +55,7 @@ fn an_item_wanted_twice_is_asked_once_and_ends_both_jobs() {
 fn a_blocking_item_overtakes_read_ahead() {
     let mut s = Scheduler::new();
     let _far = s.add_job((0..100).map(|n| (item(n), 65_536)), Priority::ReadAhead, ms(30_000));
-    let _near = s.add_job([(item(99), 65_536)], Priority::Blocking, ms(30_000));
+    let _near = s.add_job([(item(99), 65_536)], Priority::Blocked, ms(30_000));
     s.peer_up(PeerKey(1));
     let asked = requests(&drain(&mut s, ms(0)));
     assert_eq!(asked[0].1, item(99));
@@ -81,7 +81,7 @@ fn a_miss_goes_to_another_peer_and_then_to_the_first_again() {
     let mut s = Scheduler::new();
     s.peer_up(PeerKey(1));
     s.peer_up(PeerKey(2));
-    let job = s.add_job([(item(1), 1000)], Priority::Blocking, ms(30_000));
+    let job = s.add_job([(item(1), 1000)], Priority::Blocked, ms(30_000));
     let first = requests(&drain(&mut s, ms(0)))[0].0;
     s.missed(ms(1), item(1), first);
     let second = requests(&drain(&mut s, ms(1)))[0].0;
@@ -97,7 +97,7 @@ fn a_miss_goes_to_another_peer_and_then_to_the_first_again() {
 #[test]
 fn a_blocking_job_fails_early_when_nobody_is_there_and_late_when_somebody_is_silent() {
     let mut s = Scheduler::new();
-    let alone = s.add_job([(item(1), 1000)], Priority::Blocking, ms(30_000));
+    let alone = s.add_job([(item(1), 1000)], Priority::Blocked, ms(30_000));
     s.handle_timeout(ms(0));
     s.handle_timeout(ms(4_900));
     assert_eq!(drain(&mut s, ms(4_900)), []);
@@ -105,7 +105,7 @@ fn a_blocking_job_fails_early_when_nobody_is_there_and_late_when_somebody_is_sil
     assert_eq!(drain(&mut s, ms(5_000)), [Output::Failed(alone, Failure::NobodyHasIt)]);
 
     s.peer_up(PeerKey(1));
-    let silent = s.add_job([(item(2), 1000)], Priority::Blocking, ms(40_000));
+    let silent = s.add_job([(item(2), 1000)], Priority::Blocked, ms(40_000));
     assert_eq!(requests(&drain(&mut s, ms(10_000))).len(), 1);
     s.handle_timeout(ms(39_999));
     assert!(!drain(&mut s, ms(39_999)).contains(&Output::Failed(silent, Failure::TimedOut)));
@@ -119,7 +119,7 @@ fn a_late_blocking_item_is_asked_of_a_second_peer() {
     let mut s = Scheduler::new();
     s.peer_up(PeerKey(1));
     s.peer_up(PeerKey(2));
-    let _ = s.add_job([(item(1), 1000)], Priority::Blocking, ms(30_000));
+    let _ = s.add_job([(item(1), 1000)], Priority::Blocked, ms(30_000));
     assert_eq!(requests(&drain(&mut s, ms(0))).len(), 1);
     s.handle_timeout(ms(199));
     assert_eq!(requests(&drain(&mut s, ms(199))).len(), 0);
