@@ -7,6 +7,8 @@ pub mod proto;
 pub mod random;
 pub mod share;
 pub mod state_file;
+pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod telemetry;
 pub mod folder;

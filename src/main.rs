@@ -1,3 +1,7 @@
 //! The `ccbt` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ccbt::cli::main()
+}

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-pub use state::{LOCK_FILE, STATE_VERSION, StateDir, StateError};
+pub use state::{LOCK_FILE, LOG_FILE, STATE_VERSION, StateDir, StateError};
 pub use value::{Kind, Value};
 
 use crate::api::{ApiError, ErrorKind};

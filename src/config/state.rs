@@ -19,7 +19,8 @@ pub const LOCK_FILE: &str = "lock";
 const VERSION_FILE: &str = "version";
 const SOCKET_FILE: &str = "api.sock";
 const TOKEN_FILE: &str = "api.token";
-const LOG_FILE: &str = "ccbt.log";
+/// Where a daemon in the background logs.
+pub const LOG_FILE: &str = "ccbt.log";
 
 /// A state directory that exists and that this version understands.
 #[derive(Debug)]

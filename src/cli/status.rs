@@ -1,0 +1,118 @@
+//! `ccbt status`
+
+use clap::Args;
+
+use super::options::Context;
+use super::output::{age, amount, count};
+use super::peers::right;
+use super::{CommandResult, connect};
+use crate::api::escape;
+use crate::api::types::{
+    Amount, DaemonStatus, FolderStatus, JobStatus, StatusRequest, StatusResponse,
+};
+
+/// Show folders, mounts, what is only here and what is missing
+#[derive(Debug, Args)]
+pub(super) struct StatusCommand {}
+
+impl StatusCommand {
+    pub(super) async fn run(self, context: &Context) -> CommandResult {
+        let response = connect::ask(context, &StatusRequest {}).await?;
+        context.output.result(&response, text)?;
+        Ok(0)
+    }
+}
+
+fn text(response: &StatusResponse) -> String {
+    let mut text = daemon(&response.daemon);
+    for folder in &response.folders {
+        text.push('\n');
+        text.push_str(&folder_text(folder));
+    }
+    for JobStatus { what, progress } in &response.jobs {
+        let note = escape(progress.note.as_bytes());
+        let done = amount(Amount {
+            files: progress.files_done,
+            bytes: progress.bytes_done,
+        });
+        text.push_str(&format!(
+            "\nworking on {}: {note} {done}\n",
+            escape(what.as_bytes())
+        ));
+    }
+    text
+}
+
+fn daemon(daemon: &DaemonStatus) -> String {
+    let mut text = format!(
+        "ccbt {}, process {}, up {}, state {}\n",
+        escape(daemon.version.as_bytes()),
+        daemon.pid,
+        age(daemon.uptime_s),
+        daemon.state
+    );
+    if let Some(addr) = daemon.listen {
+        text.push_str(&format!("listening on {addr}"));
+        if let Some(nodes) = daemon.dht_nodes {
+            text.push_str(&format!(", {} DHT nodes", count(nodes.into())));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn folder_text(folder: &FolderStatus) -> String {
+    let mut lines = vec![format!(
+        "{}  {}  {}",
+        escape(folder.name.as_bytes()),
+        right(folder.right),
+        if folder.shared { "shared" } else { "private" }
+    )];
+    lines.extend(folder.home.iter().map(|home| format!("directory  {home}")));
+    for mount in &folder.mounts {
+        let how = if mount.read_only { " (read-only)" } else { "" };
+        lines.push(format!("mounted    {}{how}", mount.dir));
+    }
+    let pinned = if folder.pinned { ", kept whole" } else { "" };
+    lines.push(format!("content    {}{pinned}", amount(folder.content)));
+    lines.push(format!(
+        "peers      {}, {} with the same content",
+        folder.peers, folder.converged_with
+    ));
+    for head in &folder.heads {
+        let newest = if head.newest { ", newest" } else { "" };
+        let device = escape(head.device.as_bytes());
+        lines.push(format!(
+            "head       {device}: {}, {} ago{newest}",
+            head.snapshot,
+            age(head.age_s)
+        ));
+    }
+    if let Some(published) = &folder.published {
+        lines.push(format!(
+            "published  {}, {} ago",
+            published.snapshot,
+            age(published.age_s)
+        ));
+    }
+    let some = |amount: &Amount| amount.files > 0 || amount.bytes > 0;
+    if some(&folder.only_here) {
+        lines.push(format!("only here  {}", amount(folder.only_here)));
+    }
+    if some(&folder.missing) {
+        lines.push(format!("missing    {}", amount(folder.missing)));
+    }
+    if folder.dirty_files > 0 {
+        lines.push(format!(
+            "unsaved    {} files not yet published",
+            count(folder.dirty_files)
+        ));
+    }
+    lines.extend(
+        folder
+            .waiting
+            .iter()
+            .map(|why| format!("waiting    {}", escape(why.as_bytes()))),
+    );
+    lines.join("\n  ") + "\n"
+}
