@@ -173,7 +173,7 @@ impl Daemon {
             return Err(ApiError::new(ErrorKind::Busy, what)
                 .hint("unmount it, then mount it with the new link"));
         }
-        let hints = link.hints().clone();
+        let hints = link.hints.clone();
         let (mut record, link) = match self.known(&link.folder())? {
             Some(mut record) => {
                 let dir = super::record::folder_dir(self.0.state.path(), &link.folder());

@@ -28,7 +28,9 @@ use super::dial::Dialer;
 use super::gate::Door;
 use super::peer::{FromPeer, PeerCounters, PeerInfo, ToPeer};
 use crate::clock::{self, Elapsed};
-use crate::folder::work::{Dirty, Fetch, FetchError, Folder, Observer, WantedChunk};
+use crate::folder::work::{
+    self, Dirty, Fetch, FetchError, Fetched, Folder, Observer, WantedChunk,
+};
 use crate::proto::scheduler::{Failure, Item, JobId, Output, PeerKey, Priority, Scheduler};
 use crate::proto::ut_xet::{Frame, Holding};
 use crate::share::heads::{HeadError, Heads};
@@ -78,7 +80,7 @@ pub type Names = Arc<RwLock<BTreeMap<[u8; 8], String>>>;
 pub(super) enum Message {
     Peer(FromPeer),
     Dirty(Dirty),
-    Fetch { items: Vec<(Item, u32)>, priority: Priority, done: FetchDone },
+    Fetch { items: Vec<(Item, u32)>, priority: Priority, done: Fetched },
     DialFailed(SocketAddr),
     DialedOurselves(SocketAddr),
     Found(SocketAddr),
@@ -89,8 +91,6 @@ pub(super) enum Message {
     PublishNow(oneshot::Sender<Result<(), String>>),
     Shutdown(oneshot::Sender<()>),
 }
-
-pub(super) type FetchDone = Box<dyn FnOnce(Result<(), FetchError>) + Send>;
 
 /// The way to a folder's actor. Cheap to clone; the actor ends when it is told to.
 #[derive(Clone)]
@@ -187,21 +187,32 @@ impl Observer for SwarmHandle {
 }
 
 impl Fetch for SwarmHandle {
-    fn chunks(&self, want: Vec<WantedChunk>, priority: Priority, done: FetchDone) {
+    fn chunks(&self, want: Vec<WantedChunk>, priority: work::Priority, done: Fetched) {
+        let priority = urgency(priority);
         let items = want.into_iter().map(|w| (Item::Chunk(w.hash), w.len)).collect();
         self.tell(Message::Fetch { items, priority, done });
     }
 
-    fn nodes(&self, want: Vec<(u8, NodeId)>, priority: Priority, done: FetchDone) {
+    fn nodes(&self, want: Vec<(u8, NodeId)>, priority: work::Priority, done: Fetched) {
+        let priority = urgency(priority);
         let item = |(kind, id)| (Item::Node { kind, id }, NODE_BYTES_GUESS);
         let items = want.into_iter().map(item).collect();
         self.tell(Message::Fetch { items, priority, done });
     }
 }
 
+fn urgency(priority: work::Priority) -> Priority {
+    match priority {
+        work::Priority::Blocking => Priority::Blocked,
+        work::Priority::ReadAhead => Priority::ReadAhead,
+        work::Priority::Replica => Priority::Replica,
+        work::Priority::Probe => Priority::Prefetch,
+    }
+}
+
 /// Who waits for a scheduler job.
 enum Waiter {
-    Caller(FetchDone),
+    Caller(Fetched),
     Adoption(Incarnation),
     Replica,
 }
@@ -406,7 +417,7 @@ impl Swarm {
             Message::Dirty(_) => self.pace.changed(now),
             Message::Fetch { items, priority, done } => {
                 let patience = match priority {
-                    Priority::Blocking => self.config.read_timeout,
+                    Priority::Blocked => self.config.read_timeout,
                     _ => BACKGROUND_DEADLINE,
                 };
                 let job = self.scheduler.add_job(items, priority, now + patience);
@@ -474,8 +485,8 @@ impl Swarm {
             Output::Failed(job, why) => {
                 let error = match why {
                     Failure::TimedOut => FetchError::TimedOut,
-                    Failure::NobodyHasIt => FetchError::NobodyHasIt,
-                    Failure::Cancelled => FetchError::Cancelled,
+                    Failure::NobodyHasIt => FetchError::NoPeer,
+                    Failure::Cancelled => FetchError::Closed,
                 };
                 self.wake(job, Err(error));
             }

@@ -9,8 +9,10 @@ use ccbt_xet::store::Store;
 use super::{JobDone, NODE_BYTES_GUESS, Swarm, Waiter};
 use crate::clock;
 use crate::engine::peer::ToPeer;
-use crate::folder::snapshot::{SNAPSHOT_KIND, Snapshot};
-use crate::folder::work::{ApplyError, FetchError, Folder, MergeError};
+use crate::folder::changes::{self, PackedChanges};
+use crate::folder::snapshot::Snapshot;
+use crate::folder::tree::NodeKind;
+use crate::folder::work::{FetchError, Folder, MergeError};
 use crate::proto::scheduler::{Item, PeerKey, Priority};
 use crate::proto::ut_xet::{Delta, Frame};
 use crate::share::heads::{Counters, HeadError};
@@ -164,7 +166,7 @@ impl Swarm {
         let items =
             nodes.into_iter().map(|(kind, id)| (Item::Node { kind, id }, NODE_BYTES_GUESS));
         let deadline = self.clock.now() + self.config.read_timeout;
-        let job = self.scheduler.add_job(items, Priority::Blocking, deadline);
+        let job = self.scheduler.add_job(items, Priority::Blocked, deadline);
         self.waiters.insert(job, Waiter::Adoption(incarnation));
     }
 
@@ -207,7 +209,7 @@ impl Swarm {
             }
         }
         let frame = match delta {
-            Some(delta) => Frame::Delta((*delta).clone()),
+            Some(delta) => Frame::Delta(Box::new((*delta).clone())),
             None => Frame::Heads(vec![head.clone().into()]),
         };
         self.forward(&head, from, &frame);
@@ -250,7 +252,7 @@ fn attempt(
     delta: Option<&Delta>,
     counters: &Counters,
 ) -> Outcome {
-    let id = NodeId::from_bytes(*head.claims().snapshot.as_bytes());
+    let id = head.claims().snapshot;
     if let Some(delta) = delta
         && let Err(outcome) = build(folder, store, &id, delta)
     {
@@ -258,39 +260,41 @@ fn attempt(
     }
     let bytes = match store.node(&id) {
         Ok(Some(bytes)) => bytes,
-        Ok(None) => return Outcome::Missing(vec![(SNAPSHOT_KIND, id)]),
+        Ok(None) => return Outcome::Missing(vec![(NodeKind::Snapshot.code(), id)]),
         Err(error) => return Outcome::Failed(error.to_string()),
     };
     let snapshot = match Snapshot::decode(&bytes) {
         Ok(snapshot) => snapshot,
         Err(error) => return Outcome::Invalid(error.to_string()),
     };
-    let vector = snapshot.vv.iter().map(|(inc, ctr)| (Incarnation::from_bytes(inc.0), *ctr));
+    let vector = snapshot.vector.iter().map(|(inc, ctr)| (Incarnation::from_bytes(inc.0), ctr));
     if let Some(incarnation) = counters.uncovered(vector) {
         return Outcome::Uncovered(incarnation);
     }
     match folder.merge(&snapshot) {
         Ok(merged) => Outcome::Merged { changed: merged.changed },
         Err(MergeError::Missing(nodes)) => Outcome::Missing(nodes),
-        Err(error) if error.is_invalid() => Outcome::Invalid(error.to_string()),
-        Err(error) => Outcome::Failed(error.to_string()),
+        Err(error @ MergeError::Flush(_)) => Outcome::Failed(error.to_string()),
+        Err(error) => Outcome::Invalid(error.to_string()),
     }
 }
 
 /// Builds the head's tree from the change list, if we have its base. Otherwise the nodes are fetched one by one.
 fn build(folder: &Folder, store: &Store, id: &NodeId, delta: &Delta) -> Result<(), Outcome> {
-    let invalid = |error: String| Outcome::Invalid(error);
-    if ccbt_xet::hash::node_id(SNAPSHOT_KIND, &delta.snapshot) != *id {
-        return Err(invalid("the snapshot is not the one its head names".to_owned()));
+    let kind = NodeKind::Snapshot.code();
+    if ccbt_xet::hash::node_id(kind, &delta.snapshot) != *id {
+        let error = "the snapshot is not the one its head names";
+        return Err(Outcome::Invalid(error.to_owned()));
     }
-    let snapshot = Snapshot::decode(&delta.snapshot).map_err(|e| invalid(e.to_string()))?;
-    let put = store.put_node(SNAPSHOT_KIND, id, &delta.snapshot);
+    let invalid = |error: &dyn std::fmt::Display| Outcome::Invalid(error.to_string());
+    let snapshot = Snapshot::decode(&delta.snapshot).map_err(|e| invalid(&e))?;
+    let put = store.put_node(kind, id, &delta.snapshot);
     put.map_err(|error| Outcome::Failed(error.to_string()))?;
-    let changes = crate::folder::changes::decompress(&delta.changes, delta.raw_len)
-        .map_err(|e| invalid(e.to_string()))?;
-    match folder.apply_changes(delta.base, &changes, snapshot.root) {
-        Ok(_matched) => Ok(()),
-        Err(ApplyError::Invalid(error)) => Err(invalid(error.to_string())),
-        Err(error) => Err(Outcome::Failed(error.to_string())),
+    let packed = PackedChanges { raw_len: delta.raw_len, zstd: delta.changes.clone() };
+    let changes = changes::unpack(&packed).map_err(|e| invalid(&e))?;
+    match folder.apply_changes(delta.base_root, changes, snapshot.tree.root) {
+        Ok(_) | Err(MergeError::Missing(_)) => Ok(()),
+        Err(error @ MergeError::Flush(_)) => Err(Outcome::Failed(error.to_string())),
+        Err(error) => Err(invalid(&error)),
     }
 }

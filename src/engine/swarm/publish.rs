@@ -2,21 +2,16 @@
 
 use std::sync::Arc;
 
-use ccbt_xet::hash::NodeId;
-
 use super::{JobDone, Swarm};
 use crate::engine::peer::ToPeer;
+use crate::folder::changes;
 use crate::folder::work::{Publication, Unsigned};
 use crate::proto::ut_xet::{Delta, Frame};
 use crate::share::head::FLAG_HOME;
 use crate::share::{Head, HeadClaims};
 
-/// A longer change list is not sent: the receiver fetches the nodes it lacks (docs/bep_xet.md, DELTA).
-const CHANGES_LEN_MAX: usize = 1 << 20;
-/// DELTA must fit a frame of 256 KiB with its head and snapshot.
+/// DELTA must fit a frame of 256 KiB with its head and snapshot. Without it the receiver fetches the nodes it lacks.
 const COMPRESSED_LEN_MAX: usize = 160 * 1024;
-/// zstd level for change lists: they are small and latency counts.
-const ZSTD_LEVEL: i32 = 1;
 
 /// What a publication came to.
 pub(super) struct Outcome(Result<Option<(Head, Frame)>, String>);
@@ -46,7 +41,7 @@ impl Swarm {
                     incarnation,
                     ctr: unsigned.ctr,
                     seq: unsigned.seq,
-                    snapshot: NodeId::from_bytes(*unsigned.snapshot.as_bytes()),
+                    snapshot: unsigned.snapshot,
                     previous: unsigned.prev,
                     hlc: unsigned.hlc,
                     flags,
@@ -93,26 +88,20 @@ impl Swarm {
 
 /// The frame that tells peers: with the change list if it is short enough.
 fn announce(publication: Publication) -> Result<(Head, Frame), String> {
-    let unverified = Head::decode(&publication.head);
-    let head = unverified.verify().map_err(|error| error.to_string())?;
-    let raw_len = publication.changes.len();
-    let compressed = if raw_len <= CHANGES_LEN_MAX {
-        zstd::bulk::compress(&publication.changes, ZSTD_LEVEL).map_err(|e| e.to_string())?
-    } else {
-        Vec::new()
-    };
-    let fits = !compressed.is_empty()
-        && compressed.len() + publication.snapshot.len() <= COMPRESSED_LEN_MAX;
-    let frame = if fits {
-        Frame::Delta(Delta {
+    let head = Head::decode(&publication.head).map_err(|error| error.to_string())?;
+    let head = head.verify().map_err(|error| error.to_string())?;
+    let packed = publication.changes.and_then(|list| changes::pack(&list).ok()).filter(|packed| {
+        packed.zstd.len() + publication.snapshot.len() <= COMPRESSED_LEN_MAX
+    });
+    let frame = match packed {
+        Some(packed) => Frame::Delta(Box::new(Delta {
             head: head.clone().into(),
             snapshot: publication.snapshot.into(),
-            base: publication.base_root,
-            raw_len: raw_len as u32,
-            changes: compressed.into(),
-        })
-    } else {
-        Frame::Heads(vec![head.clone().into()])
+            base_root: publication.base_root,
+            raw_len: packed.raw_len,
+            changes: packed.zstd,
+        })),
+        None => Frame::Heads(vec![head.clone().into()]),
     };
     Ok((head, frame))
 }

@@ -48,6 +48,8 @@ pub struct HeadView {
     pub snapshot: String,
     pub age_s: u64,
     pub newest: bool,
+    /// Published from here in this run.
+    pub own: bool,
 }
 
 impl Swarm {
@@ -95,6 +97,7 @@ impl Swarm {
                     snapshot: claims.snapshot.to_string().chars().take(12).collect(),
                     age_s: now_ms.saturating_sub(claims.hlc >> 16) / 1000,
                     newest: Some(claims.hlc) == newest,
+                    own: claims.incarnation == self.config.incarnation,
                 }
             })
             .collect()
