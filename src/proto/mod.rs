@@ -8,4 +8,6 @@ pub mod extension;
 pub mod frame;
 pub mod handshake;
 pub mod noise;
+
+pub mod session;
 pub mod ut_xet;

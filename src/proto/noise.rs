@@ -62,16 +62,15 @@ pub struct Handshake(snow::HandshakeState);
 pub struct Transport(snow::TransportState);
 
 impl Handshake {
-    /// Begins a handshake on `swarm` as `side`. The caller of the connection speaks first.
+    /// Begins a handshake on `swarm` as `side`; the caller of the connection speaks first.
+    /// `ephemeral` is 32 random bytes that serve no other handshake.
     pub fn begin(
         side: Side,
         swarm: &SwarmId,
         psk: &[u8; 32],
         key: &StaticKey,
-        random: &mut dyn FnMut(&mut [u8]),
+        ephemeral: Secret,
     ) -> Result<Self, NoiseError> {
-        let mut ephemeral = Zeroizing::new([0; 32]);
-        random(&mut ephemeral[..]);
         let prologue = [PROLOGUE_CONTEXT, swarm.as_bytes()].concat();
         let build = || {
             let resolver = Box::new(Resolver { ephemeral });
@@ -201,7 +200,9 @@ mod tests {
         };
         let key = StaticKey::generate(&mut random);
         let swarm = SwarmId::from_bytes([swarm; 20]);
-        Handshake::begin(side, &swarm, &[psk; 32], &key, &mut random).unwrap()
+        let mut ephemeral = Zeroizing::new([0; 32]);
+        random(&mut ephemeral[..]);
+        Handshake::begin(side, &swarm, &[psk; 32], &key, ephemeral).unwrap()
     }
 
     fn pair() -> (Transport, Transport) {

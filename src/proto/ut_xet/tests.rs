@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::share::head::HEAD_LEN;
 use crate::share::{
     DeviceKey, DeviceName, HeadClaims, Incarnation, ManifestClaims, OwnerSeed, Revocation, Role,
     Suite,
