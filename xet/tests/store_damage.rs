@@ -328,7 +328,7 @@ fn a_lying_index_costs_misses_only() {
     );
     assert_eq!(store.stats().quarantined, 0);
     drop(store);
-    let store = open(Box::new(ccbt_xet::index::MapIndex::default()));
+    let store = open(Box::<ccbt_xet::index::MapIndex>::default());
     assert_eq!(missing(&store, &chunks), [0; 0]);
 }
 
