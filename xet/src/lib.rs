@@ -9,7 +9,7 @@ pub mod hash;
 pub mod index;
 pub mod merkle;
 pub mod pack;
-pub mod store;
 pub mod rechunk;
 pub mod recipe;
+pub mod store;
 pub mod xorb;

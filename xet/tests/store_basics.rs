@@ -152,7 +152,8 @@ fn stored_bytes_are_read_directly_once_checked() {
     let disk = MemDisk::new();
     let store = open_with(&disk, small_packs(), "opens");
     let ((hash, bytes), (packed, long)) = (noise(1, 50_000), text(2, 50_000));
-    for (hash, bytes) in [(&packed, &long), (&hash, &bytes)] {
+    let after = noise(3, 50_000);
+    for (hash, bytes) in [(&packed, &long), (&hash, &bytes), (&after.0, &after.1)] {
         store.put_chunk(hash, bytes).unwrap();
     }
     let mut buf = [0; 100];

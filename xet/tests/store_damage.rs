@@ -9,7 +9,9 @@ use std::sync::Arc;
 use ccbt_xet::disk::{Disk, MemDisk, OpenMode};
 use ccbt_xet::hash::ChunkHash;
 use ccbt_xet::index::{Candidates, ChunkIndex, PackId, Place};
+use ccbt_xet::merkle::xorb_hash;
 use ccbt_xet::store::{Put, Store, StoreOptions, WriteError};
+use ccbt_xet::xorb;
 use store_support::{DIR, node, noise, open_with, small_packs, text};
 
 type Chunks = Vec<(ChunkHash, Vec<u8>)>;
@@ -237,6 +239,67 @@ fn a_full_disk_costs_only_the_put() {
 }
 
 #[test]
+fn leftovers_of_a_failed_write_do_not_end_up_in_a_sealed_pack() {
+    let disk = MemDisk::new();
+    let mut chunks = filled(&disk);
+    let store = open_with(&disk, small_packs(), "opens");
+    disk.limit_space(Some(40_000));
+    let (large, bytes) = noise(50, 50_000);
+    assert!(matches!(
+        store.put_chunk(&large, &bytes),
+        Err(WriteError::NoSpace { .. })
+    ));
+    chunks.extend((60..64).map(|n| noise(n, 10)));
+    for (hash, bytes) in &chunks[7..] {
+        store.put_chunk(hash, bytes).expect("a small one fits");
+    }
+    store.sync().expect("sync");
+    let sizes = chunks[5..10]
+        .iter()
+        .map(|(hash, bytes)| (*hash, bytes.len() as u64));
+    let sealed = disk.contents(&path("00000002.xorb")).expect("is there");
+    let contents = xorb::validate(&sealed, &xorb_hash(sizes)).expect("a whole xorb");
+    assert!(contents.footer.is_some());
+}
+
+#[test]
+fn what_is_put_after_damage_was_seen_is_safe_from_it() {
+    for seed in 0..40 {
+        let disk = MemDisk::new();
+        let mut chunks = filled(&disk);
+        let store = open_with(&disk, small_packs(), "opens");
+        disk.damage(&path("00000002.xorb"), 0, &[0xFF; 4]);
+        assert_eq!(missing(&store, &chunks), [5]);
+        chunks.extend((60..62).map(|n| noise(n, 1000)));
+        for (hash, bytes) in &chunks[7..] {
+            store.put_chunk(hash, bytes).expect("put");
+        }
+        store.sync().expect("sync");
+        disk.crash(seed);
+        disk.damage(&path("00000002.journal"), 0, &[0; 4]);
+        let store = open_with(&disk, small_packs(), "again");
+        let lost = missing(&store, &chunks);
+        assert!(
+            lost.iter().all(|n| [5, 6].contains(n)),
+            "seed {seed}: {lost:?}"
+        );
+    }
+}
+
+#[test]
+fn gc_clears_damage_out_of_the_open_pack() {
+    let disk = MemDisk::new();
+    let chunks = filled(&disk);
+    let store = open_with(&disk, small_packs(), "opens");
+    disk.damage(&path("00000002.xorb"), 500, &[0xFF; 4]);
+    assert_eq!(missing(&store, &chunks), [5]);
+    store.remove(&|_| true).expect("gc");
+    let store = open_with(&disk, small_packs(), "again");
+    assert_eq!(missing(&store, &chunks), [5]);
+    assert_eq!(store.stats().quarantined, 0, "it is only missing now");
+}
+
+#[test]
 fn a_full_disk_then_a_crash_keeps_what_was_synced() {
     for spare in (0..4000).step_by(37) {
         let disk = MemDisk::new();
@@ -328,7 +391,7 @@ fn a_lying_index_costs_misses_only() {
     );
     assert_eq!(store.stats().quarantined, 0);
     drop(store);
-    let store = open(Box::new(ccbt_xet::index::MapIndex::default()));
+    let store = open(Box::<ccbt_xet::index::MapIndex>::default());
     assert_eq!(missing(&store, &chunks), [0; 0]);
 }
 

@@ -189,6 +189,8 @@ fn parse_entry(bytes: &[u8; ENTRY_LEN]) -> Entry {
 
 #[cfg(test)]
 mod tests {
+    use crate::disk::MemDisk;
+
     use super::*;
 
     fn entry(number: u32) -> Entry {
@@ -222,6 +224,21 @@ mod tests {
                 if cut < first { 0 } else { 3 }
             );
         }
+    }
+
+    #[test]
+    fn a_batch_behind_a_broken_one_does_not_come_back() {
+        let (disk, pack) = (MemDisk::new(), Path::new("/d/1.xorb"));
+        disk.create_dir(Path::new("/d")).unwrap();
+        let mut journal = Journal::create(&disk, pack).unwrap();
+        journal.append(&[entry(0)]).unwrap();
+        journal.append(&[entry(1)]).unwrap();
+        disk.damage(&path(pack), 5, &[0xAB]);
+        let (mut journal, entries) = Journal::open(&disk, pack).unwrap().unwrap();
+        assert_eq!(entries, []);
+        journal.append(&[entry(0)]).unwrap();
+        let (_, entries) = Journal::open(&disk, pack).unwrap().unwrap();
+        assert_eq!(entries, [entry(0)]);
     }
 
     #[test]
