@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use rustix::fs::Access;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
@@ -104,6 +105,9 @@ fn attach_by_helper(path: &Path, options: &MountOptions) -> Result<OwnedFd, Moun
         let output = child.wait_with_output().map_err(to_io)?;
         return match received.map_err(to_io)? {
             Some(device) => Ok(device),
+            None if rustix::fs::access(DEVICE, Access::READ_OK | Access::WRITE_OK).is_err() => {
+                Err(MountError::DeviceDenied)
+            }
             None => Err(MountError::HelperRefused {
                 path: path.into(),
                 message: first_line(&output.stderr),
@@ -220,9 +224,10 @@ pub(crate) fn check_fsname(name: &str) -> Result<(), MountError> {
     Ok(())
 }
 
-/// Whether a call on `path` fails because the process that served the mount there is gone.
+/// Whether the process that served the mount at `path` is gone. Asks by `statfs`: the attributes `stat` shows may come from
+/// the kernel's cache for as long as their time to live lasts.
 pub(crate) fn is_dead(path: &Path) -> bool {
-    match rustix::fs::stat(path) {
+    match rustix::fs::statfs(path) {
         Ok(_) => false,
         Err(error) => failure(&error.into()) == Failure::Disconnected,
     }

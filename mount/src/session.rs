@@ -82,6 +82,8 @@ pub enum MountError {
          `--device /dev/fuse --cap-add SYS_ADMIN`"
     )]
     NoDevice,
+    #[error("you may not open /dev/fuse: let root run `chmod 666 /dev/fuse`, or run as root")]
+    DeviceDenied,
     #[error("fusermount3 was not found: install the package `fuse3`, or run as root")]
     NoHelper,
     #[error("{} cannot be mounted on: {message}: make it writable for you, or run as root", quoted(.path))]
@@ -290,9 +292,17 @@ impl Mount {
             source,
         })?;
         match there {
-            Some(entry) if entry.device == ours => attach::detach(&self.path),
+            Some(entry) if entry.device == ours && !self.is_replaced() => {
+                attach::detach(&self.path)
+            }
             _ => Ok(()),
         }
+    }
+
+    /// Whether the mount on our path is another one that was given the device number of ours. The kernel does so only once
+    /// our file system has ended; a mount that ended by being aborted is still there, but dead.
+    fn is_replaced(&self) -> bool {
+        self.ended.wait_for(Duration::ZERO) && !attach::is_dead(&self.path)
     }
 }
 
