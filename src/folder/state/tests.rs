@@ -479,7 +479,7 @@ pub(super) struct Cached {
 #[derive(Debug, Clone, PartialEq)]
 enum CachedName {
     Dir(Fid),
-    File(FileNode, BTreeSet<(Fid, Name)>),
+    File(Box<FileNode>, BTreeSet<(Fid, Name)>),
 }
 
 impl Cached {
@@ -498,7 +498,7 @@ impl Cached {
                     }
                     Node::File(file) => {
                         let inode = state.inode_names(&file).into_iter().collect();
-                        CachedName::File(file, inode)
+                        CachedName::File(Box::new(file), inode)
                     }
                 };
                 names.insert((dir.fid, name), cached);

@@ -276,7 +276,14 @@ impl<'a> History<'a> {
         };
         check_step(&before, &mut replica.state, &changes);
         let tree_after = tree(&replica.state);
-        assert_eq!(tree_after, expected, "{op:?} as POSIX on {tree_before:#?}");
+        if tree_after != expected {
+            let of = |tree: &Tree| -> BTreeSet<String> {
+                tree.iter().map(|row| format!("{row:?}")).collect()
+            };
+            let (before, got, wanted) = (of(&tree_before), of(&tree_after), of(&expected));
+            let (extra, missing) = (&got - &wanted, &wanted - &got);
+            panic!("{op:?}: not as POSIX\nshown {extra:#?}\nwanted {missing:#?}\nof {before:#?}");
+        }
         let vv_moved = replica.state.vv().get(by.inc) - before.vv().get(by.inc);
         assert!(
             vv_moved <= 1 && (vv_moved == 1 || changes.is_empty()),
