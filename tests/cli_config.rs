@@ -89,3 +89,14 @@ fn path_says_where_the_file_would_be() {
     let expected = place.path(".config/ccbt/config.toml");
     assert_eq!(json, serde_json::json!({"path": expected, "exists": false}));
 }
+
+#[test]
+fn the_manual_shows_the_defaults_as_they_are() {
+    let manual = include_str!("../docs/manual/config.md");
+    let block: String = manual
+        .lines()
+        .skip_while(|line| !line.starts_with("    "))
+        .map(|line| format!("{}\n", line.strip_prefix("    ").unwrap_or(line)))
+        .collect();
+    assert_eq!(block, include_str!("../src/config/defaults.toml"));
+}
