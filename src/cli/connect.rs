@@ -108,7 +108,7 @@ impl Session {
     pub(super) async fn stay(self, context: &Context, own: &WorkItem) -> Result<(), ApiError> {
         match self {
             Self::Daemon(_) => Ok(()),
-            Self::Foreground(daemon) => daemon.run(context, Some(own)).await,
+            Self::Foreground(daemon) => daemon.run(context.output, Some(own)).await,
         }
     }
 }

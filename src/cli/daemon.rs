@@ -75,7 +75,7 @@ async fn run_here(context: &Context, detached: bool) -> CommandResult {
     context.log_for_daemon(detached)?;
     Foreground::start(context, state)
         .await?
-        .run(context, None)
+        .run(context.output, None)
         .await?;
     Ok(0)
 }

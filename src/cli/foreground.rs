@@ -3,10 +3,11 @@
 //! SIGTERM and SIGHUP end it. So does Ctrl-C, but if other commands have added work, the first one lists that and asks
 //! again. When what this process was started for is gone (unmounted, unshared) and others added nothing, it ends by itself.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
 
 use super::options::Context;
 use super::output::Output;
@@ -45,26 +46,37 @@ impl Foreground {
         let place = StateDir::find(state.path())?
             .ok_or_else(|| ApiError::new(ErrorKind::Internal, "the state directory is gone"))?;
         let control = daemon::start(Arc::new(context.config.clone()), state).await?;
+        Self::serve(control, &place, context.config.api_listen, signals).await
+    }
+
+    async fn serve(
+        control: Arc<dyn Control>,
+        place: &StateDir,
+        api: Option<SocketAddr>,
+        signals: Signals,
+    ) -> Result<Self, ApiError> {
         let before = control.work().borrow().items.clone();
-        let server = Server::start(control.clone(), &place, context.config.api_listen).await;
-        let client = match &server {
-            Ok(_) => Client::connect(&place).await,
-            Err(_) => Ok(None),
+        let started = async {
+            let server = Server::start(control.clone(), place, api).await?;
+            let client = Client::connect(place).await?;
+            Ok((
+                server,
+                client.ok_or_else(|| {
+                    ApiError::new(ErrorKind::Internal, "the daemon does not answer itself")
+                })?,
+            ))
         };
-        match (server, client) {
-            (Ok(server), Ok(Some(client))) => Ok(Self {
+        match started.await {
+            Ok((server, client)) => Ok(Self {
                 control,
                 server,
                 client,
                 signals,
                 before,
             }),
-            (server, client) => {
+            Err(error) => {
                 stop(&*control).await;
-                let error = server.err().or_else(|| client.err());
-                Err(error.unwrap_or_else(|| {
-                    ApiError::new(ErrorKind::Internal, "the daemon does not answer itself")
-                }))
+                Err(error)
             }
         }
     }
@@ -89,23 +101,16 @@ impl Foreground {
     /// a daemon that serves others.
     pub(super) async fn run(
         mut self,
-        context: &Context,
+        output: Output,
         own: Option<&WorkItem>,
     ) -> Result<(), ApiError> {
         let mut work = self.control.work();
-        let end = wait(
-            &mut work,
-            &mut self.signals,
-            own,
-            &self.before,
-            context.output,
-        )
-        .await;
+        let end = wait(&mut work, &mut self.signals, own, &self.before, output).await;
         tracing::info!(?end, "stopping");
         if end != End::Shutdown {
             tokio::select! {
                 () = stop(&*self.control) => {}
-                () = insist(&mut self.signals, context.output) => {
+                () = insist(&mut self.signals, output) => {
                     return Err(ApiError::new(ErrorKind::Timeout, "left before all was unmounted")
                         .hint("what was saved is safe; the next daemon clears the mounts away"));
                 }
@@ -201,28 +206,39 @@ enum Ask {
     Terminate,
 }
 
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
+/// Signals as they come; tests send their own.
+struct Signals(mpsc::Receiver<Ask>);
 
 impl Signals {
     fn new() -> Result<Self, ApiError> {
         let on =
             |kind| signal(kind).map_err(|error| ApiError::io("cannot listen for signals", &error));
-        Ok(Self {
-            interrupt: on(SignalKind::interrupt())?,
-            terminate: on(SignalKind::terminate())?,
-            hangup: on(SignalKind::hangup())?,
-        })
+        let mut interrupt = on(SignalKind::interrupt())?;
+        let mut terminate = on(SignalKind::terminate())?;
+        let mut hangup = on(SignalKind::hangup())?;
+        let (asks, received) = mpsc::channel(4);
+        tokio::spawn(async move {
+            loop {
+                let ask = tokio::select! {
+                    _ = interrupt.recv() => Ask::Interrupt,
+                    _ = terminate.recv() => Ask::Terminate,
+                    _ = hangup.recv() => Ask::Terminate,
+                };
+                if asks.send(ask).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self(received))
     }
 
     async fn next(&mut self) -> Ask {
-        tokio::select! {
-            _ = self.interrupt.recv() => Ask::Interrupt,
-            _ = self.terminate.recv() => Ask::Terminate,
-            _ = self.hangup.recv() => Ask::Terminate,
+        match self.0.recv().await {
+            Some(ask) => ask,
+            None => std::future::pending().await,
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
