@@ -261,6 +261,11 @@ impl Mount {
         self.ended.wait();
     }
 
+    /// Something to wait on that leaves the mount free to be unmounted meanwhile.
+    pub fn end(&self) -> MountEnd {
+        MountEnd(self.ended.clone())
+    }
+
     /// Waits at most `limit`; whether the mount has ended.
     pub fn wait_for(&self, limit: Duration) -> bool {
         self.ended.wait_for(limit)
@@ -303,6 +308,17 @@ impl Mount {
     /// our file system has ended; a mount that ended by being aborted is still there, but dead.
     fn is_replaced(&self) -> bool {
         self.ended.wait_for(Duration::ZERO) && !attach::is_dead(&self.path)
+    }
+}
+
+/// Knows when a mount has ended. See [`Mount::end`].
+#[derive(Clone)]
+pub struct MountEnd(Arc<Ended>);
+
+impl MountEnd {
+    /// Waits until the mount has ended, by whoever's `umount`.
+    pub fn wait(&self) {
+        self.0.wait();
     }
 }
 

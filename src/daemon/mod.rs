@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ccbt_mount::Mount;
 use ccbt_xet::disk::RealDisk;
@@ -58,6 +59,7 @@ struct Inner {
     /// One change of the tables at a time.
     turn: tokio::sync::Mutex<()>,
     jobs: Mutex<BTreeMap<u64, JobStatus>>,
+    next_number: AtomicU64,
     work: watch::Sender<Work>,
 }
 
@@ -65,7 +67,9 @@ struct Mounted {
     folder: FolderId,
     read_only: bool,
     persist: bool,
-    mount: Option<Mount>,
+    /// Tells this mount from a later one at the same place.
+    number: u64,
+    mount: Mount,
 }
 
 /// Starts the daemon of a state directory that the caller has locked: opens the store and every folder that was shared
@@ -95,6 +99,7 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
         mounts: Mutex::default(),
         turn: tokio::sync::Mutex::new(()),
         jobs: Mutex::default(),
+        next_number: AtomicU64::new(0),
         work,
     }));
     daemon.resume().await?;
@@ -125,15 +130,14 @@ fn device_key(state: &std::path::Path) -> Result<DeviceKey, ApiError> {
 
 /// The host's name as far as it fits a certificate.
 fn device_name() -> DeviceName {
-    let host = rustix::system::uname();
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let plain: String = host
-        .nodename()
-        .to_string_lossy()
+        .trim()
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
         .take(16)
         .collect();
-    plain.parse().unwrap_or_else(|_| DeviceName::unnamed())
+    plain.parse().or_else(|_| "device".parse()).expect("`device` is a device name")
 }
 
 impl Daemon {
@@ -188,7 +192,7 @@ impl Daemon {
     ) -> Reply<'static, T> {
         let daemon = self.clone();
         Box::pin(async move {
-            let id = u64::from_le_bytes(random::bytes());
+            let id = daemon.0.next_number.fetch_add(1, Ordering::Relaxed);
             let status = JobStatus { what, progress: Progress::default() };
             daemon.0.jobs.lock().insert(id, status);
             let listed = Arc::new(Listed { daemon: daemon.clone(), id, inner: progress });
@@ -225,22 +229,22 @@ impl Drop for Listed {
 
 impl Control for Daemon {
     fn share(&self, request: ShareRequest, progress: ProgressSink) -> Reply<'_, ShareResponse> {
-        let what = format!("share {}", request.dir.escaped());
+        let what = format!("share {}", request.dir.to_string());
         self.job(what, progress, |d, p| Box::pin(async move { d.share_dir(request, p).await }))
     }
 
     fn unshare(&self, request: UnshareRequest, progress: ProgressSink) -> Reply<'_, UnshareResponse> {
-        let what = format!("unshare {}", request.dir.escaped());
+        let what = format!("unshare {}", request.dir.to_string());
         self.job(what, progress, |d, _| Box::pin(async move { d.unshare_dir(request).await }))
     }
 
     fn mount(&self, request: MountRequest, progress: ProgressSink) -> Reply<'_, MountResponse> {
-        let what = format!("mount {}", request.dir.escaped());
+        let what = format!("mount {}", request.dir.to_string());
         self.job(what, progress, |d, p| Box::pin(async move { d.mount_source(request, p).await }))
     }
 
     fn unmount(&self, request: UnmountRequest, progress: ProgressSink) -> Reply<'_, UnmountResponse> {
-        let what = format!("unmount {}", request.dir.escaped());
+        let what = format!("unmount {}", request.dir.to_string());
         self.job(what, progress, |d, _| Box::pin(async move { d.unmount_dir(request).await }))
     }
 
@@ -253,7 +257,7 @@ impl Control for Daemon {
     }
 
     fn pin(&self, request: PinRequest, progress: ProgressSink) -> Reply<'_, PinResponse> {
-        let what = format!("pin {}", request.path.escaped());
+        let what = format!("pin {}", request.path.to_string());
         self.job(what, progress, |d, p| Box::pin(async move { d.pin_path(request, p).await }))
     }
 

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ccbt_mount::MountOptions;
+use ccbt_mount::{MountEnd, MountOptions};
 
 use super::open::OpenFolder;
 use super::record::{FolderRecord, MountRecord};
@@ -218,7 +219,7 @@ impl Daemon {
         };
         let volume = Arc::new(FolderVolume::new(Arc::clone(&open.folder)));
         let point = dir.to_path_buf();
-        let mount = tokio::task::spawn_blocking(move || ccbt_mount::mount(volume, &point, options))
+        let mount = tokio::task::spawn_blocking(move || ccbt_mount::mount(volume, &point, &options))
             .await
             .map_err(|error| ApiError::new(ErrorKind::Internal, error))?
             .map_err(|error| ApiError::new(ErrorKind::Io, error))?;
@@ -228,22 +229,23 @@ impl Daemon {
             record.mounts.retain(|known| known.dir != entry.dir);
             record.mounts.push(entry);
         }
-        let mount = Arc::new(mount);
-        let entry = Mounted { folder: open.id, read_only, persist, mount: Arc::clone(&mount) };
+        let number = self.0.next_number.fetch_add(1, Ordering::Relaxed);
+        let end = mount.end();
+        let entry = Mounted { folder: open.id, read_only, persist, number, mount };
         self.0.mounts.lock().insert(dir.to_path_buf(), entry);
-        self.watch_mount(dir.to_path_buf(), mount);
+        self.watch_mount(dir.to_path_buf(), number, end);
         Ok(())
     }
 
     /// Notices when somebody else (`umount`, `fusermount3 -u`) takes the mount away.
-    fn watch_mount(&self, dir: PathBuf, mount: Arc<ccbt_mount::Mount>) {
+    fn watch_mount(&self, dir: PathBuf, number: u64, end: MountEnd) {
         let daemon = self.clone();
-        tokio::task::spawn(async move {
-            let waiting = Arc::clone(&mount);
-            let _gone = tokio::task::spawn_blocking(move || waiting.wait()).await;
+        tokio::spawn(async move {
+            let _gone = tokio::task::spawn_blocking(move || end.wait()).await;
+            let _turn = daemon.0.turn.lock().await;
             let removed = {
                 let mut mounts = daemon.0.mounts.lock();
-                let same = mounts.get(&dir).is_some_and(|m| Arc::ptr_eq(&m.mount, &mount));
+                let same = mounts.get(&dir).is_some_and(|mount| mount.number == number);
                 same.then(|| mounts.remove(&dir)).flatten()
             };
             if let Some(mounted) = removed {
@@ -275,7 +277,7 @@ impl Daemon {
                 open.save()?;
             }
         }
-        self.take_down(&dir, mounted).await?;
+        self.take_down(mounted).await?;
         if let Some(open) = self.folder(&folder) {
             self.close_if_idle(&open).await;
         }
@@ -283,15 +285,11 @@ impl Daemon {
         Ok(UnmountResponse { folder: folder.to_string(), dir: ApiPath(dir) })
     }
 
-    async fn take_down(&self, dir: &Path, mounted: Mounted) -> Result<(), ApiError> {
-        let mount = Arc::clone(&mounted.mount);
-        let done = tokio::task::spawn_blocking(move || mount.unmount()).await;
+    async fn take_down(&self, mounted: Mounted) -> Result<(), ApiError> {
+        let done = tokio::task::spawn_blocking(move || mounted.mount.unmount()).await;
         match done {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => {
-                self.0.mounts.lock().insert(dir.to_path_buf(), mounted);
-                Err(ApiError::new(ErrorKind::Busy, error))
-            }
+            Ok(Err(error)) => Err(ApiError::new(ErrorKind::Busy, error)),
             Err(error) => Err(ApiError::new(ErrorKind::Internal, error)),
         }
     }
@@ -318,7 +316,7 @@ impl Daemon {
         let mounts = std::mem::take(&mut *self.0.mounts.lock());
         let mut unmounted = Vec::new();
         for (dir, mounted) in mounts {
-            if let Err(error) = self.take_down(&dir, mounted).await {
+            if let Err(error) = self.take_down(mounted).await {
                 tracing::error!(dir = %dir.display(), error = error.message, "not unmounted");
             } else {
                 unmounted.push(ApiPath(dir));

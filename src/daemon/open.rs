@@ -1,11 +1,10 @@
 //! From a record to a running folder: working tree, actor, home; and back.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ccbt_xet::disk::RealDisk;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 
 use super::record::{self, FolderRecord, RecordError};
 use super::{Daemon, place};
@@ -13,7 +12,7 @@ use crate::api::types::{Progress, Right as ApiRight};
 use crate::api::{ApiError, ErrorKind, ProgressSink};
 use crate::clock;
 use crate::engine::gate::Door;
-use crate::engine::swarm::{self, SwarmConfig, SwarmHandle};
+use crate::engine::swarm::{self, Names, SwarmConfig, SwarmHandle};
 use crate::folder::home::Home;
 use crate::folder::state::Inc;
 use crate::folder::work::{Clock, Folder, FolderConfig};
@@ -46,9 +45,6 @@ impl Clock for WallClock {
         clock::unix_nanos()
     }
 }
-
-/// Device names by incarnation, learned from certificates, for the names of conflict files.
-type Names = Arc<RwLock<BTreeMap<[u8; 8], String>>>;
 
 impl Daemon {
     /// Opens every folder that is to be open after a start.
@@ -223,7 +219,6 @@ impl Daemon {
             name: open.record.lock().name.clone(),
         });
         open.swarm.set_online(true);
-        self.watch_for_members(open);
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use crate::api::{ApiError, ErrorKind};
 
 /// The directory a request names, without symbolic links, or why it cannot be used.
 pub(super) fn existing_dir(path: &ApiPath) -> Result<PathBuf, ApiError> {
-    let shown = path.escaped();
+    let shown = path.to_string();
     let real = fs::canonicalize(&path.0)
         .map_err(|error| ApiError::io(format_args!("cannot use {shown}"), &error))?;
     let kind = fs::metadata(&real)
@@ -72,7 +72,7 @@ pub(super) fn is_empty(dir: &Path) -> Result<bool, ApiError> {
 
 /// A path for people.
 pub(super) fn shown(path: &Path) -> String {
-    ApiPath(path.to_path_buf()).escaped()
+    ApiPath(path.to_path_buf()).to_string()
 }
 
 #[cfg(test)]
