@@ -55,7 +55,7 @@ fn any_chunks(max: usize) -> impl Strategy<Value = Vec<ChunkRef>> {
             let dice = u32::from_le_bytes([hash[0], hash[1], hash[2], hash[3]]);
             chunk(
                 n % 500,
-                u8::from(dice % ends != 0),
+                u8::from(!dice.is_multiple_of(ends)),
                 1 + dice % MAX_CHUNK_LEN,
             )
         };
