@@ -2,6 +2,8 @@
 //! tree.
 //! One folder's working tree: its [`state`] (what a folder is, how two copies of it come together, what the user sees of
 //! it), and the bytes that state is stored and sent as.
+//! One folder's working tree: its [`state`] (what a folder is, how two copies of it come together,
+//! what the user sees of it), and the bytes that the state is stored and sent as.
 
 pub mod changes;
 pub mod codec;

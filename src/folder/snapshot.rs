@@ -225,9 +225,7 @@ mod tests {
     fn bytes_are_those_of_the_format() {
         let bytes = example().encode().unwrap();
         let mut wanted = vec![1, 2];
-        for first in [9] {
-            wanted.extend_from_slice(id(first).as_bytes());
-        }
+        wanted.extend_from_slice(id(9).as_bytes());
         wanted.push(2);
         wanted.extend_from_slice(id(1).as_bytes());
         wanted.extend_from_slice(id(2).as_bytes());

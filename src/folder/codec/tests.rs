@@ -516,16 +516,15 @@ impl Device {
 
     /// Writes what changed since the last time into the tree.
     fn commit(&mut self, trees: &Trees<'_, MemoryNodes>) {
+        let dirty = self.state.take_dirty();
         let encode = |key: &Key| {
             let entry = self.state.entry(key)?;
             Some(encode_entry(key, entry).unwrap())
         };
-        let dirty = self.state.clone().take_dirty();
         let changes: Vec<_> = dirty
             .iter()
             .map(|key| (encode_key(key), encode(key)))
             .collect();
-        drop(self.state.take_dirty());
         self.tree = trees.apply(&self.tree, changes).unwrap();
     }
 

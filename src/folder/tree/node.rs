@@ -43,12 +43,15 @@ impl Rules {
 
     /// Whether a node of `level` may end after an item with this key.
     pub(super) fn cuts(&self, level: u8, key: &[u8]) -> bool {
-        let mut hasher = blake3::Hasher::new();
-        if level > 0 {
-            hasher.update(&[level]);
-        }
-        hasher.update(key);
-        hasher.finalize().as_bytes()[0] < self.cut_below
+        let hash = if level == 0 {
+            blake3::hash(key)
+        } else {
+            blake3::Hasher::new()
+                .update(&[level])
+                .update(key)
+                .finalize()
+        };
+        hash.as_bytes()[0] < self.cut_below
     }
 
     /// Items a node of `level` holds before any rule may end it. Two children at least make every

@@ -118,7 +118,11 @@ proptest! {
     }
 
     #[test]
-    fn reading_agrees_with_a_plain_map(rules in any_rules(), map in any_map(200), from in 0_u16..400) {
+    fn reading_agrees_with_a_plain_map(
+        rules in any_rules(),
+        map in any_map(200),
+        from in 0_u16..400,
+    ) {
         let nodes = MemoryNodes::new();
         let trees = Trees::with_rules(&nodes, rules);
         let tree = trees.build_map(&map).unwrap();
@@ -163,7 +167,8 @@ proptest! {
             if missing.is_empty() {
                 break;
             }
-            if let Err(error) = local.diff(&base, &tree).and_then(Iterator::collect::<Result<Vec<_>, _>>) {
+            let compared: Result<Vec<_>, _> = local.diff(&base, &tree).and_then(Iterator::collect);
+            if let Err(error) = compared {
                 let named = matches!(&error, NodesError::Missing(list) if !list.is_empty());
                 prop_assert!(named, "{}", error);
             }
@@ -180,7 +185,10 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_bytes_never_panic(level in 0_u8..4, bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn arbitrary_bytes_never_panic(
+        level in 0_u8..4,
+        bytes in prop::collection::vec(any::<u8>(), 0..300),
+    ) {
         drop(Node::parse(level, bytes.into(), &Rules::FORMAT));
     }
 
