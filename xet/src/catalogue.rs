@@ -233,8 +233,7 @@ fn open_sled(dir: &Path) -> Result<sled::Db, OpenFailed> {
     let config = sled::Config::default()
         .path(dir)
         .cache_capacity(CACHE_BYTES)
-        .flush_every_ms(None)
-        .mode(sled::Mode::LowSpace);
+        .flush_every_ms(None);
     let (send, receive) = mpsc::channel();
     let open = move || {
         let opened = catch_unwind(AssertUnwindSafe(|| config.open()));

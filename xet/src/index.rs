@@ -90,7 +90,6 @@ pub trait ChunkIndex: fmt::Debug + Send + Sync {
 const SHARDS: usize = 64;
 
 /// The index in use: 8 bytes an entry in open addressing, filled to between 67 and 85 %.
-#[derive(Debug)]
 pub struct CompactIndex {
     shards: Box<[RwLock<Table<Entry>>]>,
 }
@@ -159,6 +158,14 @@ impl CompactIndex {
 
     fn shard(&self, key: &[u8; 32]) -> &RwLock<Table<Entry>> {
         &self.shards[usize::from(key[0]) * SHARDS / 256]
+    }
+}
+
+impl fmt::Debug for CompactIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CompactIndex")
+            .field("len", &self.len())
+            .finish()
     }
 }
 

@@ -92,6 +92,12 @@ pub enum Put {
     Held,
 }
 
+impl Put {
+    const fn of(new: bool) -> Self {
+        if new { Self::New } else { Self::Held }
+    }
+}
+
 /// Why a store cannot be opened.
 #[derive(Debug, Error)]
 #[error("cannot open the store at {path}: {source}")]
@@ -286,14 +292,13 @@ impl Store {
         if self.chunks.holds(hash.as_bytes()) {
             return Ok(Put::Held);
         }
-        let put = self.with_encoder(|encoder| {
+        self.with_encoder(|encoder| {
             let encoded = encoder.encode(self.probe.scheme(bytes), bytes);
             self.append(
                 &self.chunks,
-                &[item(*hash.as_bytes(), 0, encoded, bytes.len())],
+                item(*hash.as_bytes(), 0, encoded, bytes.len()),
             )
-        })?;
-        Ok(put.first().copied().unwrap_or(Put::Held))
+        })
     }
 
     /// Stores several chunks with as few writes as possible. The way to store small ones.
@@ -322,7 +327,10 @@ impl Store {
             };
             items.push(item(*hash.as_bytes(), 0, encoded, bytes.len()));
         }
-        self.append(&self.chunks, &items)
+        self.check_usable()?;
+        let new = self.chunks.append_missing(&items)?;
+        self.commit_if_due(&self.chunks)?;
+        Ok(new.into_iter().map(Put::of).collect())
     }
 
     /// The bytes of a node, or `None` if it is not here.
@@ -348,11 +356,10 @@ impl Store {
             scheme: Scheme::Stored,
             payload: bytes,
         };
-        let put = self.append(
+        self.append(
             &self.nodes,
-            &[item(*id.as_bytes(), kind, encoded, bytes.len())],
-        )?;
-        Ok(put.first().copied().unwrap_or(Put::Held))
+            item(*id.as_bytes(), kind, encoded, bytes.len()),
+        )
     }
 
     /// Makes every put that returned before this call durable.
@@ -406,18 +413,26 @@ impl Store {
         stats
     }
 
-    fn append(&self, shelf: &Shelf, items: &[Item<'_>]) -> Result<Vec<Put>, WriteError> {
+    fn append(&self, shelf: &Shelf, item: Item<'_>) -> Result<Put, WriteError> {
+        self.check_usable()?;
+        let new = shelf.append_if_missing(item)?;
+        self.commit_if_due(shelf)?;
+        Ok(Put::of(new))
+    }
+
+    fn check_usable(&self) -> Result<(), WriteError> {
         if self.sync_failed.load(Ordering::Acquire) {
             return Err(WriteError::SyncFailed);
         }
-        let new = shelf.append_missing(items)?;
+        Ok(())
+    }
+
+    /// Bounds what a crash can leave to scan.
+    fn commit_if_due(&self, shelf: &Shelf) -> Result<(), WriteError> {
         if shelf.sealed_waiting() >= SEALED_WAITING_MAX {
             self.commit()?;
         }
-        Ok(new
-            .into_iter()
-            .map(|new| if new { Put::New } else { Put::Held })
-            .collect())
+        Ok(())
     }
 
     fn encode<'a>(&self, bytes: &'a [u8]) -> (Scheme, Cow<'a, [u8]>) {

@@ -164,3 +164,69 @@ fn parse_nodes(bytes: &[u8]) -> Option<PackFooter> {
         ends,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn entries(count: usize) -> Vec<Entry> {
+        let entry = |n: usize| Entry {
+            name: *blake3::hash(&[n as u8]).as_bytes(),
+            end: (n as u32 + 1) * 100,
+            len: 92,
+            tag: n as u8,
+        };
+        (0..count).map(entry).collect()
+    }
+
+    #[test]
+    fn node_footers_are_as_documented_and_refuse_every_changed_byte() {
+        let entries = entries(5);
+        let bytes = encode(PackKind::Nodes, &entries).unwrap();
+        assert_eq!(bytes.len(), 20 + 37 * 5);
+        assert_eq!(bytes[..12], *b"CCBTNOD\x01\x05\0\0\0");
+        assert_eq!(bytes[12 + 32..12 + 64], entries[1].name);
+        assert_eq!(bytes[12 + 160..12 + 165], [0, 1, 2, 3, 4]);
+        let footer = parse_nodes(&bytes).unwrap();
+        assert!(
+            footer
+                .names
+                .iter()
+                .eq(entries.iter().map(|entry| &entry.name))
+        );
+        assert_eq!(footer.ends, [100, 200, 300, 400, 500]);
+        // The length word at the end was used to find the footer.
+        for changed in 0..bytes.len() - LENGTH_WORD {
+            let mut copy = bytes.clone();
+            copy[changed] ^= 0x10;
+            assert!(parse_nodes(&copy).is_none(), "byte {changed}");
+        }
+        for cut in 0..bytes.len() {
+            assert!(parse_nodes(&bytes[..cut]).is_none(), "cut at {cut}");
+        }
+        assert!(encode(PackKind::Nodes, &[]).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_node_footers_never_panic(
+            mut bytes in prop::collection::vec(any::<u8>(), 0..400),
+            count in 0..12u32,
+        ) {
+            if bytes.len() >= 12 {
+                bytes[..8].copy_from_slice(&NODES_MAGIC);
+                bytes[8..12].copy_from_slice(&count.to_le_bytes());
+                bytes.resize(len(PackKind::Nodes, count as usize).min(bytes.len()), 0);
+                if let Some(crc_at) = bytes.len().checked_sub(8) {
+                    let crc = crc32fast::hash(&bytes[..crc_at]).to_le_bytes();
+                    bytes[crc_at..crc_at + 4].copy_from_slice(&crc);
+                }
+            }
+            if let Some(footer) = parse_nodes(&bytes) {
+                prop_assert_eq!(footer.names.len(), footer.ends.len());
+            }
+        }
+    }
+}

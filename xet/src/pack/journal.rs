@@ -189,6 +189,8 @@ fn parse_entry(bytes: &[u8; ENTRY_LEN]) -> Entry {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use crate::disk::MemDisk;
 
     use super::*;
@@ -249,5 +251,13 @@ mod tests {
         let mut bytes = encode(&[entry(0), entry(1)]);
         bytes.extend(encode(&[entry(0)]));
         assert_eq!(parse(&bytes).0.len(), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_journals_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let (entries, len) = parse(&bytes);
+            prop_assert!(len <= bytes.len() && entries.len() * ENTRY_LEN <= len);
+        }
     }
 }

@@ -202,6 +202,16 @@ impl Shelf {
         self.append_locked(&mut writer, items)
     }
 
+    /// Appends a record unless it is there by now. Whether it was appended.
+    pub(crate) fn append_if_missing(&self, item: Item<'_>) -> Result<bool, WriteError> {
+        let mut writer = self.writer.lock();
+        let missing = !self.holds(&item.name);
+        if missing {
+            self.append_locked(&mut writer, &[item])?;
+        }
+        Ok(missing)
+    }
+
     /// As [`append`](Self::append), without the items that are there by now.
     pub(crate) fn append_missing(&self, items: &[Item<'_>]) -> Result<Vec<bool>, WriteError> {
         let mut writer = self.writer.lock();
@@ -403,7 +413,10 @@ impl Shelf {
     /// Gives a pack's files up. Readers that hold it open finish.
     pub(crate) fn drop_pack(&self, pack: &Pack) -> io::Result<()> {
         self.packs.write().remove(&pack.id);
-        self.files.disk.remove(&pack.path)?;
+        match self.files.disk.remove(&pack.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         journal::remove(&*self.files.disk, &pack.path)
     }
 
