@@ -4,7 +4,7 @@ use std::fs::{File, Permissions};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -14,14 +14,37 @@ const SUN_PATH_BYTES_MAX: usize = 107;
 
 /// Binds `path`, replacing a socket that a killed daemon left there. The caller holds the lock of the state directory, so
 /// no other daemon can be listening. Only the owner may connect.
-pub(super) fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+pub(super) fn bind_unix(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let listener = UnixListener::bind(Short::of(path)?.path)?;
     std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
-    Ok(listener)
+    let meta = std::fs::symlink_metadata(path)?;
+    let file = SocketFile {
+        path: path.to_path_buf(),
+        id: (meta.dev(), meta.ino()),
+    };
+    Ok((listener, file))
+}
+
+/// The socket in the file system. Removed when dropped, unless another daemon has put its own there meanwhile.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    /// Device and inode.
+    id: (u64, u64),
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let found = std::fs::symlink_metadata(&self.path);
+        if found.is_ok_and(|meta| (meta.dev(), meta.ino()) == self.id) {
+            // It cannot be helped; the next daemon replaces it.
+            drop(std::fs::remove_file(&self.path));
+        }
+    }
 }
 
 pub(super) async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
@@ -71,8 +94,9 @@ mod tests {
         std::fs::create_dir(&deep).unwrap();
         for dir in [dir.path(), &deep] {
             let path = dir.join("api.sock");
-            drop(bind_unix(&path).unwrap());
-            let listener = bind_unix(&path).unwrap();
+            let old = bind_unix(&path).unwrap();
+            let (listener, file) = bind_unix(&path).unwrap();
+            drop(old);
             let (client, server) = tokio::join!(connect_unix(&path), listener.accept());
             client.unwrap();
             server.unwrap();
@@ -80,6 +104,8 @@ mod tests {
                 std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
                 0o600
             );
+            drop(file);
+            assert!(!path.exists());
         }
     }
 }

@@ -32,7 +32,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::access::{self, Token};
 use super::control::{Control, NoProgress, ProgressReport, ProgressSink, Reply};
 use super::error::{ApiError, ErrorKind};
-use super::listen;
+use super::listen::{self, SocketFile};
 use super::types::{Progress, Request, StatusRequest};
 use crate::config::StateDir;
 use crate::telemetry::metrics;
@@ -69,7 +69,7 @@ pub struct Server {
     closing: watch::Sender<bool>,
     connections: Vec<Arc<Semaphore>>,
     tcp: Option<SocketAddr>,
-    socket: std::path::PathBuf,
+    _socket: SocketFile,
 }
 
 #[derive(Clone)]
@@ -90,19 +90,18 @@ impl Server {
             calls: Arc::new(Semaphore::new(CALLS_MAX)),
         };
         let (closing, _) = watch::channel(false);
-        let socket = state.socket();
         let tcp = match tcp {
             Some(addr) => Some(bind_tcp(addr, state).await?),
             None => None,
         };
-        let unix = listen::bind_unix(&socket).map_err(|error| {
+        let (unix, socket) = listen::bind_unix(&state.socket()).map_err(|error| {
             ApiError::io("cannot listen on the socket in the state directory", &error)
         })?;
         let mut server = Self {
             closing,
             connections: Vec::new(),
             tcp: None,
-            socket,
+            _socket: socket,
         };
         let permits = server.listener();
         tokio::spawn(accept_unix(
@@ -128,8 +127,6 @@ impl Server {
     /// Takes no more connections and waits a little for the answers that are on their way out.
     pub async fn close(self) {
         self.closing.send_replace(true);
-        // An error means that it is gone already.
-        drop(std::fs::remove_file(&self.socket));
         let all = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
         for permits in &self.connections {
             if timeout(DRAIN_TIME, permits.acquire_many(all))

@@ -104,7 +104,7 @@ fn folder_text(folder: &FolderStatus) -> String {
     }
     if folder.dirty_files > 0 {
         lines.push(format!(
-            "unsaved    {} files not yet published",
+            "pending    {} files to be published",
             count(folder.dirty_files)
         ));
     }

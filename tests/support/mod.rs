@@ -1,5 +1,7 @@
 //! Running the built `ccbt` in a directory of its own, apart from the settings of whoever runs the tests.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::path::PathBuf;
 use std::process::{Command, Output};
 

@@ -197,7 +197,7 @@ async fn what_was_there_before_is_nobodys_reason_to_stay() {
     tokio::time::sleep(Duration::from_millis(50)).await;
     work.send_modify(|work| {
         work.items
-            .retain(|item| item.dir.as_path() != Path::new("/own"))
+            .retain(|item| item.dir.as_path() != Path::new("/own"));
     });
     assert_eq!(waiting.await.unwrap(), End::Done);
 }
