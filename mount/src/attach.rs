@@ -224,8 +224,8 @@ pub(crate) fn check_fsname(name: &str) -> Result<(), MountError> {
     Ok(())
 }
 
-/// Whether the process that served the mount at `path` is gone. Asks by `statfs`: the attributes `stat` shows may come from
-/// the kernel's cache for as long as their time to live lasts.
+/// Whether the process that served the mount at `path` is gone. Asks by `statfs`: the attributes `stat` shows may come
+/// from the kernel's cache for as long as their time to live lasts.
 pub(crate) fn is_dead(path: &Path) -> bool {
     match rustix::fs::statfs(path) {
         Ok(_) => false,

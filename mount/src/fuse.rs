@@ -109,8 +109,8 @@ impl Adapter {
     }
 
     /// Offers the rows from `offset` on to `add` until it says that the buffer is full. Rows count as references; `add`
-    /// tells whether the kernel got one, and the inodes of those it did not get are returned. An error means that nothing
-    /// was added.
+    /// tells whether the kernel got one, and the inodes of those it did not get are returned. An error means that
+    /// nothing was added.
     fn fill(
         &self,
         lookup: &Lookup<'_>,

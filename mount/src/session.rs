@@ -304,8 +304,8 @@ impl Mount {
         }
     }
 
-    /// Whether the mount on our path is another one that was given the device number of ours. The kernel does so only once
-    /// our file system has ended; a mount that ended by being aborted is still there, but dead.
+    /// Whether the mount on our path is another one that was given the device number of ours. The kernel does so only
+    /// once our file system has ended; a mount that ended by being aborted is still there, but dead.
     fn is_replaced(&self) -> bool {
         self.ended.wait_for(Duration::ZERO) && !attach::is_dead(&self.path)
     }

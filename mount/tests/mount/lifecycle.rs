@@ -179,8 +179,8 @@ fn an_ordinary_user_mounts_through_the_helper() {
         return;
     }
     let dir = directory();
-    let output = Command::new("unshare")
-        .args(["--mount", "sh", "-c", AS_USER, "sh"])
+    let output = Command::new("timeout")
+        .args(["60", "unshare", "--mount", "sh", "-c", AS_USER, "sh"])
         .args([dir.path(), &memfs()])
         .output()
         .unwrap();
