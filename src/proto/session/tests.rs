@@ -291,20 +291,31 @@ fn frames_arrive_whole_and_in_order_however_the_line_cuts_them() {
     }
 }
 
-#[test]
-fn a_large_chunk_takes_as_many_messages_as_it_must() {
+/// Lengths of the `ut_xet` messages a chunk of `len` bytes is sent in, and of the queue before.
+fn message_lens(len: usize) -> (usize, Vec<usize>) {
     let mut pair = settled(reader(), reader(), 5);
-    let frame = chunk(1, 128 << 10);
-    pair.caller.session.send(&frame).unwrap();
-    assert_eq!(pair.caller.session.queued_len(), 4 + 1 + 10 + (128 << 10));
+    pair.caller.session.send(&chunk(1, len)).unwrap();
+    let queued = pair.caller.session.queued_len();
     let mut bytes = pair.caller.transmit(pair.now);
     let mut lens = vec![];
     while let Some(message) = extension::next_message(&bytes, u32::MAX - 2).unwrap() {
         lens.push(message.input_len());
         bytes = bytes.slice(message.input_len()..);
     }
+    (queued, lens)
+}
+
+#[test]
+fn a_large_chunk_takes_as_many_messages_as_it_must_and_ends_with_one() {
+    let (head, frame) = (4 + 1 + 10, 6 + 16);
     // The odd 34 bytes travel with the head, the rest is sealed from where it lies.
-    assert_eq!(lens, [6 + 15 + 34 + 16, 6 + 65_535, 6 + 65_535]);
+    let (queued, lens) = message_lens(128 << 10);
+    assert_eq!(queued, head + (128 << 10));
+    assert_eq!(lens, [frame + head + 34, 6 + 65_535, 6 + 65_535]);
+    // Too many odd bytes to copy get a message of their own, before the full ones: the receiver
+    // then has room for exactly this frame and need not move it.
+    let (_, lens) = message_lens(100_000);
+    assert_eq!(lens, [frame + head, frame + 100_000 - 65_519, 6 + 65_535]);
 }
 
 #[test]
@@ -442,6 +453,11 @@ fn frames_out_of_turn_end_the_connection() {
     let mut raw = Raw::call(reader());
     raw.frame(&hello([3; 8]));
     assert_eq!(raw.reason(), Reason::OutOfTurn(1));
+
+    // The body of a stranger's frame is not even looked at.
+    let mut raw = Raw::call(reader());
+    raw.send(&[2, 0, 0, 0, 2, 9]);
+    assert_eq!(raw.reason(), Reason::OutOfTurn(2));
 
     let mut raw = Raw::call(reader());
     raw.frame(&raw.auth(&reader(), Side::Caller));
