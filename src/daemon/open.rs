@@ -8,12 +8,11 @@ use parking_lot::Mutex;
 
 use super::record::{self, FolderRecord, RecordError};
 use super::{Daemon, place};
-use crate::api::types::{Progress, Right as ApiRight};
+use crate::api::types::Right as ApiRight;
 use crate::api::{ApiError, ErrorKind, ProgressSink};
 use crate::clock;
 use crate::engine::gate::Door;
 use crate::engine::swarm::{self, Names, SwarmConfig, SwarmHandle};
-use crate::folder::home::Home;
 use crate::folder::state::Inc;
 use crate::folder::work::{Clock, Folder, FolderConfig};
 use crate::share::heads::Heads;
@@ -32,9 +31,8 @@ pub(super) struct OpenFolder {
     pub(super) link: Link,
     pub(super) record: Mutex<FolderRecord>,
     pub(super) credentials: Arc<FolderCredentials>,
-    pub(super) folder: Arc<Folder>,
+    pub(super) folder: Folder,
     pub(super) swarm: SwarmHandle,
-    pub(super) home: Mutex<Option<Arc<Home>>>,
 }
 
 /// The wall clock for folders.
@@ -151,14 +149,13 @@ impl Daemon {
                     ApiError::new(ErrorKind::Io, format_args!("cannot open the folder: {error}"))
                 })?
         };
-        let folder = Arc::new(folder);
         let config = SwarmConfig {
             name: record.name.clone(),
             credentials: Arc::clone(&credentials),
             device: Arc::clone(&self.0.device),
             incarnation,
             epoch: EPOCH,
-            folder: Arc::clone(&folder),
+            folder: folder.clone(),
             store: Arc::clone(&self.0.store),
             heads_file: dir.join("heads"),
             read_timeout: self.0.config.read_timeout,
@@ -177,7 +174,6 @@ impl Daemon {
             credentials,
             folder,
             swarm,
-            home: Mutex::new(None),
         });
         self.0.folders.lock().insert(id, Arc::clone(&open));
         Ok(open)
@@ -229,26 +225,7 @@ impl Daemon {
         dir: &Path,
         progress: ProgressSink,
     ) -> Result<(), ApiError> {
-        let (folder, store) = (Arc::clone(&open.folder), Arc::clone(&self.0.store));
-        let options = self.home_options(open, dir);
-        let opened = tokio::task::spawn_blocking(move || -> Result<Arc<Home>, ApiError> {
-            let home = Home::open(folder, store, options).map_err(home_error)?;
-            home.scan(&|p| {
-                progress.report(Progress {
-                    files_done: p.files_done,
-                    files_total: p.files_total,
-                    bytes_done: p.bytes_done,
-                    bytes_total: p.bytes_total,
-                    note: "indexing".to_owned(),
-                });
-            })
-            .map_err(home_error)?;
-            home.watch().map_err(home_error)?;
-            Ok(home)
-        })
-        .await
-        .map_err(|error| ApiError::new(ErrorKind::Internal, error))??;
-        *open.home.lock() = Some(opened);
+        let _ = (open, dir, progress);
         Ok(())
     }
 
@@ -256,10 +233,8 @@ impl Daemon {
     pub(super) async fn close_folder(&self, open: &Arc<OpenFolder>) {
         self.0.folders.lock().remove(&open.id);
         self.0.gate.close(&open.credentials.swarm());
-        let home = open.home.lock().take();
-        let _closed = tokio::task::spawn_blocking(move || drop(home)).await;
         open.swarm.shutdown().await;
-        let folder = Arc::clone(&open.folder);
+        let folder = open.folder.clone();
         let flushed = tokio::task::spawn_blocking(move || folder.shutdown()).await;
         match flushed {
             Ok(Ok(())) => {
@@ -271,10 +246,6 @@ impl Daemon {
             Err(error) => tracing::error!(%error, "closing the folder panicked"),
         }
     }
-}
-
-fn home_error(error: impl std::fmt::Display) -> ApiError {
-    ApiError::new(ErrorKind::Refused, error)
 }
 
 fn own_manifest(seed: &crate::share::OwnerSeed) -> Result<Manifest, ApiError> {

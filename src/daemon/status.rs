@@ -9,6 +9,7 @@ use super::open::OpenFolder;
 use crate::api::types::*;
 use crate::api::{ApiError, ErrorKind};
 use crate::engine::swarm::SwarmStatus;
+use crate::folder::work::FolderStats;
 use crate::share::Right as ShareRight;
 
 /// Hex digits of a root shown to people.
@@ -20,7 +21,9 @@ impl Daemon {
         let mut folders = Vec::new();
         for folder in open {
             if let Some(status) = folder.swarm.status().await {
-                folders.push(self.folder_status(&folder, &status));
+                let counted = folder.folder.clone();
+                let stats = tokio::task::spawn_blocking(move || counted.stats(true)).await;
+                folders.push(self.folder_status(&folder, &status, &stats.unwrap_or_default()));
             }
         }
         let daemon = DaemonStatus {
@@ -36,11 +39,14 @@ impl Daemon {
         Ok(StatusResponse { daemon, folders, jobs })
     }
 
-    fn folder_status(&self, open: &OpenFolder, swarm: &SwarmStatus) -> FolderStatus {
-        let stats = open.folder.stats();
+    fn folder_status(
+        &self,
+        open: &OpenFolder,
+        swarm: &SwarmStatus,
+        stats: &FolderStats,
+    ) -> FolderStatus {
         let record = open.record.lock().clone();
         let converged = swarm.peers.iter().filter(|peer| peer.converged).count();
-        let home = open.home.lock().as_ref().and_then(|home| home.held_back());
         let own = swarm.heads.iter().find(|head| head.own);
         FolderStatus {
             id: open.id.to_string(),
@@ -63,7 +69,7 @@ impl Daemon {
                 .collect(),
             root: swarm.root.to_string().chars().take(ROOT_DIGITS).collect(),
             converged_with: count(converged),
-            only_here: only_here(&stats, swarm),
+            only_here: only_here(stats, swarm),
             missing: Amount { files: stats.missing_files, bytes: stats.missing_bytes },
             pinned: swarm.replica,
             published: own.map(|head| PublishedStatus {
@@ -71,7 +77,7 @@ impl Daemon {
                 age_s: head.age_s,
             }),
             dirty_files: stats.dirty,
-            waiting: home.or_else(|| swarm.trouble.clone()),
+            waiting: swarm.trouble.clone(),
         }
     }
 
@@ -163,7 +169,7 @@ impl Daemon {
 }
 
 /// What nobody else is known to hold: nothing, once a keeper said it has this very root.
-fn only_here(stats: &crate::folder::work::FolderStats, swarm: &SwarmStatus) -> Amount {
+fn only_here(stats: &FolderStats, swarm: &SwarmStatus) -> Amount {
     if swarm.stored_elsewhere {
         Amount::default()
     } else {

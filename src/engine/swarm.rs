@@ -55,7 +55,7 @@ pub struct SwarmConfig {
     pub device: Arc<DeviceKey>,
     pub incarnation: Incarnation,
     pub epoch: u32,
-    pub folder: Arc<Folder>,
+    pub folder: Folder,
     pub store: Arc<Store>,
     /// Where the table of heads is kept.
     pub heads_file: PathBuf,

@@ -1,9 +1,5 @@
-//! One folder: what it is ([`state`]), the nodes it is stored as ([`tree`], [`content`]), and, on a disk, its working
-//! tree.
-//! One folder's working tree: its [`state`] (what a folder is, how two copies of it come together, what the user sees of
-//! it), and the bytes that state is stored and sent as.
-//! One folder's working tree: its [`state`] (what a folder is, how two copies of it come together,
-//! what the user sees of it), and the bytes that the state is stored and sent as.
+//! One folder: what it is ([`state`]), the nodes it is stored as ([`tree`], [`content`]), and the live file system over
+//! all of it ([`work`]).
 
 pub mod changes;
 pub mod codec;
@@ -12,3 +8,4 @@ pub mod encoding;
 pub mod snapshot;
 pub mod state;
 pub mod tree;
+pub mod work;

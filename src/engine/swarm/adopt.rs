@@ -113,7 +113,7 @@ impl Swarm {
         let counters = self.heads.counters(&adoption.head);
         let (incarnation, head, delta) =
             (*incarnation, adoption.head.clone(), adoption.delta.take());
-        let (folder, store) = (Arc::clone(&self.config.folder), Arc::clone(&self.config.store));
+        let (folder, store) = (self.config.folder.clone(), Arc::clone(&self.config.store));
         self.jobs.spawn_blocking(move || {
             let outcome = attempt(&folder, &store, &head, delta.as_deref(), &counters);
             JobDone::Adopted(incarnation, (head, delta, outcome).into())

@@ -28,7 +28,7 @@ impl Swarm {
         }
         self.publishing = true;
         self.pace.published(self.clock.now());
-        let folder = Arc::clone(&self.config.folder);
+        let folder = self.config.folder.clone();
         let device = Arc::clone(&self.config.device);
         let incarnation = self.config.incarnation;
         let epoch = self.config.epoch;

@@ -1,6 +1,5 @@
 //! Keeping the whole content here: after every change, find what is missing and fetch it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use ccbt_xet::hash::NodeId;
@@ -71,11 +70,11 @@ impl Swarm {
         }
         r.running = true;
         r.stale = false;
-        let folder = Arc::clone(&self.config.folder);
+        let folder = self.config.folder.clone();
         self.jobs.spawn_blocking(move || {
             let root = folder.root().0;
-            let items = folder.missing(ROUND_ITEMS_MAX).map_err(|error| error.to_string());
-            let items = items.map(|missing| {
+            let lacking = folder.lacking(None, ROUND_ITEMS_MAX).map_err(|error| error.to_string());
+            let items = lacking.map(|missing| {
                 let chunks = missing.chunks.into_iter().map(|c| (Item::Chunk(c.hash), c.len));
                 let node = |(kind, id)| (Item::Node { kind, id }, NODE_BYTES_GUESS);
                 chunks.chain(missing.nodes.into_iter().map(node)).collect()
