@@ -210,6 +210,7 @@ impl Sides<'_> {
         let mut merged: Vec<T> = mine.chain(theirs).cloned().collect();
         merged.sort_unstable_by(|one, two| two.cmp(one));
         merged.dedup();
+        merged.shrink_to_fit();
         merged
     }
 }

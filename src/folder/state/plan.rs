@@ -350,5 +350,7 @@ fn with<T: Value>(old: Option<&Vec<T>>, keep: impl Fn(&T) -> bool, new: Option<T
         .cloned();
     let mut values: Vec<T> = kept.chain(new).collect();
     values.sort_unstable_by(|one, two| two.cmp(one));
+    // Collecting leaves room for more; there is one such list per file.
+    values.shrink_to_fit();
     values
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::State;
-use super::values::{Dot, Fid, FileMeta, Key, LinkId, Name, Time, Version, Xattrs};
+use super::values::{Dot, Fid, FileEntry, FileMeta, Key, LinkId, Name, Time, Version, Xattrs};
 
 /// Mode of the root while nobody has set one.
 const ROOT_MODE: u16 = 0o755;
@@ -69,6 +69,9 @@ pub(super) enum Member<'a> {
     File {
         version: &'a Version,
         hidden: Vec<Dot>,
+        role: Role,
+        /// For the one that has the name.
+        meta: Option<&'a FileMeta>,
     },
 }
 
@@ -176,11 +179,11 @@ impl State {
     pub(super) fn spot(&self, dir: Fid, name: &[u8]) -> Option<Spot> {
         if let Some(member) = self.members(dir, name).into_iter().next() {
             let base = Name::from(name);
-            return Some(self.as_spot(dir, &base, &base, member, true));
+            return Some(self.as_spot(dir, &base, &base, member));
         }
         let (base, index) = self.sibling(dir, name)?;
         let member = self.members(dir, base.as_bytes()).into_iter().nth(*index)?;
-        Some(self.as_spot(dir, &Name::from(name), base, member, false))
+        Some(self.as_spot(dir, &Name::from(name), base, member))
     }
 
     /// A directory and where it is shown; none for the root.
@@ -193,7 +196,7 @@ impl State {
             None => &at.name,
             Some(sibling) => labels.get(sibling)?,
         };
-        Some(self.as_spot(at.parent, name, &at.name, Member::Dir(fid), index == 0))
+        Some(self.as_spot(at.parent, name, &at.name, Member::Dir(fid)))
     }
 
     /// The group of things that want `base`, each where it is shown.
@@ -201,29 +204,34 @@ impl State {
         let wanted = Name::from(base);
         let labels = self.sibling_labels(dir, base).iter();
         let names = std::iter::once(&wanted).chain(labels);
-        let members = self.members(dir, base).into_iter().enumerate();
+        let members = self.members(dir, base).into_iter();
         members
             .zip(names)
-            .map(|((index, member), name)| self.as_spot(dir, name, &wanted, member, index == 0))
+            .map(|(member, name)| self.as_spot(dir, name, &wanted, member))
             .collect()
     }
 
     fn spots(&self, dir: Fid) -> Vec<Spot> {
-        let mut spots = BTreeMap::new();
         let entries = self.dirs.get(&dir).into_iter().flat_map(|dir| &dir.names);
-        let files = entries.filter(|(_, entry)| !entry.versions.is_empty());
-        let dirs = self.graph.children(dir).map(|(name, _)| name);
-        for name in files.map(|(name, _)| name).chain(dirs) {
-            if let Some(first) = self.members(dir, name.as_bytes()).into_iter().next() {
-                spots.insert(name.clone(), self.as_spot(dir, name, name, first, true));
-            }
+        let any_dirs = self.graph.has_children(dir);
+        let mut spots: Vec<Spot> = entries
+            .filter(|(name, _)| !any_dirs || self.graph.group(dir, name.as_bytes()).is_empty())
+            .filter_map(|(name, entry)| {
+                let first = file_members(entry, true).into_iter().next()?;
+                Some(self.as_spot(dir, name, name, first))
+            })
+            .collect();
+        for (name, group) in self.graph.children(dir) {
+            let first = group.first().map(|fid| Member::Dir(*fid));
+            spots.extend(first.map(|first| self.as_spot(dir, name, name, first)));
         }
         for (shown, base, index) in self.siblings(dir) {
             if let Some(member) = self.members(dir, base.as_bytes()).into_iter().nth(index) {
-                spots.insert(shown.clone(), self.as_spot(dir, shown, base, member, false));
+                spots.push(self.as_spot(dir, shown, base, member));
             }
         }
-        spots.into_values().collect()
+        spots.sort_unstable_by(|one, two| one.name.cmp(&two.name));
+        spots
     }
 
     /// Whether something has `name` as its own.
@@ -243,36 +251,24 @@ impl State {
             .map(|fid| Member::Dir(*fid));
         let mut members: Vec<Member<'_>> = dirs.collect();
         let entry = self.dirs.get(&dir).and_then(|dir| dir.names.get(base));
-        let versions = entry.map_or(&[][..], |entry| &entry.versions);
-        if let [version] = versions {
-            let hidden = Vec::new();
-            members.push(Member::File { version, hidden });
-            return members;
-        }
-        let mut seen = BTreeMap::new();
-        for version in versions {
-            let index = *seen.entry(version.same()).or_insert(members.len());
-            match members.get_mut(index) {
-                Some(Member::File { hidden, .. }) => hidden.push(version.dot),
-                _ => members.push(Member::File {
-                    version,
-                    hidden: Vec::new(),
-                }),
-            }
+        if let Some(entry) = entry {
+            let has_name = members.is_empty();
+            members.extend(file_members(entry, has_name));
         }
         members
     }
 
-    fn as_spot(&self, dir: Fid, name: &Name, base: &Name, member: Member<'_>, first: bool) -> Spot {
+    fn as_spot(&self, dir: Fid, name: &Name, base: &Name, member: Member<'_>) -> Spot {
         let node = match member {
             Member::Dir(fid) => Node::Dir(self.dir_node(fid)),
-            Member::File { version, hidden } => {
+            Member::File {
+                version,
+                hidden,
+                role,
+                meta,
+            } => {
                 let at = Key::file(dir, base.clone());
-                let meta = match first {
-                    true => self.shown_meta(&at),
-                    false => None,
-                };
-                Node::File(file_node(at, version, hidden, meta, first))
+                Node::File(file_node(at, version, hidden, role, meta))
             }
         };
         Spot {
@@ -281,10 +277,6 @@ impl State {
             base: base.clone(),
             node,
         }
-    }
-
-    fn shown_meta(&self, at: &Key) -> Option<&FileMeta> {
-        self.dirs.get(&at.dir)?.names.get(&at.name)?.metas.first()
     }
 
     fn dir_node(&self, fid: Fid) -> DirNode {
@@ -306,12 +298,36 @@ impl State {
     }
 }
 
+/// The versions at a name, those of one content as one. `has_name`: no directory has it.
+fn file_members(entry: &FileEntry, has_name: bool) -> Vec<Member<'_>> {
+    let mut members = Vec::with_capacity(entry.versions.len());
+    let mut seen = BTreeMap::new();
+    for version in &entry.versions {
+        let index = match entry.versions.len() {
+            1 => 0,
+            _ => *seen.entry(version.same()).or_insert(members.len()),
+        };
+        if let Some(Member::File { hidden, .. }) = members.get_mut(index) {
+            hidden.push(version.dot);
+            continue;
+        }
+        let first = has_name && members.is_empty();
+        members.push(Member::File {
+            version,
+            hidden: Vec::new(),
+            role: if first { Role::Main } else { Role::Sibling },
+            meta: entry.metas.first().filter(|_| first),
+        });
+    }
+    members
+}
+
 fn file_node(
     at: Key,
     version: &Version,
     hidden: Vec<Dot>,
+    role: Role,
     meta: Option<&FileMeta>,
-    first: bool,
 ) -> FileNode {
     let set = meta.and_then(|meta| meta.mtime);
     let set = set.filter(|(content, _)| *content == version.content.digest());
@@ -319,7 +335,7 @@ fn file_node(
         at,
         version: version.clone(),
         hidden,
-        role: if first { Role::Main } else { Role::Sibling },
+        role,
         mode: meta.map_or(version.mode, |meta| meta.mode),
         mtime: set.map_or(version.mtime, |(_, time)| time),
         xattrs: meta.map(|meta| meta.xattrs.clone()).unwrap_or_default(),
