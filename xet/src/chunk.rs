@@ -12,11 +12,14 @@
 //! chunk's first byte. Starting later would test a state that has not seen 64 bytes, and matches
 //! where a full one does not.
 //!
-//! # Why this is fast
+//! # Why there is no separate scan
 //!
-//! From a block that holds the rest of a chunk, [`Chunker::next_cut`] makes one SIMD call over a
-//! window of up to 120 KiB and returns while the bytes are still in the second-level cache, which is
-//! the moment to hash them. Fed in smaller blocks it does the same work in more calls.
+//! From a block that holds the rest of a chunk, [`Chunker::next_cut`] makes one SIMD call over up to
+//! 120 KiB and returns while the bytes are still in the second-level cache, which is the moment to
+//! hash them. Finding all matches in long windows first and selecting cuts among them gives the same
+//! cuts, but hashes the heads of chunks too: 0.39 to 0.41 CPU seconds per 10^9 random bytes against
+//! 0.35, and one call per byte where hostile data matches everywhere. With chunk hashes it is 0.54
+//! against 0.50.
 
 use gearhash::Hasher;
 

@@ -3,12 +3,13 @@
 use ccbt_xet::chunk::{self, Chunker};
 use ccbt_xet::hash::{ChunkHash, FileHash, RangeHash, chunk_hash, keyed_chunk_hash, range_hash};
 use ccbt_xet::merkle::{self, MerkleBuilder};
+use ccbt_xet::xorb::{self, Footer, HEADER_LEN, Record, XorbError, records};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 #[path = "vectors/input.rs"]
 mod input;
-use input::{Part, build, hex, hex32, rng};
+use input::{Part, base64, build, hex, hex32, rng};
 
 #[derive(Deserialize)]
 struct HashVectors {
@@ -398,4 +399,229 @@ fn fed(data: &[u8], block_len: usize) -> Vec<usize> {
         ends.push(at);
     }
     ends
+}
+
+#[derive(Deserialize)]
+struct XorbVectors {
+    xorbs: Vec<XorbCase>,
+    corrupted: Vec<CorruptedCase>,
+}
+
+#[derive(Deserialize)]
+struct XorbCase {
+    name: String,
+    source_chunks: Option<Vec<SourceChunk>>,
+    with_footer_base64: Option<String>,
+    without_footer_base64: Option<String>,
+    bytes_base64: Option<String>,
+    without_footer_len: Option<usize>,
+    data_sha256: Option<String>,
+    xet_core_reader_returns_data: Option<bool>,
+    chunk_hash: Option<String>,
+    /// Null where the reference refuses the bytes.
+    expect: Option<XorbExpect>,
+}
+
+impl XorbCase {
+    fn expect(&self) -> &XorbExpect {
+        self.expect.as_ref().expect(&self.name)
+    }
+}
+
+#[derive(Deserialize)]
+struct SourceChunk {
+    parts: Vec<Part>,
+}
+
+#[derive(Deserialize)]
+struct XorbExpect {
+    xorb_hash: String,
+    num_chunks: usize,
+    info_length: usize,
+    boundary_offsets: Vec<u32>,
+    #[serde(default)]
+    unpacked_offsets: Vec<u32>,
+    #[serde(default)]
+    chunk_hashes: Vec<String>,
+    #[serde(default)]
+    chunks: Vec<RecordExpect>,
+}
+
+#[derive(Deserialize)]
+struct RecordExpect {
+    offset: usize,
+    scheme: u8,
+    compressed_len: u32,
+    uncompressed_len: u32,
+    chunk_hash: String,
+    data_sha256: String,
+}
+
+#[derive(Deserialize)]
+struct CorruptedCase {
+    name: String,
+    bytes_base64: String,
+    claimed_xorb_hash: String,
+    xet_core_validate: String,
+}
+
+fn xorb_vectors() -> XorbVectors {
+    input::read(include_str!("vectors/xorb.json"))
+}
+
+#[test]
+fn xorbs_with_and_without_footer() {
+    let vectors = xorb_vectors();
+    let mut checked = 0;
+    for case in &vectors.xorbs {
+        let (Some(bytes), Some(upload_len)) = (&case.with_footer_base64, case.without_footer_len)
+        else {
+            continue;
+        };
+        let bytes = base64(bytes);
+        let claimed = case.expect().xorb_hash.parse().expect("hash");
+        let sealed = xorb::validate(&bytes, &claimed).expect(&case.name);
+        let upload = xorb::validate(&bytes[..upload_len], &claimed).expect(&case.name);
+        assert_eq!(sealed.chunks, upload.chunks, "{}", case.name);
+        assert_eq!(upload.footer, None, "{}", case.name);
+        check_footer(
+            case,
+            &bytes[upload_len..],
+            sealed.footer.as_ref().expect("footer"),
+        );
+        check_records(case, &bytes);
+        for (record, source) in records(&bytes).zip(case.source_chunks.iter().flatten()) {
+            let chunk = record.expect("record").decode().expect("payload");
+            assert_eq!(chunk, build(&source.parts), "{}", case.name);
+        }
+        checked += 1;
+    }
+    assert_eq!(checked, 7);
+}
+
+fn check_footer(case: &XorbCase, bytes: &[u8], footer: &Footer) {
+    let (expect, name) = (case.expect(), &case.name);
+    assert_eq!(bytes.len(), expect.info_length + 4, "{name}");
+    let word = *bytes.last_chunk().expect("length word");
+    assert_eq!(xorb::footer_len(word), Some(bytes.len()), "{name}");
+    assert_eq!(footer.xorb_hash.to_string(), expect.xorb_hash, "{name}");
+    assert_eq!(footer.root(), Some(footer.xorb_hash), "{name}");
+    assert_eq!(footer.hashes.len(), expect.num_chunks, "{name}");
+    assert_eq!(footer.record_ends, expect.boundary_offsets, "{name}");
+    assert_eq!(
+        footer.chunk_ends.as_ref(),
+        Some(&expect.unpacked_offsets),
+        "{name}"
+    );
+    assert_eq!(footer.encode().as_deref(), Some(bytes), "{name}");
+}
+
+fn check_records(case: &XorbCase, bytes: &[u8]) {
+    let found: Vec<Record<'_>> = records(bytes).collect::<Result<_, _>>().expect(&case.name);
+    assert_eq!(found.len(), case.expect().chunks.len(), "{}", case.name);
+    for (record, expect) in found.iter().zip(&case.expect().chunks) {
+        let header = record.header;
+        assert_eq!(record.offset, expect.offset);
+        assert_eq!(header.scheme.as_byte(), expect.scheme);
+        assert_eq!(header.payload_len, expect.compressed_len);
+        assert_eq!(header.chunk_len, expect.uncompressed_len);
+        assert_eq!(header.encode(), bytes[record.offset..][..HEADER_LEN]);
+        let chunk = record.decode().expect(&case.name);
+        assert_eq!(
+            chunk_hash(&chunk).to_string(),
+            expect.chunk_hash,
+            "{}",
+            case.name
+        );
+        assert_eq!(
+            Sha256::digest(&chunk)[..],
+            hex(&expect.data_sha256),
+            "{}",
+            case.name
+        );
+    }
+}
+
+#[test]
+fn frames_of_another_encoder() {
+    let vectors = xorb_vectors();
+    let (mut accepted, mut refused) = (0, 0);
+    for case in vectors
+        .xorbs
+        .iter()
+        .filter(|case| case.name.starts_with("liblz4-"))
+    {
+        let bytes = base64(case.without_footer_base64.as_ref().expect("bytes"));
+        // A xorb of one chunk has the chunk's hash.
+        let claimed = case
+            .chunk_hash
+            .as_ref()
+            .expect("hash")
+            .parse()
+            .expect("hash");
+        let found = xorb::validate(&bytes, &claimed);
+        // The reference reader takes a frame without its end mark; refusing it is also right.
+        let lax = case.name == "liblz4-truncated-before-end-mark";
+        if case.xet_core_reader_returns_data == Some(true) && !lax {
+            found.expect(&case.name);
+            check_records(case, &bytes);
+            let record = records(&bytes).next().expect("one record").expect("record");
+            let chunk = record.decode().expect(&case.name);
+            let expected = case.data_sha256.as_ref().expect("hash of the data");
+            assert_eq!(Sha256::digest(&chunk)[..], hex(expected), "{}", case.name);
+            accepted += 1;
+        } else {
+            assert!(
+                matches!(found, Err(XorbError::Payload { .. })),
+                "{}: {found:?}",
+                case.name
+            );
+            refused += 1;
+        }
+    }
+    assert_eq!((accepted, refused), (9, 4));
+}
+
+#[test]
+fn legacy_footer() {
+    let vectors = xorb_vectors();
+    let case = vectors
+        .xorbs
+        .iter()
+        .find(|case| case.name == "legacy-footer-v0")
+        .expect("case");
+    let bytes = base64(case.bytes_base64.as_ref().expect("bytes"));
+    let claimed = case.expect().xorb_hash.parse().expect("hash");
+    let found = xorb::validate(&bytes, &claimed).expect("legacy xorb");
+    let footer = found.footer.expect("footer");
+    assert_eq!(footer.record_ends, case.expect().boundary_offsets);
+    assert_eq!(footer.chunk_ends, None);
+    let hashes: Vec<String> = footer.hashes.iter().map(ChunkHash::to_string).collect();
+    assert_eq!(hashes, case.expect().chunk_hashes);
+    let word = *bytes.last_chunk().expect("length word");
+    assert_eq!(xorb::footer_len(word), Some(case.expect().info_length + 4));
+}
+
+#[test]
+fn of_the_corrupted_only_what_the_reference_accepts_is_accepted() {
+    let vectors = xorb_vectors();
+    assert_eq!(vectors.corrupted.len(), 31);
+    for case in &vectors.corrupted {
+        let bytes = base64(&case.bytes_base64);
+        let found = xorb::validate(&bytes, &case.claimed_xorb_hash.parse().expect("hash"));
+        let sealed = found.as_ref().is_ok_and(|found| found.footer.is_some());
+        assert_eq!(
+            sealed,
+            case.xet_core_validate == "accepts",
+            "{}: {found:?}",
+            case.name
+        );
+        // The reference wants a footer here; uploads have none and must be readable all the same.
+        assert_eq!(
+            found.is_ok(),
+            sealed || case.name == "without-footer",
+            "{}",
+            case.name
+        );
+    }
 }

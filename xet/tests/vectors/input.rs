@@ -103,3 +103,27 @@ pub(crate) fn hex(text: &str) -> Vec<u8> {
 pub(crate) fn hex32(text: &str) -> [u8; 32] {
     hex(text).try_into().expect("32 bytes")
 }
+
+/// Standard base64 with padding.
+pub(crate) fn base64(text: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len() / 4 * 3);
+    for group in text.as_bytes().as_chunks::<4>().0 {
+        let bits = group.iter().fold(0, |bits, c| (bits << 6) | sextet(*c));
+        out.extend_from_slice(&bits.to_be_bytes()[1..]);
+    }
+    let padding = text.bytes().rev().take_while(|c| *c == b'=').count();
+    out.truncate(out.len() - padding);
+    out
+}
+
+fn sextet(c: u8) -> u32 {
+    match c {
+        b'A'..=b'Z' => u32::from(c - b'A'),
+        b'a'..=b'z' => u32::from(c - b'a') + 26,
+        b'0'..=b'9' => u32::from(c - b'0') + 52,
+        b'+' => 62,
+        b'/' => 63,
+        b'=' => 0,
+        other => panic!("{other} is no base64"),
+    }
+}

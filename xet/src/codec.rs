@@ -1,0 +1,254 @@
+//! How the bytes of one chunk are stored: as they are, or compressed by one of two schemes.
+//!
+//! Compressed bytes are not canonical and never hashed, so an encoder is free in what it picks
+//! (draft-denis-xet, "Chunk Compression Schemes"). Trying to compress data that does not compress
+//! costs more than cutting and hashing it together, so [`Probe`] looks at a small sample first, and
+//! ever more rarely while it keeps finding noise. Decoding writes into a buffer of exactly the
+//! length the record states and accepts nothing else, whatever the payload claims.
+
+mod frame;
+mod xxh32;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use lz4_flex::block::{CompressTable, compress_into, get_maximum_output_size};
+use thiserror::Error;
+
+pub use frame::FrameError;
+
+/// Bytes a probe compresses, from the middle of the chunk. A multiple of the grouping width.
+const SAMPLE_LEN: usize = 4 * 1024;
+
+/// Compressed size of a sample, in sixteenths, from which on compressing does not pay: less than
+/// that is lost again in copying and in reads that cannot use the stored bytes directly.
+const WORTH_SIXTEENTHS: usize = 14;
+
+/// After `n` samples in a row that did not pay, `2^n - 1` chunks pass unprobed, up to this `n`
+/// (31 chunks, about 2 MB).
+const MAX_BACKOFF: u32 = 5;
+
+/// Width of byte grouping: the size of the numbers it is good for.
+const GROUPS: usize = 4;
+
+/// How a payload is to be read. The discriminant is the byte in the record header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Scheme {
+    /// The chunk itself.
+    Stored = 0,
+    /// One LZ4 frame.
+    Lz4 = 1,
+    /// Bytes grouped by their position modulo four, then one LZ4 frame. Good for arrays of numbers.
+    GroupedLz4 = 2,
+}
+
+impl Scheme {
+    /// The scheme with this header byte.
+    pub const fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            0 => Some(Self::Stored),
+            1 => Some(Self::Lz4),
+            2 => Some(Self::GroupedLz4),
+            _ => None,
+        }
+    }
+
+    /// The header byte.
+    pub const fn as_byte(self) -> u8 {
+        self as u8
+    }
+}
+
+/// Why a payload cannot be decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum DecodeError {
+    /// A stored payload whose length is not the chunk's.
+    #[error("stored payload of {payload} bytes for a chunk of {chunk}")]
+    StoredLength {
+        /// Length of the payload in bytes.
+        payload: usize,
+        /// Length the chunk should have in bytes.
+        chunk: usize,
+    },
+    /// The LZ4 frame is broken or does not hold exactly the chunk.
+    #[error("LZ4 frame: {0}")]
+    Frame(#[from] FrameError),
+}
+
+/// Decodes `payload` into `chunk`, whose length is the exact length the result must have.
+///
+/// Allocates nothing but, for grouped payloads, one buffer of that length. On an error the content
+/// of `chunk` is unspecified.
+pub fn decode_into(scheme: Scheme, payload: &[u8], chunk: &mut [u8]) -> Result<(), DecodeError> {
+    match scheme {
+        Scheme::Stored if payload.len() != chunk.len() => {
+            return Err(DecodeError::StoredLength {
+                payload: payload.len(),
+                chunk: chunk.len(),
+            });
+        }
+        Scheme::Stored => chunk.copy_from_slice(payload),
+        Scheme::Lz4 => frame::decode(payload, chunk)?,
+        Scheme::GroupedLz4 => {
+            let mut grouped = vec![0; chunk.len()];
+            frame::decode(payload, &mut grouped)?;
+            ungroup(&grouped, chunk);
+        }
+    }
+    Ok(())
+}
+
+/// A payload ready to be written, borrowed from the chunk or from the encoder.
+#[derive(Clone, Copy, Debug)]
+pub struct Encoded<'a> {
+    /// What the record header must say.
+    pub scheme: Scheme,
+    /// Bytes to write after the header.
+    pub payload: &'a [u8],
+}
+
+/// Compresses chunks, keeping its tables and buffers between them (about 300 KiB).
+pub struct Encoder {
+    table: CompressTable,
+    grouped: Vec<u8>,
+    frame: Vec<u8>,
+}
+
+impl Default for Encoder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Encoder {
+    /// An encoder without buffers yet.
+    pub fn new() -> Self {
+        Self {
+            table: CompressTable::large(),
+            grouped: Vec::new(),
+            frame: Vec::new(),
+        }
+    }
+
+    /// Encodes a chunk of at most [`MAX_CHUNK`](crate::chunk::MAX_CHUNK) bytes by `scheme`, or
+    /// stores it when the result would not be smaller.
+    pub fn encode<'a>(&'a mut self, scheme: Scheme, chunk: &'a [u8]) -> Encoded<'a> {
+        let source = match scheme {
+            Scheme::Stored => {
+                return Encoded {
+                    scheme,
+                    payload: chunk,
+                };
+            }
+            Scheme::Lz4 => chunk,
+            Scheme::GroupedLz4 => {
+                self.grouped.resize(chunk.len(), 0);
+                group(chunk, &mut self.grouped);
+                &self.grouped
+            }
+        };
+        let len = frame::encode(source, &mut self.frame, &mut self.table);
+        match self.frame.get(..len) {
+            Some(payload) if 0 < len && len < chunk.len() => Encoded { scheme, payload },
+            _ => Encoded {
+                scheme: Scheme::Stored,
+                payload: chunk,
+            },
+        }
+    }
+}
+
+/// Decides which chunks are worth compressing, from samples and from how the last ones went.
+///
+/// Shared by all writers of a store; what it remembers only moves the moment of the next look, so
+/// races between them do no harm.
+#[derive(Debug, Default)]
+pub struct Probe {
+    /// Samples in a row that did not pay.
+    misses: AtomicU32,
+    /// Chunks still to pass unprobed.
+    skip: AtomicU32,
+}
+
+impl Probe {
+    /// A probe that looks at the next chunk.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The scheme to encode `chunk` by. `Stored` means: will not pay, or not looked at.
+    pub fn scheme(&self, chunk: &[u8]) -> Scheme {
+        let skipped = self
+            .skip
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        if skipped.is_ok() {
+            return Scheme::Stored;
+        }
+        let scheme = best_for_sample(middle(chunk));
+        if scheme == Scheme::Stored {
+            let misses = self
+                .misses
+                .load(Ordering::Relaxed)
+                .saturating_add(1)
+                .min(MAX_BACKOFF);
+            self.misses.store(misses, Ordering::Relaxed);
+            self.skip.store((1 << misses) - 1, Ordering::Relaxed);
+        } else {
+            self.misses.store(0, Ordering::Relaxed);
+        }
+        scheme
+    }
+}
+
+/// Up to [`SAMPLE_LEN`] bytes from the middle, starting at a multiple of the grouping width.
+fn middle(chunk: &[u8]) -> &[u8] {
+    let start = chunk.len().saturating_sub(SAMPLE_LEN) / 2 / GROUPS * GROUPS;
+    let rest = &chunk[start..];
+    &rest[..rest.len().min(SAMPLE_LEN)]
+}
+
+fn best_for_sample(sample: &[u8]) -> Scheme {
+    let mut grouped = [0; SAMPLE_LEN];
+    let grouped = &mut grouped[..sample.len()];
+    group(sample, grouped);
+    let plain_len = block_len(sample);
+    let grouped_len = block_len(grouped);
+    if plain_len.min(grouped_len) >= sample.len() * WORTH_SIXTEENTHS / 16 {
+        Scheme::Stored
+    } else if grouped_len + grouped_len / 16 < plain_len {
+        // Ungrouping costs the reader a pass over the chunk, so it has to win clearly.
+        Scheme::GroupedLz4
+    } else {
+        Scheme::Lz4
+    }
+}
+
+/// Length of `sample` compressed as one LZ4 block.
+fn block_len(sample: &[u8]) -> usize {
+    let mut out = [0; get_maximum_output_size(SAMPLE_LEN)];
+    compress_into(sample, &mut out).unwrap_or(sample.len())
+}
+
+/// Writes the bytes at index 0 modulo 4, then those at 1, 2 and 3. Both slices have one length.
+fn group(bytes: &[u8], grouped: &mut [u8]) {
+    let mut out = grouped.iter_mut();
+    for first in 0..GROUPS {
+        let column = bytes.iter().skip(first).step_by(GROUPS);
+        column.zip(&mut out).for_each(|(byte, slot)| *slot = *byte);
+    }
+}
+
+/// Undoes [`group`].
+fn ungroup(grouped: &[u8], bytes: &mut [u8]) {
+    let mut rest = grouped;
+    for first in 0..GROUPS {
+        let len = (bytes.len() + GROUPS - 1 - first) / GROUPS;
+        let (column, later) = rest.split_at(len.min(rest.len()));
+        let slots = bytes.iter_mut().skip(first).step_by(GROUPS);
+        slots.zip(column).for_each(|(slot, byte)| *slot = *byte);
+        rest = later;
+    }
+}
+
+#[cfg(test)]
+mod tests;

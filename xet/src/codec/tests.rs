@@ -1,0 +1,232 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::chunk::MAX_CHUNK;
+
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new()
+        .update(&seed.to_le_bytes())
+        .finalize_xof()
+        .fill(&mut bytes);
+    bytes
+}
+
+fn text(len: usize) -> Vec<u8> {
+    (0..)
+        .flat_map(|i| format!("line {i} of some text\n").into_bytes())
+        .take(len)
+        .collect()
+}
+
+fn numbers(len: usize) -> Vec<u8> {
+    (0u32..)
+        .flat_map(|i| (0x3f80_0000 + i * 97).to_le_bytes())
+        .take(len)
+        .collect()
+}
+
+#[test]
+fn noise_is_stored_and_looked_at_ever_more_rarely() {
+    let probe = Probe::new();
+    let chunk = noise(1, 65_536);
+    let looked: Vec<usize> = (0..200)
+        .filter(|_| {
+            let looks = probe.skip.load(Ordering::Relaxed) == 0;
+            assert_eq!(probe.scheme(&chunk), Scheme::Stored);
+            looks
+        })
+        .collect();
+    assert_eq!(looked, [0, 2, 6, 14, 30, 62, 94, 126, 158, 190]);
+}
+
+#[test]
+fn a_paying_chunk_ends_the_back_off() {
+    let probe = Probe::new();
+    assert_eq!(probe.scheme(&noise(1, 65_536)), Scheme::Stored);
+    assert_eq!(
+        probe.scheme(&text(65_536)),
+        Scheme::Stored,
+        "passed unprobed"
+    );
+    assert_eq!(probe.scheme(&text(65_536)), Scheme::Lz4);
+    assert_eq!(probe.scheme(&noise(2, 65_536)), Scheme::Stored);
+    assert_eq!(probe.skip.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn numbers_are_grouped() {
+    assert_eq!(Probe::new().scheme(&numbers(65_536)), Scheme::GroupedLz4);
+    for len in 0..200 {
+        let _ = Probe::new().scheme(&numbers(len));
+    }
+}
+
+#[test]
+fn what_does_not_shrink_is_stored() {
+    let mut encoder = Encoder::new();
+    for scheme in [Scheme::Lz4, Scheme::GroupedLz4] {
+        for len in [1, 15, 100, 8192, MAX_CHUNK] {
+            let chunk = noise(3, len);
+            let encoded = encoder.encode(scheme, &chunk);
+            assert_eq!(
+                (encoded.scheme, encoded.payload),
+                (Scheme::Stored, &chunk[..])
+            );
+        }
+    }
+}
+
+#[test]
+fn lz4_crate_reads_our_frames() {
+    let chunk = text(MAX_CHUNK);
+    let mut encoder = Encoder::new();
+    let encoded = encoder.encode(Scheme::Lz4, &chunk);
+    assert_eq!(encoded.scheme, Scheme::Lz4);
+    let mut read = Vec::new();
+    let mut frame = lz4_flex::frame::FrameDecoder::new(encoded.payload);
+    std::io::Read::read_to_end(&mut frame, &mut read).expect("valid frame");
+    assert_eq!(read, chunk);
+}
+
+#[test]
+fn only_the_exact_length_is_accepted() {
+    let chunk = text(20_000);
+    for scheme in [Scheme::Stored, Scheme::Lz4, Scheme::GroupedLz4] {
+        let mut encoder = Encoder::new();
+        let encoded = encoder.encode(scheme, &chunk);
+        assert_eq!(encoded.scheme, scheme);
+        for len in [0, 1, 19_999, 20_001, MAX_CHUNK] {
+            let mut out = vec![0; len];
+            assert!(
+                decode_into(scheme, encoded.payload, &mut out).is_err(),
+                "{scheme:?} {len}"
+            );
+        }
+        for cut in [
+            0,
+            1,
+            7,
+            encoded.payload.len() - 4,
+            encoded.payload.len() - 1,
+        ] {
+            let mut out = vec![0; chunk.len()];
+            assert!(decode_into(scheme, &encoded.payload[..cut], &mut out).is_err());
+        }
+        let mut longer = encoded.payload.to_vec();
+        longer.push(0);
+        assert!(decode_into(scheme, &longer, &mut vec![0; chunk.len()]).is_err());
+    }
+}
+
+#[test]
+fn frames_of_the_lz4_crate_with_every_option_are_read() {
+    use lz4_flex::frame::{BlockMode, BlockSize, FrameEncoder, FrameInfo};
+    let chunk = [text(70_000), noise(4, 20_000), text(40_000)].concat();
+    for bits in 0u8..16 {
+        for size in [BlockSize::Max64KB, BlockSize::Max256KB, BlockSize::Max4MB] {
+            let linked = bits & 1 != 0;
+            let info = FrameInfo::new()
+                .block_mode(if linked {
+                    BlockMode::Linked
+                } else {
+                    BlockMode::Independent
+                })
+                .block_checksums(bits & 2 != 0)
+                .content_checksum(bits & 4 != 0)
+                .content_size((bits & 8 != 0).then_some(chunk.len() as u64))
+                .block_size(size);
+            let mut frame = FrameEncoder::with_frame_info(info, Vec::new());
+            std::io::Write::write_all(&mut frame, &chunk).expect("into memory");
+            let payload = frame.finish().expect("into memory");
+            let mut out = vec![0; chunk.len()];
+            assert_eq!(
+                decode_into(Scheme::Lz4, &payload, &mut out),
+                Ok(()),
+                "{bits} {size:?}"
+            );
+            assert!(out == chunk);
+        }
+    }
+}
+
+#[test]
+fn byte_grouping_vectors() {
+    let vectors = include_str!("../../tests/vectors/xorb.json");
+    let vectors: serde_json::Value = serde_json::from_str(vectors).expect("vector file");
+    let cases = vectors["byte_grouping"].as_array().expect("list");
+    assert_eq!(cases.len(), 15);
+    for case in cases {
+        let (data, expected) = (unhex(&case["data_hex"]), unhex(&case["grouped_hex"]));
+        let mut grouped = vec![0; data.len()];
+        group(&data, &mut grouped);
+        assert_eq!(grouped, expected);
+        let mut back = vec![0; data.len()];
+        ungroup(&grouped, &mut back);
+        assert_eq!(back, data);
+    }
+}
+
+fn unhex(text: &serde_json::Value) -> Vec<u8> {
+    let digit = |c: u8| char::from(c).to_digit(16).expect("hex digit") as u8;
+    let pairs = text.as_str().expect("text").as_bytes().as_chunks::<2>().0;
+    pairs
+        .iter()
+        .map(|[high, low]| digit(*high) << 4 | digit(*low))
+        .collect()
+}
+
+proptest! {
+    #[test]
+    fn every_scheme_round_trips(
+        parts in prop::collection::vec((0u8..3, 0usize..20_000), 1..5),
+        seed: u64,
+    ) {
+        let chunk: Vec<u8> = parts.iter().flat_map(|(kind, len)| match kind {
+            0 => noise(seed, *len),
+            1 => text(*len),
+            _ => numbers(*len),
+        }).collect();
+        let mut encoder = Encoder::new();
+        for scheme in [Scheme::Stored, Scheme::Lz4, Scheme::GroupedLz4] {
+            let encoded = encoder.encode(scheme, &chunk);
+            let mut out = vec![0xaa; chunk.len()];
+            prop_assert_eq!(decode_into(encoded.scheme, encoded.payload, &mut out), Ok(()));
+            prop_assert!(out == chunk);
+        }
+    }
+
+    #[test]
+    fn damaged_frames_never_panic(
+        at in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+        options in 0u8..8,
+        len in 0usize..MAX_CHUNK,
+    ) {
+        use lz4_flex::frame::{BlockMode, FrameEncoder, FrameInfo};
+        let linked = options & 1 != 0;
+        let info = FrameInfo::new()
+            .block_mode(if linked { BlockMode::Linked } else { BlockMode::Independent })
+            .block_checksums(options & 2 != 0)
+            .content_checksum(options & 4 != 0);
+        let mut frame = FrameEncoder::with_frame_info(info, Vec::new());
+        std::io::Write::write_all(&mut frame, &text(80_000)).expect("into memory");
+        let mut payload = frame.finish().expect("into memory");
+        for (index, byte) in &at {
+            // The first seven bytes are guarded by a checksum: damage beyond them goes further.
+            let i = 7 + index.index(payload.len() - 7);
+            payload[i] = *byte;
+        }
+        let mut out = vec![0; len];
+        let _ = decode_into(Scheme::Lz4, &payload, &mut out);
+        let _ = decode_into(Scheme::GroupedLz4, &payload, &mut out);
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(mut payload: Vec<u8>, len in 0usize..5_000) {
+        let mut out = vec![0; len];
+        let _ = decode_into(Scheme::Lz4, &payload, &mut out);
+        payload.splice(0..0, [4, 0x22, 0x4d, 0x18, 0x40, 0x40, 0xc0]);
+        let _ = decode_into(Scheme::Lz4, &payload, &mut out);
+        let _ = decode_into(Scheme::GroupedLz4, &payload, &mut out);
+    }
+}
