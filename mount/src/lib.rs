@@ -3,8 +3,21 @@
 //! A [`Volume`] is what can be mounted; `fuse.rs` translates the kernel's requests to it. Nothing here knows a hash, a
 //! peer or a folder.
 
+mod attach;
+mod counts;
+mod errno;
 mod error;
+mod fuse;
+mod handle;
+mod inode;
+mod invalidate;
+mod memory;
+mod mountinfo;
+mod session;
 mod volume;
 
 pub use error::VolumeError;
+pub use memory::MemoryVolume;
+pub use mountinfo::{is_ccbt_mount, is_fuse_mount, is_mount_point};
+pub use session::{Mount, MountError, MountOptions, UnmountError, Unmounted, detach_dead, mount};
 pub use volume::*;

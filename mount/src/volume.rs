@@ -75,8 +75,8 @@ pub enum SetTime {
     At(Time),
 }
 
-/// The attributes to change; `None` leaves one as it is. `kill_suid`: the kernel asks that a write, truncate or chown by
-/// an ordinary user takes the set-id bits away.
+/// The attributes to change; `None` leaves one as it is. When a write, truncate or chown by an ordinary user takes the
+/// set-id bits away, the kernel sends the new `mode` itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SetAttr {
     pub mode: Option<u16>,
@@ -159,8 +159,10 @@ pub struct Statfs {
     pub inodes_free: u64,
 }
 
+type Answer<T> = Box<dyn FnOnce(Result<T, VolumeError>) + Send>;
+
 /// The answer to a call that may take time. Dropped unanswered, it answers [`VolumeError::Io`].
-pub struct Reply<T>(Option<Box<dyn FnOnce(Result<T, VolumeError>) + Send>>);
+pub struct Reply<T>(Option<Answer<T>>);
 
 impl<T> Reply<T> {
     pub fn new(answer: impl FnOnce(Result<T, VolumeError>) + Send + 'static) -> Self {
