@@ -441,6 +441,39 @@ fn a_taken_sibling_name_is_numbered() {
 }
 
 #[test]
+fn a_file_that_arrives_under_a_siblings_name_gets_it() {
+    let mut d = Devices::new(3);
+    d.create(0, "/a", "r1");
+    d.create(1, "/a", "r2");
+    d.create(2, "/a (conflict AAAA 2)", "r3");
+    d.pull(0, 1);
+    let before = Cached::of(&d.replicas[0].state);
+    let from = d.replicas[2].clone();
+    let changes = d.replicas[0].pull(&from);
+    before.check_reported(&Cached::of(&d.replicas[0].state), &changes);
+    let all = [
+        "/a r2",
+        "/a (conflict AAAA 2) r3",
+        "/a (conflict AAAA 2) 2 r1",
+    ];
+    assert_eq!(d.shown(0), all.map(s).sorted());
+}
+
+#[test]
+fn a_ghost_goes_when_others_move_the_last_directory_out_of_it() {
+    let mut d = Devices::new(3);
+    d.op(0, Op::Mkdir(s("/d")));
+    d.sync(0, 1);
+    d.op(0, Op::Rmdir(s("/d")));
+    d.op(1, Op::Mkdir(s("/d/x")));
+    d.pull(0, 1);
+    assert_eq!(d.shown(0), ["/d/", "/d/x/"]);
+    d.op(1, Op::Rename(s("/d/x"), s("/x")));
+    d.pull(0, 1);
+    assert_eq!(d.shown(0), ["/x/"]);
+}
+
+#[test]
 fn a_new_tag_renames_siblings() {
     let mut d = Devices::new(2);
     d.create(0, "/a", "r1");
