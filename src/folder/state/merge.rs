@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::values::{BirthPath, Dot, Entry, Fid, FileEntry, Key, Name, Value, VersionVector};
+use super::values::{Dot, Entry, Fid, FileEntry, Key, Name, Value, VersionVector};
 use super::{Births, Change, Dir, EntryRef, State, Tag, Values};
 
 /// Entries that no state has.
@@ -254,10 +254,4 @@ fn ensure(well_formed: bool, key: &Key) -> Result<(), EntryError> {
 
 fn descends<T: Ord>(values: &[T]) -> bool {
     values.windows(2).all(|pair| pair[0] > pair[1])
-}
-
-impl Default for BirthPath {
-    fn default() -> Self {
-        Self::root()
-    }
 }
