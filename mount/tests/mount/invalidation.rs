@@ -64,6 +64,18 @@ fn content_from_a_peer_shows_in_closed_and_open_files() {
 }
 
 #[test]
+fn what_only_a_listing_told_the_kernel_is_invalidated_too() {
+    let m = Mounted::new();
+    let ino = m.create_outside("file", b"old");
+    assert_eq!(fs::read_dir(m.root()).unwrap().count(), 1);
+    assert_eq!(fs::metadata(m.path("file")).unwrap().len(), 3);
+    m.volume.replace_content(ino, b"longer").unwrap();
+    eventually("the new size", || {
+        fs::metadata(m.path("file")).unwrap().len() == 6
+    });
+}
+
+#[test]
 fn names_from_a_peer_show_when_told() {
     let m = Mounted::new();
     fs::write(m.path("gone"), b"").unwrap();
