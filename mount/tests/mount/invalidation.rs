@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
-use crate::stalling::StallingVolume;
+use crate::stalling::{AbandonAtEnd, StallingVolume};
 use crate::support::{Mounted, READ_WRITE, directory, eventually, owner};
 use ccbt_mount::{Ino, MemoryVolume, MountOptions, RenameMode, Volume, mount};
 use rustix::io::Errno;
@@ -61,6 +61,18 @@ fn content_from_a_peer_shows_in_closed_and_open_files() {
         .replace_content(m.ino("open"), b"longer than before")
         .unwrap();
     eventually("a longer one", || content(&open) == "longer than before");
+}
+
+#[test]
+fn what_only_a_listing_told_the_kernel_is_invalidated_too() {
+    let m = Mounted::new();
+    let ino = m.create_outside("file", b"old");
+    assert_eq!(fs::read_dir(m.root()).unwrap().count(), 1);
+    assert_eq!(fs::metadata(m.path("file")).unwrap().len(), 3);
+    m.volume.replace_content(ino, b"longer").unwrap();
+    eventually("the new size", || {
+        fs::metadata(m.path("file")).unwrap().len() == 6
+    });
 }
 
 #[test]
@@ -137,6 +149,7 @@ fn a_stalled_read_stops_nothing_else() {
     let dir = directory();
     let volume = Arc::new(StallingVolume::new(MemoryVolume::new(owner(), 1 << 20)));
     let mounted = mount(volume.clone(), dir.path(), &MountOptions::default()).unwrap();
+    let at_end = AbandonAtEnd(volume.clone());
     let path = |n: usize| dir.path().join(n.to_string());
     for n in 0..FILES {
         fs::write(path(n), b"slow").unwrap();
@@ -168,7 +181,7 @@ fn a_stalled_read_stops_nothing_else() {
     for reader in readers {
         assert_eq!(reader.join().unwrap().unwrap(), b"slow");
     }
-    drop(mounted);
+    drop((at_end, mounted));
 }
 
 #[test]
@@ -176,6 +189,7 @@ fn a_read_that_is_never_answered_fails() {
     let dir = directory();
     let volume = Arc::new(StallingVolume::new(MemoryVolume::new(owner(), 1 << 20)));
     let mounted = mount(volume.clone(), dir.path(), &MountOptions::default()).unwrap();
+    let at_end = AbandonAtEnd(volume.clone());
     let path = dir.path().join("file");
     fs::write(&path, b"content").unwrap();
     let reader = std::thread::spawn(move || fs::read(path));
@@ -187,5 +201,5 @@ fn a_read_that_is_never_answered_fails() {
     });
     let error = reader.join().unwrap().unwrap_err();
     assert_eq!(Errno::from_io_error(&error), Some(Errno::IO));
-    drop(mounted);
+    drop((at_end, mounted));
 }

@@ -53,6 +53,15 @@ impl StallingVolume {
     }
 }
 
+/// Abandons what waits when a test ends, also by a panic: a thread stuck in the kernel would keep the process for ever.
+pub(crate) struct AbandonAtEnd(pub(crate) Arc<StallingVolume>);
+
+impl Drop for AbandonAtEnd {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
+}
+
 macro_rules! as_inner {
     ($($name:ident($($arg:ident: $type:ty),*) $(-> $result:ty)?;)*) => {
         $(fn $name(&self, $($arg: $type),*) $(-> $result)? { self.inner.$name($($arg),*) })*
