@@ -7,7 +7,7 @@ use ccbt_xet::disk::RealDisk;
 use parking_lot::Mutex;
 
 use super::record::{self, FolderRecord, RecordError};
-use super::{Daemon, place};
+use super::Daemon;
 use crate::api::types::Right as ApiRight;
 use crate::api::{ApiError, ErrorKind, ProgressSink};
 use crate::clock;
@@ -164,6 +164,8 @@ impl Daemon {
             keeper: record.home.is_some(),
             online: false,
             names,
+            exchange: self.0.config.pex,
+            nonce: self.0.gate.nonce(),
         };
         swarm::spawn(inbox, config, Arc::new(self.0.gate.clone()));
         let open = Arc::new(OpenFolder {
@@ -283,12 +285,6 @@ impl OpenFolder {
     /// The link of a right to hand out, if we hold it.
     pub(super) fn link_for(&self, right: Right) -> Option<String> {
         self.link.attenuate(right, EPOCH).ok().map(|link| link.reveal())
-    }
-
-    /// The directory a user knows it by.
-    pub(super) fn shown_dir(&self) -> Option<String> {
-        let record = self.record.lock();
-        record.home.as_ref().or(record.live.as_ref()).map(|dir| place::shown(&dir.0))
     }
 }
 

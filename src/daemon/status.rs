@@ -53,7 +53,7 @@ impl Daemon {
             name: record.name,
             right: open.right(),
             home: record.home,
-            shared: record.shared,
+            shared: self.0.gate.is_open(&open.credentials.swarm()),
             mounts: self.mounts_of(&open.id),
             content: Amount { files: stats.files, bytes: stats.bytes },
             peers: count(swarm.peers.len()),

@@ -106,13 +106,6 @@ impl Dialer {
         self.known.remove(&addr);
         self.own.insert(addr);
     }
-
-    /// Try everything again at once: the network may have come back.
-    pub(super) fn retry_now(&mut self, now: Now) {
-        for a in self.known.values_mut() {
-            a.next_try = a.next_try.min(now);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -116,6 +116,16 @@ impl Gate {
         self.0.doors.lock().remove(swarm);
     }
 
+    /// Whether members of this folder are let in.
+    pub fn is_open(&self, swarm: &SwarmId) -> bool {
+        self.0.doors.lock().contains_key(swarm)
+    }
+
+    /// What this process says in HELLO.
+    pub fn nonce(&self) -> [u8; 8] {
+        self.0.nonce
+    }
+
     pub fn counters(&self) -> &GateCounters {
         &self.0.counters
     }

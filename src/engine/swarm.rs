@@ -45,6 +45,8 @@ const BATCH_MAX: usize = 256;
 const BACKGROUND_DEADLINE: Duration = Duration::from_secs(600);
 /// Guess for a node's size when it is asked for; nodes are at most 224 KiB and mostly far smaller.
 const NODE_BYTES_GUESS: u32 = 16 * 1024;
+/// Addresses in one PEERS frame.
+const PEERS_MAX: usize = 64;
 /// How often things that need no exact time are looked at.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -71,6 +73,10 @@ pub struct SwarmConfig {
     pub online: bool,
     /// Device names by incarnation, kept current for the names of conflict files.
     pub names: Names,
+    /// Tell members of each other.
+    pub exchange: bool,
+    /// What this process says in HELLO.
+    pub nonce: [u8; 8],
 }
 
 /// See [`SwarmConfig::names`].
@@ -221,8 +227,10 @@ enum Waiter {
 struct Peer {
     info: PeerInfo,
     addr: SocketAddr,
-    /// The address we called, if we did.
-    called: Option<SocketAddr>,
+    /// We called it.
+    called: bool,
+    /// Where it can be called, if anywhere.
+    reach: Option<SocketAddr>,
     since: Duration,
     commands: mpsc::UnboundedSender<ToPeer>,
     counters: Arc<PeerCounters>,
@@ -525,11 +533,12 @@ impl Swarm {
                 }
             }
             FromPeer::Down { key, called } => {
-                if let Some(addr) = called {
-                    self.dialer.failed(now, addr);
-                }
-                if self.peers.remove(&key).is_some() {
+                let peer = self.peers.remove(&key);
+                if peer.is_some() {
                     self.scheduler.peer_down(key);
+                }
+                if let Some(addr) = called.or_else(|| peer.and_then(|peer| peer.reach)) {
+                    self.dialer.failed(now, addr);
                 }
             }
         }
@@ -545,12 +554,17 @@ impl Swarm {
         counters: Arc<PeerCounters>,
     ) {
         let now = self.clock.now();
-        if !self.config.online || self.ending.is_some() {
+        let close = || {
             let _gone = commands.send(ToPeer::Close);
-            return;
+        };
+        if !self.config.online || self.ending.is_some() || !self.is_wanted(&info, called) {
+            return close();
         }
-        if let Some(addr) = called {
-            self.dialer.connected(addr);
+        let reach = called.or_else(|| {
+            (info.listen_port != 0).then(|| SocketAddr::new(addr.ip(), info.listen_port))
+        });
+        if let Some(reach) = reach {
+            self.dialer.connected(reach);
         }
         if let Some(manifest) = info.manifest.clone() {
             let _verified_in_auth = self.manifest_offered(manifest.into());
@@ -558,12 +572,35 @@ impl Swarm {
         if let Some(certificate) = info.certificate.clone() {
             let _known = self.heads.offer_certificate(certificate.into(), clock::unix_days());
         }
-        let shows = None;
-        let peer = Peer { info, addr, called, since: now, commands, counters, shows, stored: None };
+        let called = called.is_some();
+        let (since, shows, stored) = (now, None, None);
+        let peer = Peer { info, addr, called, reach, since, commands, counters, shows, stored };
         self.greet(&peer);
+        self.introduce(&peer);
         self.peers.insert(key, peer);
         self.scheduler.peer_up(key);
         self.retry_adoptions();
+    }
+
+    /// Of two connections between the same two processes the one stays whose caller has the larger nonce; the other is
+    /// closed here or by the peer, which decides alike.
+    fn is_wanted(&self, info: &PeerInfo, called: Option<SocketAddr>) -> bool {
+        let double = self.peers.values().find(|peer| peer.info.nonce == info.nonce);
+        let Some(double) = double else { return true };
+        let ours_stays = self.config.nonce > info.nonce;
+        if called.is_some() != ours_stays || double.called == ours_stays {
+            return false;
+        }
+        let _gone = double.commands.send(ToPeer::Close);
+        true
+    }
+
+    /// Tells the others of a new member that can be called.
+    fn introduce(&self, peer: &Peer) {
+        let Some(reach) = peer.reach.filter(|_| self.config.exchange) else { return };
+        for other in self.peers.values() {
+            let _gone = other.commands.send(ToPeer::Send(Frame::Peers(vec![reach])));
+        }
     }
 
     /// What every new connection is told: who may write, the newest heads, where other members are, what we show.
@@ -582,8 +619,9 @@ impl Swarm {
         if !heads.is_empty() {
             send(Frame::Heads(heads.into_iter().map(Into::into).collect()));
         }
-        let members: Vec<SocketAddr> = self.members().take(64).collect();
-        if !members.is_empty() {
+        let members: Vec<SocketAddr> =
+            self.peers.values().filter_map(|peer| peer.reach).take(PEERS_MAX).collect();
+        if self.config.exchange && !members.is_empty() {
             send(Frame::Peers(members));
         }
         if let Some((root, whole)) = self.told {
@@ -592,16 +630,6 @@ impl Swarm {
                 send(Frame::Stored(root));
             }
         }
-    }
-
-    /// Addresses at which connected members can be called.
-    fn members(&self) -> impl Iterator<Item = SocketAddr> {
-        self.peers.values().filter_map(|p| {
-            p.called.or_else(|| {
-                (p.info.listen_port != 0)
-                    .then(|| SocketAddr::new(p.addr.ip(), p.info.listen_port))
-            })
-        })
     }
 
     fn frame(&mut self, key: PeerKey, frame: Frame) {
@@ -621,7 +649,7 @@ impl Swarm {
                 let head = delta.head.clone();
                 self.head_offered(key, head, Some(Arc::from(delta)));
             }
-            Frame::Peers(addrs) => {
+            Frame::Peers(addrs) if self.config.exchange => {
                 for addr in addrs {
                     self.dialer.found(addr);
                 }

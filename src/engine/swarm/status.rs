@@ -74,7 +74,7 @@ impl Swarm {
         let certificate = peer.info.certificate.as_ref();
         PeerView {
             addr: peer.addr,
-            incoming: peer.called.is_none(),
+            incoming: !peer.called,
             device: certificate.map(|c| c.name().to_string()),
             writer: certificate.is_some(),
             connected_s: (self.clock.now() - peer.since).as_secs(),
