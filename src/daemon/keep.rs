@@ -5,14 +5,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ccbt_mount::VolumeError;
+use ccbt_xet::store::WriteError;
 use tokio::sync::oneshot;
 
 use super::Daemon;
 use super::open::OpenFolder;
 use crate::api::types::*;
 use crate::api::{ApiError, ErrorKind, ProgressSink};
-use crate::folder::state::{Key, Name};
-use crate::folder::work::{Fetch, FetchError, Lacking, Priority, SurveyError};
+use crate::folder::state::Name;
+use crate::folder::work::{Fetch, FetchError, Folder, Missing, Priority};
 
 /// Chunks and nodes asked for in one round of a pin.
 const ROUND_MAX: usize = 4096;
@@ -33,17 +35,19 @@ impl Daemon {
             open.swarm.set_replica(true);
         }
         loop {
-            let keys = keys_below(&open, &path, &request.path)?;
-            let (folder, below) = (open.folder.clone(), keys.clone());
-            let looked = move || (folder.lacking(Some(&below), ROUND_MAX), folder.amount(&below));
-            let (lacking, (files, bytes)) = tokio::task::spawn_blocking(looked)
-                .await
-                .map_err(|error| ApiError::new(ErrorKind::Internal, error))?;
-            let lacking = lacking?;
-            if lacking.is_empty() {
-                return Ok(PinResponse { kept: Amount { files, bytes } });
+            let (folder, inside) = (open.folder.clone(), path.clone());
+            let look = move || {
+                let names: Vec<&[u8]> = inside.iter().map(Name::as_bytes).collect();
+                Ok::<_, VolumeError>((
+                    folder.missing_below(&names, ROUND_MAX)?,
+                    folder.chunks_below(&names)?,
+                ))
+            };
+            let (missing, below) = blocking(look).await?.map_err(|e| unreadable(&request.path, e))?;
+            if missing.chunks.is_empty() && missing.nodes.is_empty() {
+                return Ok(PinResponse { kept: Amount { files: below.files, bytes: below.bytes } });
             }
-            let note = match fetch(&open, lacking).await {
+            let note = match fetch(&open, missing).await {
                 Ok(()) => "fetching",
                 Err(_) => {
                     tokio::time::sleep(POLL).await;
@@ -65,7 +69,7 @@ impl Daemon {
         open.save()?;
         let is_home = open.record.lock().home.is_some();
         open.swarm.set_replica(is_home);
-        let stats = open.folder.stats(false);
+        let stats = open.folder.stats();
         Ok(UnpinResponse { released: Amount { files: stats.files, bytes: stats.bytes } })
     }
 
@@ -76,31 +80,30 @@ impl Daemon {
             return Err(ApiError::new(ErrorKind::Refused, "the folder is kept whole on this device")
                 .hint("unpin it first: ccbt unpin"));
         }
-        let keys = keys_below(&open, &path, &request.path)?;
         let elsewhere = open.swarm.status().await.is_some_and(|status| status.stored_elsewhere);
-        let (files, bytes) = open.folder.amount(&keys);
-        if !elsewhere {
-            let only_here = Amount { files, bytes };
-            return Ok(EvictResponse { freed: Amount::default(), only_here });
-        }
-        let folders: Vec<_> = self.0.folders.lock().values().map(|f| f.folder.clone()).collect();
+        let folders: Vec<Folder> = self.0.folders.lock().values().map(|f| f.folder.clone()).collect();
         let (store, folder) = (Arc::clone(&self.0.store), open.folder.clone());
-        let evicted = tokio::task::spawn_blocking(move || {
-            let kept = keys_of_others(&folder, &keys);
-            let mut keep: HashSet<_> = folder.chunks_of(&kept)?;
-            for other in folders.iter().filter(|other| !other.is_same(&folder)) {
-                keep.extend(other.chunks_of(&other.keys_below(&[]).unwrap_or_default())?);
+        let evict = move || -> Result<EvictResponse, EvictError> {
+            let names: Vec<&[u8]> = path.iter().map(Name::as_bytes).collect();
+            let below = folder.chunks_below(&names)?;
+            if !elsewhere {
+                let only_here = Amount { files: below.files, bytes: below.bytes };
+                return Ok(EvictResponse { freed: Amount::default(), only_here });
             }
-            let drop = folder.chunks_of(&keys)?;
-            let reclaimed = store
-                .remove(&|hash| !drop.contains(hash) || keep.contains(hash))
-                .map_err(|error| ApiError::new(ErrorKind::Io, error))?;
-            Ok::<_, ApiError>(reclaimed)
+            let mut keep = HashSet::new();
+            for other in folders.iter().filter(|other| !other.is_same(&folder)) {
+                keep.extend(other.chunks()?.chunks);
+            }
+            let kept = |hash: &_| !below.chunks.contains(hash) || keep.contains(hash);
+            let reclaimed = store.remove(&kept)?;
+            let freed = Amount { files: below.files, bytes: reclaimed.freed_bytes };
+            Ok(EvictResponse { freed, only_here: Amount::default() })
+        };
+        let shown = request.path.clone();
+        blocking(evict).await?.map_err(|error| match error {
+            EvictError::Folder(error) => unreadable(&shown, error),
+            EvictError::Store(error) => ApiError::new(ErrorKind::Io, error),
         })
-        .await
-        .map_err(|error| ApiError::new(ErrorKind::Internal, error))??;
-        let freed = Amount { files, bytes: evicted.freed_bytes };
-        Ok(EvictResponse { freed, only_here: Amount::default() })
     }
 
     /// The folder a path lies in, and the path inside it.
@@ -119,35 +122,40 @@ impl Daemon {
     }
 }
 
-fn keys_below(open: &OpenFolder, path: &[Name], shown: &ApiPath) -> Result<Vec<Key>, ApiError> {
-    open.folder.keys_below(path).ok_or_else(|| {
-        ApiError::new(ErrorKind::NotFound, format_args!("{shown} is not in the folder"))
-    })
+#[derive(Debug, thiserror::Error)]
+enum EvictError {
+    #[error(transparent)]
+    Folder(#[from] VolumeError),
+    #[error(transparent)]
+    Store(#[from] WriteError),
 }
 
-impl From<SurveyError> for ApiError {
-    fn from(error: SurveyError) -> Self {
-        Self::new(ErrorKind::Io, error)
-    }
+fn unreadable(path: &ApiPath, error: VolumeError) -> ApiError {
+    let kind = match error {
+        VolumeError::NotFound => ErrorKind::NotFound,
+        _ => ErrorKind::Io,
+    };
+    ApiError::new(kind, format_args!("{path}: {error}"))
 }
 
-/// Every file of the folder that is not among `keys`.
-fn keys_of_others(folder: &crate::folder::work::Folder, keys: &[Key]) -> Vec<Key> {
-    let keys: HashSet<&Key> = keys.iter().collect();
-    let all = folder.keys_below(&[]).unwrap_or_default();
-    all.into_iter().filter(|key| !keys.contains(key)).collect()
+/// Runs what may take long on the blocking pool.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| ApiError::new(ErrorKind::Internal, error))
 }
 
 /// Fetches one round; what could not be had is an error.
-async fn fetch(open: &OpenFolder, lacking: Lacking) -> Result<(), FetchError> {
+async fn fetch(open: &OpenFolder, missing: Missing) -> Result<(), FetchError> {
     let (tx, rx) = oneshot::channel();
     let done = Box::new(move |result| {
         let _nobody = tx.send(result);
     });
-    if lacking.nodes.is_empty() {
-        open.swarm.chunks(lacking.chunks, Priority::Replica, done);
+    if missing.nodes.is_empty() {
+        open.swarm.chunks(missing.chunks, Priority::Replica, done);
     } else {
-        open.swarm.nodes(lacking.nodes, Priority::Replica, done);
+        open.swarm.nodes(missing.nodes, Priority::Replica, done);
     }
     rx.await.unwrap_or(Err(FetchError::Closed))
 }

@@ -217,7 +217,7 @@ impl Daemon {
             dev,
             ..MountOptions::default()
         };
-        let volume = Arc::new(FolderVolume::new(open.folder.clone()));
+        let volume = Arc::new(FolderVolume::new(Arc::new(open.folder.clone())));
         let point = dir.to_path_buf();
         let mount = tokio::task::spawn_blocking(move || ccbt_mount::mount(volume, &point, &options))
             .await
@@ -351,7 +351,7 @@ fn parse_link(secret: &Secret) -> Result<Link, ApiError> {
 }
 
 fn amount(open: &OpenFolder) -> Amount {
-    let stats = open.folder.stats(false);
+    let stats = open.folder.stats();
     Amount { files: stats.files, bytes: stats.bytes }
 }
 

@@ -124,7 +124,7 @@ impl Daemon {
                     .hint("hand on the link you were given, or share with a read-write one")
             })
         };
-        let stats = open.folder.stats(false);
+        let stats = open.folder.stats();
         Ok(ShareResponse {
             folder: open.id.to_string(),
             name: open.record.lock().name.clone(),

@@ -22,7 +22,7 @@ impl Daemon {
         for folder in open {
             if let Some(status) = folder.swarm.status().await {
                 let counted = folder.folder.clone();
-                let stats = tokio::task::spawn_blocking(move || counted.stats(true)).await;
+                let stats = tokio::task::spawn_blocking(move || counted.stats()).await;
                 folders.push(self.folder_status(&folder, &status, &stats.unwrap_or_default()));
             }
         }

@@ -73,7 +73,7 @@ impl Swarm {
         let folder = self.config.folder.clone();
         self.jobs.spawn_blocking(move || {
             let root = folder.root().0;
-            let lacking = folder.lacking(None, ROUND_ITEMS_MAX).map_err(|error| error.to_string());
+            let lacking = folder.missing(ROUND_ITEMS_MAX).map_err(|error| error.to_string());
             let items = lacking.map(|missing| {
                 let chunks = missing.chunks.into_iter().map(|c| (Item::Chunk(c.hash), c.len));
                 let node = |(kind, id)| (Item::Node { kind, id }, NODE_BYTES_GUESS);

@@ -15,6 +15,7 @@ mod body;
 mod checkpoint;
 mod commit;
 mod core;
+mod evict;
 mod extents;
 mod ingest;
 mod inodes;
@@ -51,6 +52,7 @@ use self::core::{Core, Op, Refused};
 use self::journal::Journal;
 
 pub use self::commit::CommitError;
+pub use self::evict::Below;
 pub use self::ingest::{IngestError, Ingested, Keep};
 pub use self::merge::{MergeError, Merged};
 pub use self::nodes::StoreError;

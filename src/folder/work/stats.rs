@@ -113,7 +113,7 @@ impl Folder {
     }
 }
 
-fn node_at(state: &State, path: &[&[u8]]) -> Option<Node> {
+pub(super) fn node_at(state: &State, path: &[&[u8]]) -> Option<Node> {
     let mut node = Node::Dir(state.dir(Fid::ROOT)?);
     for name in path {
         let Node::Dir(dir) = node else {
@@ -147,7 +147,7 @@ fn count(state: &State, own: Inc) -> FolderStats {
 }
 
 /// The contents of all versions.
-fn contents(state: &State) -> Vec<Stored> {
+pub(super) fn contents(state: &State) -> Vec<Stored> {
     let mut out = Vec::new();
     for (_, entry) in state.entries() {
         if let EntryRef::File(entry) = entry {
@@ -164,7 +164,7 @@ fn contents(state: &State) -> Vec<Stored> {
     out
 }
 
-fn below(state: &State, dir: Fid, out: &mut Vec<Stored>) {
+pub(super) fn below(state: &State, dir: Fid, out: &mut Vec<Stored>) {
     let mut dirs = vec![dir];
     while let Some(dir) = dirs.pop() {
         for (_, node) in state.list(dir) {
@@ -176,7 +176,7 @@ fn below(state: &State, dir: Fid, out: &mut Vec<Stored>) {
     }
 }
 
-fn stored_of(node: &Node) -> Option<Stored> {
+pub(super) fn stored_of(node: &Node) -> Option<Stored> {
     match node {
         Node::File(file) if file.version.kind == FileKind::File => Some(Stored {
             content: file.version.content.clone(),
