@@ -24,7 +24,9 @@ impl Elapsed {
 
 /// Nanoseconds since 1970 by the wall clock, 0 before it.
 pub fn unix_nanos() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 

@@ -16,15 +16,20 @@ fn root() -> PathBuf {
 
 fn sources() -> Vec<(String, String)> {
     let mut out = Vec::new();
-    let mut todo: Vec<PathBuf> =
-        ["src", "xet", "mount", "tests"].map(|dir| root().join(dir)).into();
+    let mut todo: Vec<PathBuf> = ["src", "xet", "mount", "tests"]
+        .map(|dir| root().join(dir))
+        .into();
     while let Some(dir) = todo.pop() {
         for entry in fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() && !path.ends_with("target") {
                 todo.push(path);
             } else if path.extension().is_some_and(|e| e == "rs") {
-                let name = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+                let name = path
+                    .strip_prefix(root())
+                    .unwrap()
+                    .to_string_lossy()
+                    .into_owned();
                 out.push((name, fs::read_to_string(&path).unwrap()));
             }
         }
@@ -35,7 +40,9 @@ fn sources() -> Vec<(String, String)> {
 
 /// The part of a file before its in-file tests.
 fn without_tests(text: &str) -> &str {
-    text.split("#[cfg(test)]\nmod tests {").next().unwrap_or(text)
+    text.split("#[cfg(test)]\nmod tests {")
+        .next()
+        .unwrap_or(text)
 }
 
 fn report(what: &str, found: Vec<String>) {
@@ -44,8 +51,13 @@ fn report(what: &str, found: Vec<String>) {
 
 #[test]
 fn every_file_says_what_lives_in_it() {
-    let silent = |(_, text): &&(String, String)| !text.starts_with("//!") && !text.starts_with("#!");
-    let found = sources().iter().filter(silent).map(|(name, _)| name.clone()).collect();
+    let silent =
+        |(_, text): &&(String, String)| !text.starts_with("//!") && !text.starts_with("#!");
+    let found = sources()
+        .iter()
+        .filter(silent)
+        .map(|(name, _)| name.clone())
+        .collect();
     report("files that do not open with //!", found);
 }
 
@@ -62,9 +74,20 @@ fn functions_and_files_are_short() {
         for (n, line) in code.lines().enumerate() {
             let indent = line.len() - line.trim_start().len();
             let head = line.trim_start();
-            let is_fn = ["fn ", "pub fn ", "async fn ", "pub async fn ", "pub(crate) fn ", "pub(super) fn ", "pub(super) async fn ", "const fn ", "pub const fn ", "unsafe fn "]
-                .iter()
-                .any(|p| head.starts_with(p));
+            let is_fn = [
+                "fn ",
+                "pub fn ",
+                "async fn ",
+                "pub async fn ",
+                "pub(crate) fn ",
+                "pub(super) fn ",
+                "pub(super) async fn ",
+                "const fn ",
+                "pub const fn ",
+                "unsafe fn ",
+            ]
+            .iter()
+            .any(|p| head.starts_with(p));
             if is_fn && !line.trim_end().ends_with(';') {
                 start = Some((n, indent, head.to_owned()));
             }
@@ -88,7 +111,11 @@ const LAYERS: &[(&str, &str, &str)] = &[
     ("src/proto/", "tokio", "protocols do no IO"),
     ("src/proto/", "Instant::now", "time is passed in"),
     ("src/share/", "tokio", "rules do no IO"),
-    ("src/folder/", "tokio", "a folder is driven by its callers' threads"),
+    (
+        "src/folder/",
+        "tokio",
+        "a folder is driven by its callers' threads",
+    ),
     ("src/folder/state/", "std::fs", "the state is pure"),
     ("src/folder/tree/", "std::fs", "the tree is pure"),
     ("xet/src/", "tokio", "the store knows no runtime"),
@@ -113,11 +140,23 @@ fn layers_do_not_reach_past_each_other() {
 #[test]
 fn sockets_are_opened_in_one_place() {
     let allowed = ["src/net.rs", "src/api/listen.rs", "src/api/client.rs"];
-    let openers = ["TcpListener::bind", "TcpStream::connect", "UdpSocket::bind", "UnixListener::bind", "Socket::new("];
+    let openers = [
+        "TcpListener::bind",
+        "TcpStream::connect",
+        "UdpSocket::bind",
+        "UnixListener::bind",
+        "Socket::new(",
+    ];
     let mut found = Vec::new();
     for (name, text) in sources() {
-        let exempt = allowed.contains(&name.as_str()) || name.starts_with("tests/") || name.contains("tests");
-        if !exempt && openers.iter().any(|word| without_tests(&text).contains(word)) {
+        let exempt = allowed.contains(&name.as_str())
+            || name.starts_with("tests/")
+            || name.contains("tests");
+        if !exempt
+            && openers
+                .iter()
+                .any(|word| without_tests(&text).contains(word))
+        {
             found.push(name);
         }
     }
@@ -128,7 +167,13 @@ fn sockets_are_opened_in_one_place() {
 fn nothing_large_or_left_over_lies_in_the_tree() {
     let mut found = Vec::new();
     for (name, text) in sources() {
-        for word in ["todo!(", "unimplemented!(", "dbg!(", concat!("FIX", "ME"), concat!("XX", "X")] {
+        for word in [
+            "todo!(",
+            "unimplemented!(",
+            "dbg!(",
+            concat!("FIX", "ME"),
+            concat!("XX", "X"),
+        ] {
             if text.contains(word) && name != "tests/tidy.rs" {
                 found.push(format!("{name}: {word}"));
             }

@@ -19,5 +19,7 @@ mod volume;
 pub use error::VolumeError;
 pub use memory::MemoryVolume;
 pub use mountinfo::{is_ccbt_mount, is_fuse_mount, is_mount_point};
-pub use session::{Mount, MountEnd, MountError, MountOptions, UnmountError, Unmounted, detach_dead, mount};
+pub use session::{
+    Mount, MountEnd, MountError, MountOptions, UnmountError, Unmounted, detach_dead, mount,
+};
 pub use volume::*;

@@ -43,9 +43,16 @@ impl Daemon {
                     folder.chunks_below(&names)?,
                 ))
             };
-            let (missing, below) = blocking(look).await?.map_err(|e| unreadable(&request.path, e))?;
+            let (missing, below) = blocking(look)
+                .await?
+                .map_err(|e| unreadable(&request.path, e))?;
             if missing.chunks.is_empty() && missing.nodes.is_empty() {
-                return Ok(PinResponse { kept: Amount { files: below.files, bytes: below.bytes } });
+                return Ok(PinResponse {
+                    kept: Amount {
+                        files: below.files,
+                        bytes: below.bytes,
+                    },
+                });
             }
             let note = match fetch(&open, missing).await {
                 Ok(()) => "fetching",
@@ -54,41 +61,75 @@ impl Daemon {
                     "waiting for peers"
                 }
             };
-            progress.report(Progress { note: note.to_owned(), ..Progress::default() });
+            progress.report(Progress {
+                note: note.to_owned(),
+                ..Progress::default()
+            });
         }
     }
 
-    pub(super) async fn unpin_path(&self, request: UnpinRequest) -> Result<UnpinResponse, ApiError> {
+    pub(super) async fn unpin_path(
+        &self,
+        request: UnpinRequest,
+    ) -> Result<UnpinResponse, ApiError> {
         let (open, path) = self.folder_of(&request.path)?;
         if !path.is_empty() {
             let what = "only whole folders are kept pinned; a file or directory is fetched once by `ccbt pin`";
-            return Err(ApiError::new(ErrorKind::Refused, what)
-                .hint("unpin the folder's mount point, or drop the file's content with `ccbt evict`"));
+            return Err(ApiError::new(ErrorKind::Refused, what).hint(
+                "unpin the folder's mount point, or drop the file's content with `ccbt evict`",
+            ));
         }
         open.record.lock().pinned = false;
         open.save()?;
         let is_home = open.record.lock().home.is_some();
         open.swarm.set_replica(is_home);
         let stats = open.folder.stats();
-        Ok(UnpinResponse { released: Amount { files: stats.files, bytes: stats.bytes } })
+        Ok(UnpinResponse {
+            released: Amount {
+                files: stats.files,
+                bytes: stats.bytes,
+            },
+        })
     }
 
     /// Drops content that a keeper is known to hold.
-    pub(super) async fn evict_path(&self, request: EvictRequest) -> Result<EvictResponse, ApiError> {
+    pub(super) async fn evict_path(
+        &self,
+        request: EvictRequest,
+    ) -> Result<EvictResponse, ApiError> {
         let (open, path) = self.folder_of(&request.path)?;
         if open.record.lock().pinned || open.record.lock().home.is_some() {
-            return Err(ApiError::new(ErrorKind::Refused, "the folder is kept whole on this device")
-                .hint("unpin it first: ccbt unpin"));
+            return Err(ApiError::new(
+                ErrorKind::Refused,
+                "the folder is kept whole on this device",
+            )
+            .hint("unpin it first: ccbt unpin"));
         }
-        let elsewhere = open.swarm.status().await.is_some_and(|status| status.stored_elsewhere);
-        let folders: Vec<Folder> = self.0.folders.lock().values().map(|f| f.folder.clone()).collect();
+        let elsewhere = open
+            .swarm
+            .status()
+            .await
+            .is_some_and(|status| status.stored_elsewhere);
+        let folders: Vec<Folder> = self
+            .0
+            .folders
+            .lock()
+            .values()
+            .map(|f| f.folder.clone())
+            .collect();
         let (store, folder) = (Arc::clone(&self.0.store), open.folder.clone());
         let evict = move || -> Result<EvictResponse, EvictError> {
             let names: Vec<&[u8]> = path.iter().map(Name::as_bytes).collect();
             let below = folder.chunks_below(&names)?;
             if !elsewhere {
-                let only_here = Amount { files: below.files, bytes: below.bytes };
-                return Ok(EvictResponse { freed: Amount::default(), only_here });
+                let only_here = Amount {
+                    files: below.files,
+                    bytes: below.bytes,
+                };
+                return Ok(EvictResponse {
+                    freed: Amount::default(),
+                    only_here,
+                });
             }
             let mut keep = HashSet::new();
             for other in folders.iter().filter(|other| !other.is_same(&folder)) {
@@ -96,8 +137,14 @@ impl Daemon {
             }
             let kept = |hash: &_| !below.chunks.contains(hash) || keep.contains(hash);
             let reclaimed = store.remove(&kept)?;
-            let freed = Amount { files: below.files, bytes: reclaimed.freed_bytes };
-            Ok(EvictResponse { freed, only_here: Amount::default() })
+            let freed = Amount {
+                files: below.files,
+                bytes: reclaimed.freed_bytes,
+            };
+            Ok(EvictResponse {
+                freed,
+                only_here: Amount::default(),
+            })
         };
         let shown = request.path.clone();
         blocking(evict).await?.map_err(|error| match error {
@@ -113,7 +160,10 @@ impl Daemon {
         for above in real.ancestors() {
             if let Some(open) = self.folder_at(above) {
                 let inside = real.strip_prefix(above).unwrap_or(&real);
-                let names = inside.iter().map(|part| Name::from(part.as_bytes())).collect();
+                let names = inside
+                    .iter()
+                    .map(|part| Name::from(part.as_bytes()))
+                    .collect();
                 return Ok((open, names));
             }
         }

@@ -79,12 +79,20 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
     let device = Arc::new(device_key(&path)?);
     let cache_bytes = usize::try_from(config.read_cache_bytes).unwrap_or(usize::MAX);
     let store = tokio::task::spawn_blocking(move || {
-        let options = StoreOptions { cache_bytes, ..StoreOptions::default() };
+        let options = StoreOptions {
+            cache_bytes,
+            ..StoreOptions::default()
+        };
         Store::open(&path.join("store"), Arc::new(RealDisk), options)
     })
     .await
     .map_err(|error| ApiError::new(ErrorKind::Internal, error))?
-    .map_err(|error| ApiError::new(ErrorKind::Io, format_args!("cannot open the store: {error}")))?;
+    .map_err(|error| {
+        ApiError::new(
+            ErrorKind::Io,
+            format_args!("cannot open the store: {error}"),
+        )
+    })?;
     let (work, _) = watch::channel(Work::default());
     let daemon = Daemon(Arc::new(Inner {
         config,
@@ -113,8 +121,9 @@ fn device_key(state: &std::path::Path) -> Result<DeviceKey, ApiError> {
         Ok(bytes) => {
             let bytes = <[u8; 32]>::try_from(bytes).map_err(|_| {
                 let what = format!("the device key {} is damaged", path.display());
-                ApiError::new(ErrorKind::Io, what)
-                    .hint("restore it from a backup, or remove it: this device then counts as a new one")
+                ApiError::new(ErrorKind::Io, what).hint(
+                    "restore it from a backup, or remove it: this device then counts as a new one",
+                )
             })?;
             Ok(DeviceKey::from_bytes(bytes))
         }
@@ -124,7 +133,10 @@ fn device_key(state: &std::path::Path) -> Result<DeviceKey, ApiError> {
                 .map_err(|e| ApiError::io(format_args!("cannot write {}", path.display()), &e))?;
             Ok(key)
         }
-        Err(error) => Err(ApiError::io(format_args!("cannot read {}", path.display()), &error)),
+        Err(error) => Err(ApiError::io(
+            format_args!("cannot read {}", path.display()),
+            &error,
+        )),
     }
 }
 
@@ -137,7 +149,10 @@ fn device_name() -> DeviceName {
         .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
         .take(16)
         .collect();
-    plain.parse().or_else(|_| "device".parse()).expect("`device` is a device name")
+    plain
+        .parse()
+        .or_else(|_| "device".parse())
+        .expect("`device` is a device name")
 }
 
 impl Daemon {
@@ -166,13 +181,19 @@ impl Daemon {
         let mounts = self.0.mounts.lock();
         let mut items: Vec<WorkItem> = mounts
             .keys()
-            .map(|dir| WorkItem { kind: WorkKind::Mount, dir: ApiPath(dir.clone()) })
+            .map(|dir| WorkItem {
+                kind: WorkKind::Mount,
+                dir: ApiPath(dir.clone()),
+            })
             .collect();
         drop(mounts);
         for folder in self.0.folders.lock().values() {
             let record = folder.record.lock();
             if let (true, Some(dir)) = (record.shared, &record.home) {
-                items.push(WorkItem { kind: WorkKind::Share, dir: dir.clone() });
+                items.push(WorkItem {
+                    kind: WorkKind::Share,
+                    dir: dir.clone(),
+                });
             }
         }
         items.sort();
@@ -193,17 +214,24 @@ impl Daemon {
         let daemon = self.clone();
         Box::pin(async move {
             let id = daemon.0.next_number.fetch_add(1, Ordering::Relaxed);
-            let status = JobStatus { what, progress: Progress::default() };
+            let status = JobStatus {
+                what,
+                progress: Progress::default(),
+            };
             daemon.0.jobs.lock().insert(id, status);
-            let listed = Arc::new(Listed { daemon: daemon.clone(), id, inner: progress });
+            let listed = Arc::new(Listed {
+                daemon: daemon.clone(),
+                id,
+                inner: progress,
+            });
             let task = tokio::spawn(call(daemon, listed));
-            task.await.unwrap_or_else(|error| Err(ApiError::new(ErrorKind::Internal, error)))
+            task.await
+                .unwrap_or_else(|error| Err(ApiError::new(ErrorKind::Internal, error)))
         })
     }
 }
 
-type BoxedCall<T> =
-    std::pin::Pin<Box<dyn Future<Output = Result<T, ApiError>> + Send + 'static>>;
+type BoxedCall<T> = std::pin::Pin<Box<dyn Future<Output = Result<T, ApiError>> + Send + 'static>>;
 
 /// A job's progress, shown to who asked and in `status`; the entry ends with it.
 struct Listed {
@@ -230,22 +258,38 @@ impl Drop for Listed {
 impl Control for Daemon {
     fn share(&self, request: ShareRequest, progress: ProgressSink) -> Reply<'_, ShareResponse> {
         let what = format!("share {}", request.dir.to_string());
-        self.job(what, progress, |d, p| Box::pin(async move { d.share_dir(request, p).await }))
+        self.job(what, progress, |d, p| {
+            Box::pin(async move { d.share_dir(request, p).await })
+        })
     }
 
-    fn unshare(&self, request: UnshareRequest, progress: ProgressSink) -> Reply<'_, UnshareResponse> {
+    fn unshare(
+        &self,
+        request: UnshareRequest,
+        progress: ProgressSink,
+    ) -> Reply<'_, UnshareResponse> {
         let what = format!("unshare {}", request.dir.to_string());
-        self.job(what, progress, |d, _| Box::pin(async move { d.unshare_dir(request).await }))
+        self.job(what, progress, |d, _| {
+            Box::pin(async move { d.unshare_dir(request).await })
+        })
     }
 
     fn mount(&self, request: MountRequest, progress: ProgressSink) -> Reply<'_, MountResponse> {
         let what = format!("mount {}", request.dir.to_string());
-        self.job(what, progress, |d, p| Box::pin(async move { d.mount_source(request, p).await }))
+        self.job(what, progress, |d, p| {
+            Box::pin(async move { d.mount_source(request, p).await })
+        })
     }
 
-    fn unmount(&self, request: UnmountRequest, progress: ProgressSink) -> Reply<'_, UnmountResponse> {
+    fn unmount(
+        &self,
+        request: UnmountRequest,
+        progress: ProgressSink,
+    ) -> Reply<'_, UnmountResponse> {
         let what = format!("unmount {}", request.dir.to_string());
-        self.job(what, progress, |d, _| Box::pin(async move { d.unmount_dir(request).await }))
+        self.job(what, progress, |d, _| {
+            Box::pin(async move { d.unmount_dir(request).await })
+        })
     }
 
     fn status(&self, _: StatusRequest, _: ProgressSink) -> Reply<'_, StatusResponse> {
@@ -258,7 +302,9 @@ impl Control for Daemon {
 
     fn pin(&self, request: PinRequest, progress: ProgressSink) -> Reply<'_, PinResponse> {
         let what = format!("pin {}", request.path.to_string());
-        self.job(what, progress, |d, p| Box::pin(async move { d.pin_path(request, p).await }))
+        self.job(what, progress, |d, p| {
+            Box::pin(async move { d.pin_path(request, p).await })
+        })
     }
 
     fn unpin(&self, request: UnpinRequest, _: ProgressSink) -> Reply<'_, UnpinResponse> {
@@ -274,7 +320,9 @@ impl Control for Daemon {
     }
 
     fn shutdown(&self, _: ShutdownRequest, progress: ProgressSink) -> Reply<'_, ShutdownResponse> {
-        self.job("shutdown".to_owned(), progress, |d, _| Box::pin(async move { d.stop().await }))
+        self.job("shutdown".to_owned(), progress, |d, _| {
+            Box::pin(async move { d.stop().await })
+        })
     }
 
     fn work(&self) -> watch::Receiver<Work> {

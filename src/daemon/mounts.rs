@@ -47,8 +47,16 @@ impl Daemon {
             open.record.lock().pinned = true;
             open.swarm.set_replica(true);
         }
-        let MountRequest { read_only, persist, suid, dev, .. } = request;
-        let mounted = self.mount_folder(&open, &dir, read_only, persist, suid, dev).await;
+        let MountRequest {
+            read_only,
+            persist,
+            suid,
+            dev,
+            ..
+        } = request;
+        let mounted = self
+            .mount_folder(&open, &dir, read_only, persist, suid, dev)
+            .await;
         if let Err(error) = mounted {
             self.close_if_idle(&open).await;
             return Err(error);
@@ -93,7 +101,11 @@ impl Daemon {
         if !own {
             let homes = self.homes();
             if let Some(home) = homes.iter().find(|home| dir.starts_with(home)) {
-                let what = format!("{} is inside the shared directory {}", place::shown(dir), place::shown(home));
+                let what = format!(
+                    "{} is inside the shared directory {}",
+                    place::shown(dir),
+                    place::shown(home)
+                );
                 return Err(ApiError::new(ErrorKind::Refused, what)
                     .hint("choose a mount point outside of it"));
             }
@@ -107,11 +119,7 @@ impl Daemon {
     }
 
     /// `ccbt mount DIR [MNT]`: a folder that is open at DIR, or DIR itself as a new live folder.
-    async fn open_source(
-        &self,
-        source: &ApiPath,
-        dir: &Path,
-    ) -> Result<Arc<OpenFolder>, ApiError> {
+    async fn open_source(&self, source: &ApiPath, dir: &Path) -> Result<Arc<OpenFolder>, ApiError> {
         let source_dir = place::existing_dir(source)?;
         let itself = source_dir == dir;
         if let Some(open) = self.folder_at(&source_dir)
@@ -126,7 +134,9 @@ impl Daemon {
                 .hint(format!("share it first: ccbt share {source}")));
         }
         if self.homes().iter().any(|home| home == dir) || !place::is_empty(dir)? {
-            let what = format!("{source} is not empty, and mounting a plain directory over itself is not possible yet");
+            let what = format!(
+                "{source} is not empty, and mounting a plain directory over itself is not possible yet"
+            );
             return Err(ApiError::new(ErrorKind::Refused, what).hint(
                 "share it (`ccbt share DIR`) and mount it at an empty directory (`ccbt mount DIR MNT`)",
             ));
@@ -187,7 +197,10 @@ impl Daemon {
                 }
             }
             None => {
-                let name = hints.name.clone().unwrap_or_else(|| link.folder().to_string()[..8].to_owned());
+                let name = hints
+                    .name
+                    .clone()
+                    .unwrap_or_else(|| link.folder().to_string()[..8].to_owned());
                 (FolderRecord::new(name, link), link.clone())
             }
         };
@@ -211,7 +224,11 @@ impl Daemon {
     ) -> Result<(), ApiError> {
         let read_only = read_only || open.credentials.writer.is_none();
         let options = MountOptions {
-            fsname: open.record.lock().name.replace(|c: char| c.is_control() || c == ',', "-"),
+            fsname: open
+                .record
+                .lock()
+                .name
+                .replace(|c: char| c.is_control() || c == ',', "-"),
             read_only,
             suid,
             dev,
@@ -219,19 +236,29 @@ impl Daemon {
         };
         let volume = Arc::new(FolderVolume::new(Arc::new(open.folder.clone())));
         let point = dir.to_path_buf();
-        let mount = tokio::task::spawn_blocking(move || ccbt_mount::mount(volume, &point, &options))
-            .await
-            .map_err(|error| ApiError::new(ErrorKind::Internal, error))?
-            .map_err(|error| ApiError::new(ErrorKind::Io, error))?;
+        let mount =
+            tokio::task::spawn_blocking(move || ccbt_mount::mount(volume, &point, &options))
+                .await
+                .map_err(|error| ApiError::new(ErrorKind::Internal, error))?
+                .map_err(|error| ApiError::new(ErrorKind::Io, error))?;
         if persist {
-            let entry = MountRecord { dir: ApiPath(dir.to_path_buf()), read_only };
+            let entry = MountRecord {
+                dir: ApiPath(dir.to_path_buf()),
+                read_only,
+            };
             let mut record = open.record.lock();
             record.mounts.retain(|known| known.dir != entry.dir);
             record.mounts.push(entry);
         }
         let number = self.0.next_number.fetch_add(1, Ordering::Relaxed);
         let end = mount.end();
-        let entry = Mounted { folder: open.id, read_only, persist, number, mount };
+        let entry = Mounted {
+            folder: open.id,
+            read_only,
+            persist,
+            number,
+            mount,
+        };
         self.0.mounts.lock().insert(dir.to_path_buf(), entry);
         self.watch_mount(dir.to_path_buf(), number, end);
         Ok(())
@@ -266,7 +293,9 @@ impl Daemon {
         let dir = std::fs::canonicalize(&request.dir.0).unwrap_or_else(|_| request.dir.0.clone());
         let Some(mounted) = self.0.mounts.lock().remove(&dir) else {
             let what = format!("{} is not mounted by this daemon", request.dir);
-            return Err(ApiError::new(ErrorKind::NotFound, what).hint("`ccbt status` lists what is"));
+            return Err(
+                ApiError::new(ErrorKind::NotFound, what).hint("`ccbt status` lists what is")
+            );
         };
         let folder = mounted.folder;
         if let Some(open) = self.folder(&folder) {
@@ -282,7 +311,10 @@ impl Daemon {
             self.close_if_idle(&open).await;
         }
         self.announce_work();
-        Ok(UnmountResponse { folder: folder.to_string(), dir: ApiPath(dir) })
+        Ok(UnmountResponse {
+            folder: folder.to_string(),
+            dir: ApiPath(dir),
+        })
     }
 
     async fn take_down(&self, mounted: Mounted) -> Result<(), ApiError> {
@@ -299,7 +331,10 @@ impl Daemon {
         mounts
             .iter()
             .filter(|(_, m)| m.folder == *folder)
-            .map(|(dir, m)| MountStatus { dir: ApiPath(dir.clone()), read_only: m.read_only })
+            .map(|(dir, m)| MountStatus {
+                dir: ApiPath(dir.clone()),
+                read_only: m.read_only,
+            })
             .collect()
     }
 
@@ -343,7 +378,9 @@ fn parse_link(secret: &Secret) -> Result<Link, ApiError> {
     let text = secret.reveal();
     if text.starts_with("magnet:") || text.starts_with("xet:") {
         let what = "torrents and single Xet files cannot be mounted yet";
-        return Err(ApiError::new(ErrorKind::Refused, what).hint("mount a ccbt: link or a directory"));
+        return Err(
+            ApiError::new(ErrorKind::Refused, what).hint("mount a ccbt: link or a directory")
+        );
     }
     text.parse().map_err(|error: crate::share::LinkError| {
         ApiError::new(ErrorKind::Usage, error).hint("copy the whole link, from `ccbt:` to the end")
@@ -352,15 +389,26 @@ fn parse_link(secret: &Secret) -> Result<Link, ApiError> {
 
 fn amount(open: &OpenFolder) -> Amount {
     let stats = open.folder.stats();
-    Amount { files: stats.files, bytes: stats.bytes }
+    Amount {
+        files: stats.files,
+        bytes: stats.bytes,
+    }
 }
 
 /// Waits until a first head was merged, or there is something to see from an earlier run.
 async fn wait_for_listing(open: &OpenFolder, progress: &ProgressSink) -> Option<Amount> {
-    progress.report(Progress { note: "waiting for peers".to_owned(), ..Progress::default() });
+    progress.report(Progress {
+        note: "waiting for peers".to_owned(),
+        ..Progress::default()
+    });
     let end = tokio::time::Instant::now() + LISTING_TIME;
     while tokio::time::Instant::now() < end {
-        if open.swarm.status().await.is_none_or(|status| !status.heads.is_empty()) {
+        if open
+            .swarm
+            .status()
+            .await
+            .is_none_or(|status| !status.heads.is_empty())
+        {
             return Some(amount(open));
         }
         tokio::time::sleep(LISTING_POLL).await;

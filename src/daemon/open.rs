@@ -6,8 +6,8 @@ use std::sync::Arc;
 use ccbt_xet::disk::RealDisk;
 use parking_lot::Mutex;
 
-use super::record::{self, FolderRecord, RecordError};
 use super::Daemon;
+use super::record::{self, FolderRecord, RecordError};
 use crate::api::types::Right as ApiRight;
 use crate::api::{ApiError, ErrorKind, ProgressSink};
 use crate::clock;
@@ -52,7 +52,10 @@ impl Daemon {
             Ok(entries) => entries,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             Err(error) => {
-                return Err(ApiError::io(format_args!("cannot read {}", folders.display()), &error));
+                return Err(ApiError::io(
+                    format_args!("cannot read {}", folders.display()),
+                    &error,
+                ));
             }
         };
         for entry in entries.flatten() {
@@ -87,13 +90,17 @@ impl Daemon {
             (record.home.clone(), record.shared, record.mounts.clone())
         };
         if let Some(home) = home {
-            self.open_home(open, &home.0, Arc::new(crate::api::NoProgress)).await?;
+            self.open_home(open, &home.0, Arc::new(crate::api::NoProgress))
+                .await?;
         }
         if shared {
             self.go_online(open)?;
         }
         for mount in mounts {
-            if let Err(error) = self.mount_folder(open, &mount.dir.0, mount.read_only, true, false, false).await {
+            if let Err(error) = self
+                .mount_folder(open, &mount.dir.0, mount.read_only, true, false, false)
+                .await
+            {
                 tracing::error!(dir = %mount.dir, error = error.message, "not mounted again");
             }
         }
@@ -135,6 +142,8 @@ impl Daemon {
                 disk: Arc::new(RealDisk),
                 store: Arc::clone(&self.0.store),
                 inc: Inc(*incarnation.as_bytes()),
+                abandoned: record.abandoned().map(|inc| Inc(*inc.as_bytes())).collect(),
+                rename_row: |_, _| None,
                 clock: Arc::new(WallClock),
                 read_only: credentials.writer.is_none(),
                 fetch: Arc::new(swarm.clone()),
@@ -146,9 +155,13 @@ impl Daemon {
                 .await
                 .map_err(|error| ApiError::new(ErrorKind::Internal, error))?
                 .map_err(|error| {
-                    ApiError::new(ErrorKind::Io, format_args!("cannot open the folder: {error}"))
+                    ApiError::new(
+                        ErrorKind::Io,
+                        format_args!("cannot open the folder: {error}"),
+                    )
                 })?
         };
+        record.taken_over(&dir)?;
         let config = SwarmConfig {
             name: record.name.clone(),
             credentials: Arc::clone(&credentials),
@@ -159,7 +172,14 @@ impl Daemon {
             store: Arc::clone(&self.0.store),
             heads_file: dir.join("heads"),
             read_timeout: self.0.config.read_timeout,
-            given: self.0.config.peers.iter().chain(&record.peers).copied().collect(),
+            given: self
+                .0
+                .config
+                .peers
+                .iter()
+                .chain(&record.peers)
+                .copied()
+                .collect(),
             replica: record.pinned || record.home.is_some(),
             keeper: record.home.is_some(),
             online: false,
@@ -185,8 +205,11 @@ impl Daemon {
     fn credentials(&self, link: &Link, dir: &Path) -> Result<FolderCredentials, ApiError> {
         let capability = link.capability();
         let read = capability.read_key(EPOCH).ok_or_else(|| {
-            ApiError::new(ErrorKind::Refused, "the link only lets its holder find the folder, not read it")
-                .hint("ask for a read-only or read-write link")
+            ApiError::new(
+                ErrorKind::Refused,
+                "the link only lets its holder find the folder, not read it",
+            )
+            .hint("ask for a read-only or read-write link")
         })?;
         let write_key = capability.write_key(EPOCH);
         let manifest = match capability {
@@ -204,7 +227,13 @@ impl Daemon {
             ),
         });
         let write = write_key.map(|key| key.public());
-        Ok(FolderCredentials { folder: link.folder(), read, write, manifest, writer })
+        Ok(FolderCredentials {
+            folder: link.folder(),
+            read,
+            write,
+            manifest,
+            writer,
+        })
     }
 
     /// Lets members in and looks for them.
@@ -284,7 +313,10 @@ impl OpenFolder {
 
     /// The link of a right to hand out, if we hold it.
     pub(super) fn link_for(&self, right: Right) -> Option<String> {
-        self.link.attenuate(right, EPOCH).ok().map(|link| link.reveal())
+        self.link
+            .attenuate(right, EPOCH)
+            .ok()
+            .map(|link| link.reveal())
     }
 }
 

@@ -15,12 +15,15 @@ pub(super) fn existing_dir(path: &ApiPath) -> Result<PathBuf, ApiError> {
         .map_err(|error| ApiError::io(format_args!("cannot use {shown}"), &error))?;
     if !kind.is_dir() {
         let what = format!("{shown} is not a directory");
-        return Err(ApiError::new(ErrorKind::Refused, what)
-            .hint("share or mount the directory it is in"));
+        return Err(
+            ApiError::new(ErrorKind::Refused, what).hint("share or mount the directory it is in")
+        );
     }
     if real == Path::new("/") {
-        return Err(ApiError::new(ErrorKind::Refused, "`/` cannot be shared or mounted on")
-            .hint("name a directory below it"));
+        return Err(
+            ApiError::new(ErrorKind::Refused, "`/` cannot be shared or mounted on")
+                .hint("name a directory below it"),
+        );
     }
     Ok(real)
 }
@@ -43,7 +46,11 @@ pub(super) fn apart_from_others<'a>(
 ) -> Result<(), ApiError> {
     for other in others {
         if dir != other && (dir.starts_with(other) || other.starts_with(dir)) {
-            let what = format!("{} and the shared directory {} lie in one another", shown(dir), shown(other));
+            let what = format!(
+                "{} and the shared directory {} lie in one another",
+                shown(dir),
+                shown(other)
+            );
             return Err(ApiError::new(ErrorKind::Refused, what)
                 .hint("share them separately, side by side, or only the outer one"));
         }
@@ -56,8 +63,9 @@ pub(super) fn outside_mounts(dir: &Path) -> Result<(), ApiError> {
     for above in dir.ancestors().skip(1) {
         if ccbt_mount::is_ccbt_mount(above).unwrap_or(false) {
             let what = format!("{} is inside the ccbt mount {}", shown(dir), shown(above));
-            return Err(ApiError::new(ErrorKind::Refused, what)
-                .hint("choose a directory outside of it"));
+            return Err(
+                ApiError::new(ErrorKind::Refused, what).hint("choose a directory outside of it")
+            );
         }
     }
     Ok(())
@@ -100,6 +108,9 @@ mod tests {
         assert!(apart_from_state(&ab, &a).is_err());
         assert!(apart_from_state(&a, &dir.path().join("ab")).is_ok());
         assert!(apart_from_others(&a, [ab.as_path()].into_iter()).is_err());
-        assert!(apart_from_others(&a, [a.as_path()].into_iter()).is_ok(), "the same is another matter");
+        assert!(
+            apart_from_others(&a, [a.as_path()].into_iter()).is_ok(),
+            "the same is another matter"
+        );
     }
 }

@@ -56,6 +56,8 @@ struct IncarnationRecord {
     clean: bool,
     /// Machine and file the record was written on: a copied state directory differs.
     fingerprint: String,
+    /// Given up, but perhaps with operations in the journal that were not published.
+    abandoned: Vec<[u8; 8]>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +67,10 @@ pub(super) enum RecordError {
     #[error("cannot write {}: {error}", path.display())]
     Write { path: PathBuf, error: io::Error },
     #[error("{} is damaged: {error}", path.display())]
-    Json { path: PathBuf, error: serde_json::Error },
+    Json {
+        path: PathBuf,
+        error: serde_json::Error,
+    },
     #[error("{} was written by a newer ccbt (version {version})", path.display())]
     Newer { path: PathBuf, version: u32 },
     #[error("{} holds a link that is damaged", path.display())]
@@ -89,12 +94,15 @@ impl FolderRecord {
                 id: random::bytes(),
                 clean: true,
                 fingerprint: String::new(),
+                abandoned: Vec::new(),
             },
         }
     }
 
     pub(super) fn link(&self, dir: &Path) -> Result<Link, RecordError> {
-        self.link.parse().map_err(|_| RecordError::Link { path: dir.join(FILE) })
+        self.link.parse().map_err(|_| RecordError::Link {
+            path: dir.join(FILE),
+        })
     }
 
     /// A link of a higher right came: keep that one.
@@ -104,13 +112,18 @@ impl FolderRecord {
 
     pub(super) fn load(dir: &Path) -> Result<Self, RecordError> {
         let path = dir.join(FILE);
-        let bytes =
-            fs::read(&path).map_err(|error| RecordError::Read { path: path.clone(), error })?;
+        let bytes = fs::read(&path).map_err(|error| RecordError::Read {
+            path: path.clone(),
+            error,
+        })?;
         #[derive(Deserialize)]
         struct Version {
             version: u32,
         }
-        let parse = |error| RecordError::Json { path: path.clone(), error };
+        let parse = |error| RecordError::Json {
+            path: path.clone(),
+            error,
+        };
         let Version { version } = serde_json::from_slice(&bytes).map_err(parse)?;
         if version > VERSION {
             return Err(RecordError::Newer { path, version });
@@ -120,7 +133,10 @@ impl FolderRecord {
 
     pub(super) fn save(&self, dir: &Path) -> Result<(), RecordError> {
         let path = dir.join(FILE);
-        let write = |error| RecordError::Write { path: path.clone(), error };
+        let write = |error| RecordError::Write {
+            path: path.clone(),
+            error,
+        };
         let json = serde_json::to_vec_pretty(self).map_err(|e| write(e.into()))?;
         state_file::replace(&path, &json).map_err(write)
     }
@@ -132,6 +148,7 @@ impl FolderRecord {
         let known = &mut self.incarnation;
         let fresh = known.fingerprint.is_empty();
         if !fresh && (!known.clean || known.fingerprint != fingerprint) {
+            known.abandoned.push(known.id);
             known.id = random::bytes();
         }
         known.fingerprint = fingerprint;
@@ -139,6 +156,23 @@ impl FolderRecord {
         let id = known.id;
         self.save(dir)?;
         Ok(Incarnation::from_bytes(id))
+    }
+
+    /// Incarnations whose unpublished operations are still to be taken over.
+    pub(super) fn abandoned(&self) -> impl Iterator<Item = Incarnation> + '_ {
+        self.incarnation
+            .abandoned
+            .iter()
+            .map(|id| Incarnation::from_bytes(*id))
+    }
+
+    /// They have been taken over, durably.
+    pub(super) fn taken_over(&mut self, dir: &Path) -> Result<(), RecordError> {
+        if self.incarnation.abandoned.is_empty() {
+            return Ok(());
+        }
+        self.incarnation.abandoned.clear();
+        self.save(dir)
     }
 
     pub(super) fn release_incarnation(&mut self, dir: &Path) -> Result<(), RecordError> {
@@ -156,7 +190,13 @@ pub(super) fn folder_dir(state: &Path, id: &FolderId) -> PathBuf {
 fn fingerprint(dir: &Path) -> String {
     let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let place = fs::metadata(dir).map_or((0, 0), |m| (m.dev(), m.ino()));
-    let text = format!("{} {} {} {:?}", machine.trim(), place.0, place.1, dir.as_os_str().as_bytes());
+    let text = format!(
+        "{} {} {} {:?}",
+        machine.trim(),
+        place.0,
+        place.1,
+        dir.as_os_str().as_bytes()
+    );
     blake3::hash(text.as_bytes()).to_hex().to_string()
 }
 
@@ -183,6 +223,7 @@ mod tests {
         let mut crashed = FolderRecord::load(dir.path()).unwrap();
         let third = crashed.take_incarnation(dir.path()).unwrap();
         assert_ne!(second, third);
+        assert_eq!(crashed.abandoned().collect::<Vec<_>>(), [second]);
         crashed.release_incarnation(dir.path()).unwrap();
         let copy = tempfile::tempdir().unwrap();
         fs::copy(dir.path().join(FILE), copy.path().join(FILE)).unwrap();
@@ -194,8 +235,14 @@ mod tests {
     fn a_newer_or_damaged_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(FILE), br#"{"version": 2, "what": 1}"#).unwrap();
-        assert!(matches!(FolderRecord::load(dir.path()), Err(RecordError::Newer { .. })));
+        assert!(matches!(
+            FolderRecord::load(dir.path()),
+            Err(RecordError::Newer { .. })
+        ));
         fs::write(dir.path().join(FILE), b"{").unwrap();
-        assert!(matches!(FolderRecord::load(dir.path()), Err(RecordError::Json { .. })));
+        assert!(matches!(
+            FolderRecord::load(dir.path()),
+            Err(RecordError::Json { .. })
+        ));
     }
 }

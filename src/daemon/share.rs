@@ -29,7 +29,10 @@ impl Daemon {
         open.save()?;
         let published = open.swarm.publish_now().await;
         published.map_err(|error| {
-            ApiError::new(ErrorKind::Io, format_args!("cannot publish the folder: {error}"))
+            ApiError::new(
+                ErrorKind::Io,
+                format_args!("cannot publish the folder: {error}"),
+            )
         })?;
         self.announce_work();
         self.share_response(&open)
@@ -61,7 +64,9 @@ impl Daemon {
     /// A directory that was shared before keeps its folder and so its links.
     fn remembered_home(&self, dir: &Path) -> Result<Option<(FolderRecord, Link)>, ApiError> {
         let folders = self.0.state.path().join("folders");
-        let Ok(entries) = std::fs::read_dir(&folders) else { return Ok(None) };
+        let Ok(entries) = std::fs::read_dir(&folders) else {
+            return Ok(None);
+        };
         for entry in entries.flatten() {
             if let Ok(record) = FolderRecord::load(&entry.path())
                 && record.home.as_ref().is_some_and(|home| home.0 == dir)
@@ -80,10 +85,16 @@ impl Daemon {
         let dir = place::existing_dir(&request.dir)?;
         let _turn = self.0.turn.lock().await;
         let open = self.folder_at(&dir).ok_or_else(|| {
-            ApiError::new(ErrorKind::NotFound, format_args!("{} is not shared", request.dir))
-                .hint("`ccbt status` lists what is")
+            ApiError::new(
+                ErrorKind::NotFound,
+                format_args!("{} is not shared", request.dir),
+            )
+            .hint("`ccbt status` lists what is")
         })?;
-        let response = UnshareResponse { folder: open.id.to_string(), name: open.record.lock().name.clone() };
+        let response = UnshareResponse {
+            folder: open.id.to_string(),
+            name: open.record.lock().name.clone(),
+        };
         open.record.lock().shared = false;
         open.save()?;
         self.0.gate.close(&open.credentials.swarm());
@@ -113,7 +124,11 @@ impl Daemon {
     /// Directories that hold open folders.
     pub(super) fn homes(&self) -> Vec<std::path::PathBuf> {
         let folders = self.0.folders.lock();
-        folders.values().filter_map(|open| open.record.lock().home.clone()).map(|p| p.0).collect()
+        folders
+            .values()
+            .filter_map(|open| open.record.lock().home.clone())
+            .map(|p| p.0)
+            .collect()
     }
 
     fn share_response(&self, open: &OpenFolder) -> Result<ShareResponse, ApiError> {
@@ -130,7 +145,10 @@ impl Daemon {
             name: open.record.lock().name.clone(),
             read_write: link(Right::Write)?,
             read_only: link(Right::Read)?,
-            content: Amount { files: stats.files, bytes: stats.bytes },
+            content: Amount {
+                files: stats.files,
+                bytes: stats.bytes,
+            },
         })
     }
 }

@@ -36,7 +36,11 @@ impl Daemon {
             metrics: self.metrics(),
         };
         let jobs = self.0.jobs.lock().values().cloned().collect();
-        Ok(StatusResponse { daemon, folders, jobs })
+        Ok(StatusResponse {
+            daemon,
+            folders,
+            jobs,
+        })
     }
 
     fn folder_status(
@@ -55,7 +59,10 @@ impl Daemon {
             home: record.home,
             shared: self.0.gate.is_open(&open.credentials.swarm()),
             mounts: self.mounts_of(&open.id),
-            content: Amount { files: stats.files, bytes: stats.bytes },
+            content: Amount {
+                files: stats.files,
+                bytes: stats.bytes,
+            },
             peers: count(swarm.peers.len()),
             heads: swarm
                 .heads
@@ -70,7 +77,10 @@ impl Daemon {
             root: swarm.root.to_string().chars().take(ROOT_DIGITS).collect(),
             converged_with: count(converged),
             only_here: only_here(stats, swarm),
-            missing: Amount { files: stats.missing_files, bytes: stats.missing_bytes },
+            missing: Amount {
+                files: stats.missing_files,
+                bytes: stats.missing_bytes,
+            },
             pinned: swarm.replica,
             published: own.map(|head| PublishedStatus {
                 snapshot: head.snapshot.clone(),
@@ -106,14 +116,20 @@ impl Daemon {
     ) -> Result<PeersResponse, ApiError> {
         let mut peers = Vec::new();
         for open in self.selected(request.folder.as_deref())? {
-            let Some(status) = open.swarm.status().await else { continue };
+            let Some(status) = open.swarm.status().await else {
+                continue;
+            };
             let name = open.record.lock().name.clone();
             peers.extend(status.peers.into_iter().map(|peer| PeerStatus {
                 folder: open.id.to_string(),
                 folder_name: name.clone(),
                 device: peer.device.map(|d| crate::api::escape(d.as_bytes())),
                 addr: peer.addr,
-                right: Some(if peer.writer { Right::Write } else { Right::Read }),
+                right: Some(if peer.writer {
+                    Right::Write
+                } else {
+                    Right::Read
+                }),
                 incoming: peer.incoming,
                 connected_s: peer.connected_s,
                 bytes_in: peer.bytes_in,
@@ -151,7 +167,9 @@ impl Daemon {
     fn selected(&self, folder: Option<&str>) -> Result<Vec<Arc<OpenFolder>>, ApiError> {
         let all: Vec<Arc<OpenFolder>> = self.0.folders.lock().values().cloned().collect();
         let Some(wanted) = folder else { return Ok(all) };
-        let at = std::fs::canonicalize(wanted).ok().and_then(|dir| self.folder_at(&dir));
+        let at = std::fs::canonicalize(wanted)
+            .ok()
+            .and_then(|dir| self.folder_at(&dir));
         let found: Vec<Arc<OpenFolder>> = all
             .into_iter()
             .filter(|open| {
@@ -161,7 +179,10 @@ impl Daemon {
             })
             .collect();
         if found.is_empty() {
-            let what = format!("no open folder is called {}", crate::api::escape(wanted.as_bytes()));
+            let what = format!(
+                "no open folder is called {}",
+                crate::api::escape(wanted.as_bytes())
+            );
             return Err(ApiError::new(ErrorKind::NotFound, what).hint("`ccbt status` lists them"));
         }
         Ok(found)
@@ -173,7 +194,10 @@ fn only_here(stats: &FolderStats, swarm: &SwarmStatus) -> Amount {
     if swarm.stored_elsewhere {
         Amount::default()
     } else {
-        Amount { files: stats.only_here_files, bytes: stats.only_here_bytes }
+        Amount {
+            files: stats.only_here_files,
+            bytes: stats.only_here_bytes,
+        }
     }
 }
 

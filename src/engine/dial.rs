@@ -41,14 +41,24 @@ impl Dialer {
     /// The user gave this address (`--peer`, a link's `pe=`): it is tried for ever.
     pub(super) fn give(&mut self, addr: SocketAddr) {
         let entry = self.known.entry(addr);
-        entry.or_insert(Address { given: true, failures: 0, next_try: Now::ZERO }).given = true;
+        entry
+            .or_insert(Address {
+                given: true,
+                failures: 0,
+                next_try: Now::ZERO,
+            })
+            .given = true;
     }
 
     /// Discovery or a member named this address.
     pub(super) fn found(&mut self, addr: SocketAddr) {
         let usable = addr.port() != 0 && !addr.ip().is_unspecified() && !addr.ip().is_multicast();
         if usable && self.known.len() < ADDRESSES_MAX && !self.own.contains(&addr) {
-            let fresh = Address { given: false, failures: 0, next_try: Now::ZERO };
+            let fresh = Address {
+                given: false,
+                failures: 0,
+                next_try: Now::ZERO,
+            };
             self.known.entry(addr).or_insert(fresh);
         }
     }
@@ -90,8 +100,14 @@ impl Dialer {
     pub(super) fn failed(&mut self, now: Now, addr: SocketAddr) {
         self.busy.remove(&addr);
         self.connected.remove(&addr);
-        let Some(a) = self.known.get_mut(&addr) else { return };
-        let max = if a.given { RETRY_TIME_MAX_GIVEN } else { RETRY_TIME_MAX_FOUND };
+        let Some(a) = self.known.get_mut(&addr) else {
+            return;
+        };
+        let max = if a.given {
+            RETRY_TIME_MAX_GIVEN
+        } else {
+            RETRY_TIME_MAX_FOUND
+        };
         a.next_try = now + (RETRY_TIME_MIN * 2_u32.pow(a.failures.min(10))).min(max);
         a.failures += 1;
         if !a.given && a.failures > FAILURES_MAX {
@@ -146,7 +162,10 @@ mod tests {
             dialer.found(addr(n));
         }
         assert_eq!(dialer.known.len(), ADDRESSES_MAX);
-        assert!(!dialer.known.contains_key(&addr(0)), "port 0 cannot be called");
+        assert!(
+            !dialer.known.contains_key(&addr(0)),
+            "port 0 cannot be called"
+        );
         let mut now = secs(0);
         for _ in 0..20 {
             now += secs(700);

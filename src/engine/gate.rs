@@ -21,8 +21,8 @@ use super::peer::{self, Connection, FromPeer, PeerCounters, PeerEnd};
 use super::swarm::{Dial, SwarmHandle};
 use crate::clock::{self, Elapsed};
 use crate::net;
-use crate::proto::scheduler::PeerKey;
 use crate::proto::noise::StaticKey;
+use crate::proto::scheduler::PeerKey;
 use crate::proto::session::{Config, Reason, Session};
 use crate::random;
 use crate::share::{FolderCredentials, SwarmId};
@@ -174,9 +174,9 @@ impl Gate {
                 }
             };
             let now = gate.0.clock.now();
-            let session =
-                Session::accept(now, Box::new(lookup), gate.config(), &mut random::fill);
-            gate.meet(stream, session, addr, Meeting::Called(asked), place).await;
+            let session = Session::accept(now, Box::new(lookup), gate.config(), &mut random::fill);
+            gate.meet(stream, session, addr, Meeting::Called(asked), place)
+                .await;
         });
     }
 
@@ -205,7 +205,10 @@ impl Gate {
         }
         *crowd.strangers.entry(net).or_insert(0) += 1;
         drop(crowd);
-        Some(Place { gate: self.clone(), stranger: Some(net) })
+        Some(Place {
+            gate: self.clone(),
+            stranger: Some(net),
+        })
     }
 
     fn bar(&self, ip: IpAddr) {
@@ -255,8 +258,16 @@ impl Gate {
         });
         let store = door.store;
         let events_of_task = events.clone();
-        let connection =
-            Connection { key, stream, session, clock, store, events: events_of_task, commands, counters };
+        let connection = Connection {
+            key,
+            stream,
+            session,
+            clock,
+            store,
+            events: events_of_task,
+            commands,
+            counters,
+        };
         let span = tracing::info_span!("peer", folder = door.name, %addr);
         let end = peer::run(connection, inbuf).instrument(span.clone()).await;
         span.in_scope(|| self.ended(addr.ip(), &end));
@@ -283,14 +294,17 @@ impl Dial for Gate {
     fn dial(&self, addr: SocketAddr, door: Door) {
         let gate = self.clone();
         tokio::spawn(async move {
-            let Some(place) = gate.admit(addr.ip()) else { return door.swarm.dial_failed(addr) };
+            let Some(place) = gate.admit(addr.ip()) else {
+                return door.swarm.dial_failed(addr);
+            };
             match net::tcp_connect(addr, CONNECT_TIME).await {
                 Ok(stream) => {
                     let now = gate.0.clock.now();
                     let credentials = Arc::clone(&door.credentials);
                     let session =
                         Session::connect(now, credentials, gate.config(), &mut random::fill);
-                    gate.meet(stream, session, addr, Meeting::Calling(door), place).await;
+                    gate.meet(stream, session, addr, Meeting::Calling(door), place)
+                        .await;
                 }
                 Err(error) => {
                     tracing::debug!(%addr, %error, "cannot connect");
@@ -396,7 +410,11 @@ mod tests {
         assert!(gate.admit(ip(1, 99)).is_none(), "a ninth from one /24");
         places[0].promote();
         places.push(gate.admit(ip(1, 99)).unwrap());
-        places.extend((0..31).flat_map(|a| (0..8).map(move |b| (a + 2, b))).map(|(a, b)| gate.admit(ip(a, b)).unwrap()));
+        places.extend(
+            (0..31)
+                .flat_map(|a| (0..8).map(move |b| (a + 2, b)))
+                .map(|(a, b)| gate.admit(ip(a, b)).unwrap()),
+        );
         assert!(gate.admit(ip(200, 1)).is_none(), "256 in all");
         places.clear();
         assert!(gate.admit(ip(200, 1)).is_some());

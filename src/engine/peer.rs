@@ -59,17 +59,32 @@ pub(super) enum FromPeer {
         commands: mpsc::UnboundedSender<ToPeer>,
         counters: Arc<PeerCounters>,
     },
-    Frame { key: PeerKey, frame: Frame },
-    Arrived { key: PeerKey, items: Vec<Item> },
-    Missed { key: PeerKey, items: Vec<Item> },
-    Down { key: PeerKey, called: Option<SocketAddr> },
+    Frame {
+        key: PeerKey,
+        frame: Frame,
+    },
+    Arrived {
+        key: PeerKey,
+        items: Vec<Item>,
+    },
+    Missed {
+        key: PeerKey,
+        items: Vec<Item>,
+    },
+    Down {
+        key: PeerKey,
+        called: Option<SocketAddr>,
+    },
 }
 
 /// What the actor tells a connection's task.
 #[derive(Debug)]
 pub(super) enum ToPeer {
     Send(Frame),
-    Ask { priority: Priority, items: Vec<Item> },
+    Ask {
+        priority: Priority,
+        items: Vec<Item>,
+    },
     Close,
 }
 
@@ -195,8 +210,16 @@ struct Task {
 
 /// Runs an established connection until it ends.
 pub(super) async fn run(connection: Connection, mut inbuf: BytesMut) -> PeerEnd {
-    let Connection { key, mut stream, session, clock, store, events, mut commands, counters } =
-        connection;
+    let Connection {
+        key,
+        mut stream,
+        session,
+        clock,
+        store,
+        events,
+        mut commands,
+        counters,
+    } = connection;
     let mut task = Task {
         key,
         session,
@@ -222,7 +245,10 @@ pub(super) async fn run(connection: Connection, mut inbuf: BytesMut) -> PeerEnd 
         task.start_jobs();
         while outbuf.len() < WRITE_BYTES && task.session.poll_transmit(clock.now(), &mut outbuf) {}
         let may_read = task.storing < STORE_JOBS_MAX;
-        let until = task.session.poll_timeout().map(|at| clock.instant(at).into());
+        let until = task
+            .session
+            .poll_timeout()
+            .map(|at| clock.instant(at).into());
         inbuf.reserve(READ_BYTES);
         tokio::select! {
             biased;
@@ -298,12 +324,21 @@ impl Task {
             }
         }
         let frame = if objects.is_empty() {
-            Frame::Want(Want { req, priority, chunks })
+            Frame::Want(Want {
+                req,
+                priority,
+                chunks,
+            })
         } else {
-            Frame::Get(Get { req, priority, objects })
+            Frame::Get(Get {
+                req,
+                priority,
+                objects,
+            })
         };
         self.send(&frame);
-        self.asked.insert(req, items.into_iter().map(Some).collect());
+        self.asked
+            .insert(req, items.into_iter().map(Some).collect());
     }
 
     fn handle_events(&mut self) -> Result<(), PeerEnd> {
@@ -322,12 +357,19 @@ impl Task {
         match frame {
             Frame::Want(want) => {
                 let items = want.chunks.into_iter().map(Item::Chunk);
-                self.wanted.push(want.req, want.priority, items).map_err(too_much)
+                self.wanted
+                    .push(want.req, want.priority, items)
+                    .map_err(too_much)
             }
             Frame::Get(get) => {
-                let node = |o: ObjectRef| Item::Node { kind: o.kind, id: o.id };
+                let node = |o: ObjectRef| Item::Node {
+                    kind: o.kind,
+                    id: o.id,
+                };
                 let items = get.objects.into_iter().map(node);
-                self.wanted.push(get.req, get.priority, items).map_err(too_much)
+                self.wanted
+                    .push(get.req, get.priority, items)
+                    .map_err(too_much)
             }
             Frame::Cancel { req } => {
                 self.wanted.cancel(req);
@@ -337,11 +379,12 @@ impl Task {
                 self.receive(c.req, c.idx, Packing::Chunk(c.scheme), c.raw_len, c.bytes)
             }
             Frame::Obj(o) => self.receive(o.req, o.idx, Packing::Node(o.codec), o.raw_len, o.bytes),
-            Frame::Miss(indexes) | Frame::Absent(indexes) => {
-                self.missed(indexes.req, &indexes.idx)
-            }
+            Frame::Miss(indexes) | Frame::Absent(indexes) => self.missed(indexes.req, &indexes.idx),
             frame => {
-                self.events.send(FromPeer::Frame { key: self.key, frame });
+                self.events.send(FromPeer::Frame {
+                    key: self.key,
+                    frame,
+                });
                 Ok(())
             }
         }
@@ -357,21 +400,37 @@ impl Task {
     ) -> Result<(), PeerEnd> {
         let item = self.take_asked(req, idx)?;
         self.received_bytes += bytes.len();
-        self.received.push(Received { item, packing, raw_len, bytes });
+        self.received.push(Received {
+            item,
+            packing,
+            raw_len,
+            bytes,
+        });
         Ok(())
     }
 
     fn missed(&mut self, req: u32, idx: &[u16]) -> Result<(), PeerEnd> {
-        let items = idx.iter().map(|i| self.take_asked(req, *i)).collect::<Result<_, _>>()?;
-        self.events.send(FromPeer::Missed { key: self.key, items });
+        let items = idx
+            .iter()
+            .map(|i| self.take_asked(req, *i))
+            .collect::<Result<_, _>>()?;
+        self.events.send(FromPeer::Missed {
+            key: self.key,
+            items,
+        });
         Ok(())
     }
 
     /// The item an answer is about; each is answered once.
     fn take_asked(&mut self, req: u32, idx: u16) -> Result<Item, PeerEnd> {
         let unasked = PeerEnd::Protocol("an answer to nothing");
-        let Some(items) = self.asked.get_mut(&req) else { return Err(unasked) };
-        let item = items.get_mut(usize::from(idx)).and_then(Option::take).ok_or(unasked)?;
+        let Some(items) = self.asked.get_mut(&req) else {
+            return Err(unasked);
+        };
+        let item = items
+            .get_mut(usize::from(idx))
+            .and_then(Option::take)
+            .ok_or(unasked)?;
         if items.iter().all(Option::is_none) {
             self.asked.remove(&req);
         }
@@ -385,7 +444,8 @@ impl Task {
             self.received_bytes = 0;
             self.storing += 1;
             let store = Arc::clone(&self.store);
-            self.jobs.spawn_blocking(move || JobDone::Stored(store_batch(&store, batch)));
+            self.jobs
+                .spawn_blocking(move || JobDone::Stored(store_batch(&store, batch)));
         }
         while !self.wanted.is_empty()
             && self.reading < SERVE_JOBS_MAX
@@ -394,7 +454,8 @@ impl Task {
             let batch = self.wanted.take(SERVE_BATCH);
             self.reading += 1;
             let store = Arc::clone(&self.store);
-            self.jobs.spawn_blocking(move || JobDone::Read(read_batch(&store, batch)));
+            self.jobs
+                .spawn_blocking(move || JobDone::Read(read_batch(&store, batch)));
         }
     }
 
@@ -404,12 +465,22 @@ impl Task {
                 self.storing -= 1;
                 let key = self.key;
                 if !stored.arrived.is_empty() {
-                    self.events.send(FromPeer::Arrived { key, items: stored.arrived });
+                    self.events.send(FromPeer::Arrived {
+                        key,
+                        items: stored.arrived,
+                    });
                 }
                 if !stored.failed.is_empty() {
-                    self.events.send(FromPeer::Missed { key, items: stored.failed });
+                    self.events.send(FromPeer::Missed {
+                        key,
+                        items: stored.failed,
+                    });
                 }
-                if stored.lie { Err(PeerEnd::Lie) } else { Ok(()) }
+                if stored.lie {
+                    Err(PeerEnd::Lie)
+                } else {
+                    Ok(())
+                }
             }
             JobDone::Read(batch) => {
                 self.reading -= 1;
@@ -428,9 +499,18 @@ fn answer(wanted: Wanted, bytes: Option<Bytes>) -> Frame {
     match (item, bytes) {
         (Item::Chunk(_), Some(bytes)) => {
             let scheme = Scheme::Stored.as_byte();
-            Frame::Chunk(Chunk { req, idx, scheme, raw_len, bytes })
+            Frame::Chunk(Chunk {
+                req,
+                idx,
+                scheme,
+                raw_len,
+                bytes,
+            })
         }
-        (Item::Chunk(_), None) => Frame::Miss(Indexes { req, idx: vec![idx] }),
+        (Item::Chunk(_), None) => Frame::Miss(Indexes {
+            req,
+            idx: vec![idx],
+        }),
         (Item::Node { .. }, Some(bytes)) => {
             let packed = (bytes.len() >= COMPRESS_LEN_MIN)
                 .then(|| zstd::bulk::compress(&bytes, ZSTD_LEVEL).ok())
@@ -440,9 +520,18 @@ fn answer(wanted: Wanted, bytes: Option<Bytes>) -> Frame {
                 Some(packed) => (ObjCodec::Zstd, packed.into()),
                 None => (ObjCodec::Raw, bytes),
             };
-            Frame::Obj(Obj { req, idx, codec, raw_len, bytes })
+            Frame::Obj(Obj {
+                req,
+                idx,
+                codec,
+                raw_len,
+                bytes,
+            })
         }
-        (Item::Node { .. }, None) => Frame::Absent(Indexes { req, idx: vec![idx] }),
+        (Item::Node { .. }, None) => Frame::Absent(Indexes {
+            req,
+            idx: vec![idx],
+        }),
     }
 }
 
@@ -466,7 +555,11 @@ fn read_batch(store: &Store, batch: Vec<Wanted>) -> Vec<(Wanted, Option<Bytes>)>
 
 /// Hashes and stores a batch. One wrong item makes the sender a liar; the rest of the batch counts.
 fn store_batch(store: &Store, batch: Vec<Received>) -> Stored {
-    let mut stored = Stored { arrived: Vec::new(), failed: Vec::new(), lie: false };
+    let mut stored = Stored {
+        arrived: Vec::new(),
+        failed: Vec::new(),
+        lie: false,
+    };
     for received in batch {
         let item = received.item;
         let Some(bytes) = unpack(&received) else {

@@ -92,9 +92,15 @@ mod tests {
     #[test]
     fn the_urgent_goes_first_and_order_is_kept_within() {
         let mut queue = ServeQueue::default();
-        queue.push(1, Priority::Replica, [chunk(1), chunk(2)].into_iter()).unwrap();
-        queue.push(2, Priority::Blocked, [chunk(3)].into_iter()).unwrap();
-        queue.push(3, Priority::Prefetch, [chunk(4)].into_iter()).unwrap();
+        queue
+            .push(1, Priority::Replica, [chunk(1), chunk(2)].into_iter())
+            .unwrap();
+        queue
+            .push(2, Priority::Blocked, [chunk(3)].into_iter())
+            .unwrap();
+        queue
+            .push(3, Priority::Prefetch, [chunk(4)].into_iter())
+            .unwrap();
         assert_eq!(reqs(&queue.take(2)), [(2, 0), (1, 0)]);
         assert_eq!(reqs(&queue.take(9)), [(1, 1), (3, 0)]);
         assert!(queue.is_empty());
@@ -104,7 +110,9 @@ mod tests {
     fn a_cancelled_request_is_forgotten() {
         let mut queue = ServeQueue::default();
         queue.push(1, Priority::Blocked, (0..9).map(chunk)).unwrap();
-        queue.push(2, Priority::Blocked, [chunk(9)].into_iter()).unwrap();
+        queue
+            .push(2, Priority::Blocked, [chunk(9)].into_iter())
+            .unwrap();
         queue.cancel(1);
         assert_eq!(reqs(&queue.take(9)), [(2, 0)]);
     }

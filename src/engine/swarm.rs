@@ -28,15 +28,14 @@ use super::dial::Dialer;
 use super::gate::Door;
 use super::peer::{FromPeer, PeerCounters, PeerInfo, ToPeer};
 use crate::clock::{self, Elapsed};
-use crate::folder::work::{
-    self, Dirty, Fetch, FetchError, Fetched, Folder, Observer, WantedChunk,
-};
+use crate::folder::work::{self, Dirty, Fetch, FetchError, Fetched, Folder, Observer, WantedChunk};
 use crate::proto::scheduler::{Failure, Item, JobId, Output, PeerKey, Priority, Scheduler};
 use crate::proto::ut_xet::{Frame, Holding};
 use crate::share::heads::{HeadError, Heads};
 use crate::share::pace::Pace;
 use crate::share::{
-    BadSignature, Certificate, DeviceKey, FolderCredentials, Head, Incarnation, Manifest, Unverified,
+    BadSignature, Certificate, DeviceKey, FolderCredentials, Head, Incarnation, Manifest,
+    Unverified,
 };
 
 /// Messages taken from the channel before the state is acted on again.
@@ -86,7 +85,11 @@ pub type Names = Arc<RwLock<BTreeMap<[u8; 8], String>>>;
 pub(super) enum Message {
     Peer(FromPeer),
     Dirty(Dirty),
-    Fetch { items: Vec<(Item, u32)>, priority: Priority, done: Fetched },
+    Fetch {
+        items: Vec<(Item, u32)>,
+        priority: Priority,
+        done: Fetched,
+    },
     DialFailed(SocketAddr),
     DialedOurselves(SocketAddr),
     Found(SocketAddr),
@@ -153,7 +156,8 @@ impl SwarmHandle {
     pub async fn publish_now(&self) -> Result<(), String> {
         let (tx, rx) = oneshot::channel();
         self.tell(Message::PublishNow(tx));
-        rx.await.unwrap_or_else(|_| Err("the folder is being closed".to_owned()))
+        rx.await
+            .unwrap_or_else(|_| Err("the folder is being closed".to_owned()))
     }
 
     /// Publishes, says BYE to peers and ends the actor.
@@ -195,15 +199,26 @@ impl Observer for SwarmHandle {
 impl Fetch for SwarmHandle {
     fn chunks(&self, want: Vec<WantedChunk>, priority: work::Priority, done: Fetched) {
         let priority = urgency(priority);
-        let items = want.into_iter().map(|w| (Item::Chunk(w.hash), w.len)).collect();
-        self.tell(Message::Fetch { items, priority, done });
+        let items = want
+            .into_iter()
+            .map(|w| (Item::Chunk(w.hash), w.len))
+            .collect();
+        self.tell(Message::Fetch {
+            items,
+            priority,
+            done,
+        });
     }
 
     fn nodes(&self, want: Vec<(u8, NodeId)>, priority: work::Priority, done: Fetched) {
         let priority = urgency(priority);
         let item = |(kind, id)| (Item::Node { kind, id }, NODE_BYTES_GUESS);
         let items = want.into_iter().map(item).collect();
-        self.tell(Message::Fetch { items, priority, done });
+        self.tell(Message::Fetch {
+            items,
+            priority,
+            done,
+        });
     }
 }
 
@@ -388,8 +403,16 @@ impl Swarm {
     }
 
     fn next_timeout(&self) -> Duration {
-        let dial = if self.config.online { self.dialer.poll_timeout() } else { None };
-        let publish = if self.publishing { None } else { self.pace.due() };
+        let dial = if self.config.online {
+            self.dialer.poll_timeout()
+        } else {
+            None
+        };
+        let publish = if self.publishing {
+            None
+        } else {
+            self.pace.due()
+        };
         [self.scheduler.poll_timeout(), publish, dial]
             .into_iter()
             .flatten()
@@ -423,7 +446,11 @@ impl Swarm {
             Message::Peer(event) => self.peer_event(event),
             Message::Dirty(Dirty::Writing) => self.pace.writing(now),
             Message::Dirty(_) => self.pace.changed(now),
-            Message::Fetch { items, priority, done } => {
+            Message::Fetch {
+                items,
+                priority,
+                done,
+            } => {
                 let patience = match priority {
                     Priority::Blocked => self.config.read_timeout,
                     _ => BACKGROUND_DEADLINE,
@@ -484,7 +511,11 @@ impl Swarm {
 
     fn scheduled(&mut self, output: Output) {
         match output {
-            Output::Request { peer, priority, items } => {
+            Output::Request {
+                peer,
+                priority,
+                items,
+            } => {
                 if let Some(p) = self.peers.get(&peer) {
                     let _gone = p.commands.send(ToPeer::Ask { priority, items });
                 }
@@ -518,7 +549,14 @@ impl Swarm {
     fn peer_event(&mut self, event: FromPeer) {
         let now = self.clock.now();
         match event {
-            FromPeer::Up { key, info, addr, called, commands, counters } => {
+            FromPeer::Up {
+                key,
+                info,
+                addr,
+                called,
+                commands,
+                counters,
+            } => {
                 self.peer_up(key, info, addr, called, commands, counters);
             }
             FromPeer::Frame { key, frame } => self.frame(key, frame),
@@ -570,11 +608,23 @@ impl Swarm {
             let _verified_in_auth = self.manifest_offered(manifest.into());
         }
         if let Some(certificate) = info.certificate.clone() {
-            let _known = self.heads.offer_certificate(certificate.into(), clock::unix_days());
+            let _known = self
+                .heads
+                .offer_certificate(certificate.into(), clock::unix_days());
         }
         let called = called.is_some();
         let (since, shows, stored) = (now, None, None);
-        let peer = Peer { info, addr, called, reach, since, commands, counters, shows, stored };
+        let peer = Peer {
+            info,
+            addr,
+            called,
+            reach,
+            since,
+            commands,
+            counters,
+            shows,
+            stored,
+        };
         self.greet(&peer);
         self.introduce(&peer);
         self.peers.insert(key, peer);
@@ -585,7 +635,10 @@ impl Swarm {
     /// Of two connections between the same two processes the one stays whose caller has the larger nonce; the other is
     /// closed here or by the peer, which decides alike.
     fn is_wanted(&self, info: &PeerInfo, called: Option<SocketAddr>) -> bool {
-        let double = self.peers.values().find(|peer| peer.info.nonce == info.nonce);
+        let double = self
+            .peers
+            .values()
+            .find(|peer| peer.info.nonce == info.nonce);
         let Some(double) = double else { return true };
         let ours_stays = self.config.nonce > info.nonce;
         if called.is_some() != ours_stays || double.called == ours_stays {
@@ -597,7 +650,9 @@ impl Swarm {
 
     /// Tells the others of a new member that can be called.
     fn introduce(&self, peer: &Peer) {
-        let Some(reach) = peer.reach.filter(|_| self.config.exchange) else { return };
+        let Some(reach) = peer.reach.filter(|_| self.config.exchange) else {
+            return;
+        };
         for other in self.peers.values() {
             let _gone = other.commands.send(ToPeer::Send(Frame::Peers(vec![reach])));
         }
@@ -613,14 +668,20 @@ impl Swarm {
             send(Frame::Manifest(Box::new(manifest.clone().into())));
         }
         if !certificates.is_empty() {
-            send(Frame::Certs(certificates.into_iter().map(Into::into).collect()));
+            send(Frame::Certs(
+                certificates.into_iter().map(Into::into).collect(),
+            ));
         }
         let heads: Vec<Head> = self.heads.heads().cloned().collect();
         if !heads.is_empty() {
             send(Frame::Heads(heads.into_iter().map(Into::into).collect()));
         }
-        let members: Vec<SocketAddr> =
-            self.peers.values().filter_map(|peer| peer.reach).take(PEERS_MAX).collect();
+        let members: Vec<SocketAddr> = self
+            .peers
+            .values()
+            .filter_map(|peer| peer.reach)
+            .take(PEERS_MAX)
+            .collect();
         if self.config.exchange && !members.is_empty() {
             send(Frame::Peers(members));
         }
@@ -654,7 +715,10 @@ impl Swarm {
                     self.dialer.found(addr);
                 }
             }
-            Frame::Have { snapshot: root, what } => {
+            Frame::Have {
+                snapshot: root,
+                what,
+            } => {
                 if let Some(peer) = self.peers.get_mut(&key) {
                     peer.shows = Some((root, what == Holding::All));
                 }
@@ -679,7 +743,9 @@ impl Swarm {
 
     fn door(&self) -> Door {
         Door {
-            swarm: SwarmHandle { tx: self.tx.clone() },
+            swarm: SwarmHandle {
+                tx: self.tx.clone(),
+            },
             credentials: Arc::clone(&self.credentials),
             store: Arc::clone(&self.config.store),
             name: self.config.name.clone(),
@@ -692,11 +758,7 @@ impl Swarm {
         }
     }
 
-    fn certificates(
-        &mut self,
-        key: PeerKey,
-        certificates: Vec<Unverified<Certificate>>,
-    ) {
+    fn certificates(&mut self, key: PeerKey, certificates: Vec<Unverified<Certificate>>) {
         let today = clock::unix_days();
         for certificate in certificates {
             match self.heads.offer_certificate(certificate, today) {
@@ -752,5 +814,8 @@ impl Swarm {
 }
 
 fn have(root: NodeId, whole: bool) -> Frame {
-    Frame::Have { snapshot: root, what: if whole { Holding::All } else { Holding::Some } }
+    Frame::Have {
+        snapshot: root,
+        what: if whole { Holding::All } else { Holding::Some },
+    }
 }

@@ -2,12 +2,12 @@
 //! sockets, clocks, threads or sources of randomness live here; time is a [`std::time::Duration`]
 //! since a start the caller chose, random bytes come from a function the caller passes in.
 
-pub mod scheduler;
 pub mod bencode;
 pub mod extension;
 pub mod frame;
 pub mod handshake;
 pub mod noise;
+pub mod scheduler;
 
 pub mod session;
 pub mod ut_xet;

@@ -59,14 +59,22 @@ pub enum Item {
     Node { kind: u8, id: NodeId },
 }
 
-const PRIORITIES: [Priority; 4] =
-    [Priority::Blocked, Priority::ReadAhead, Priority::Replica, Priority::Prefetch];
+const PRIORITIES: [Priority; 4] = [
+    Priority::Blocked,
+    Priority::ReadAhead,
+    Priority::Replica,
+    Priority::Prefetch,
+];
 
 /// What the owner must do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
     /// Ask `peer` for `items`, all chunks or all nodes.
-    Request { peer: PeerKey, priority: Priority, items: Vec<Item> },
+    Request {
+        peer: PeerKey,
+        priority: Priority,
+        items: Vec<Item>,
+    },
     /// Every item of the job has arrived.
     Done(JobId),
     /// The job ended without all its items.
@@ -138,8 +146,13 @@ impl Scheduler {
     ) -> JobId {
         let id = JobId(self.next_job);
         self.next_job += 1;
-        let mut job =
-            Job { missing: 0, items: Vec::new(), priority, deadline, nobody_since: None };
+        let mut job = Job {
+            missing: 0,
+            items: Vec::new(),
+            priority,
+            deadline,
+            nobody_since: None,
+        };
         for (item, bytes) in items {
             if self.want(item, bytes, priority, id) {
                 job.missing += 1;
@@ -175,7 +188,9 @@ impl Scheduler {
 
     /// Forgets a peer; what it was asked for goes to others.
     pub fn peer_down(&mut self, peer: PeerKey) {
-        let Some(gone) = self.peers.remove(&peer) else { return };
+        let Some(gone) = self.peers.remove(&peer) else {
+            return;
+        };
         for item in gone.open.into_keys() {
             self.release(item, peer);
         }
@@ -189,14 +204,18 @@ impl Scheduler {
         if let Some(peer) = from {
             self.answered(now, item, peer, true);
         }
-        let Some(want) = self.wants.remove(&item) else { return };
+        let Some(want) = self.wants.remove(&item) else {
+            return;
+        };
         for (peer, _) in want.asked {
             if let Some(p) = self.peers.get_mut(&peer) {
                 p.close(&item);
             }
         }
         for id in want.jobs {
-            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            let Some(job) = self.jobs.get_mut(&id) else {
+                continue;
+            };
             job.missing -= 1;
             if job.missing == 0 {
                 self.jobs.remove(&id);
@@ -229,7 +248,14 @@ impl Scheduler {
             .filter(|(_, job)| job.ends_at() <= now)
             .map(|(id, job)| {
                 let nobody = job.deadline > now || job.nobody_since.is_some();
-                (*id, if nobody { Failure::NobodyHasIt } else { Failure::TimedOut })
+                (
+                    *id,
+                    if nobody {
+                        Failure::NobodyHasIt
+                    } else {
+                        Failure::TimedOut
+                    },
+                )
             })
             .collect();
         for (id, why) in late {
@@ -237,8 +263,10 @@ impl Scheduler {
         }
         let mut again = Vec::new();
         for (item, want) in &self.wants {
-            let stalled =
-                want.asked.iter().any(|(peer, at)| *at + self.patience(want, *peer) <= now);
+            let stalled = want
+                .asked
+                .iter()
+                .any(|(peer, at)| *at + self.patience(want, *peer) <= now);
             let forgiven = want.missed.iter().any(|(_, at)| *at + MISS_MEMORY <= now);
             if stalled || forgiven {
                 again.push(*item);
@@ -261,7 +289,11 @@ impl Scheduler {
         for priority in PRIORITIES {
             for peer in &peers {
                 if let Some(items) = self.pick(now, *peer, priority) {
-                    return Some(Output::Request { peer: *peer, priority, items });
+                    return Some(Output::Request {
+                        peer: *peer,
+                        priority,
+                        items,
+                    });
                 }
             }
         }
@@ -313,7 +345,9 @@ impl Scheduler {
 
     /// `peer` will not bring `item`: queue it again if nobody else was asked.
     fn release(&mut self, item: Item, peer: PeerKey) {
-        let Some(want) = self.wants.get_mut(&item) else { return };
+        let Some(want) = self.wants.get_mut(&item) else {
+            return;
+        };
         want.asked.retain(|(p, _)| *p != peer);
         if want.asked.is_empty() {
             self.enqueue(item);
@@ -325,7 +359,9 @@ impl Scheduler {
             .wants
             .get(&item)
             .and_then(|w| w.asked.iter().find(|(p, _)| *p == peer).map(|(_, at)| *at));
-        let Some(p) = self.peers.get_mut(&peer) else { return };
+        let Some(p) = self.peers.get_mut(&peer) else {
+            return;
+        };
         let Some(bytes) = p.close(&item) else { return };
         if let (Some(at), true) = (asked_at, useful) {
             p.learn(now.saturating_sub(at), bytes);
@@ -337,7 +373,10 @@ impl Scheduler {
         if want.priority != Priority::Blocked || want.asked.len() > 1 {
             return STALL_TIME;
         }
-        let usual = self.peers.get(&peer).map_or(STALL_TIME, |p| p.answer_time * 2);
+        let usual = self
+            .peers
+            .get(&peer)
+            .map_or(STALL_TIME, |p| p.answer_time * 2);
         usual.clamp(HEDGE_TIME_MIN, STALL_TIME)
     }
 
@@ -363,14 +402,20 @@ impl Scheduler {
             if picked.len() >= share || room == 0 {
                 break;
             }
-            let Some(item) = self.queues[priority as usize].pop_front() else { break };
-            let Some(want) = self.wants.get_mut(&item) else { continue };
+            let Some(item) = self.queues[priority as usize].pop_front() else {
+                break;
+            };
+            let Some(want) = self.wants.get_mut(&item) else {
+                continue;
+            };
             if !want.queued || want.priority != priority {
                 continue;
             }
             let refused = want.missed.iter().any(|(p, _)| *p == peer)
                 || want.asked.iter().any(|(p, _)| *p == peer);
-            let other_kind = picked.first().is_some_and(|first| first.is_chunk() != item.is_chunk());
+            let other_kind = picked
+                .first()
+                .is_some_and(|first| first.is_chunk() != item.is_chunk());
             if refused || other_kind {
                 passed.push(item);
                 continue;
@@ -406,22 +451,32 @@ impl Scheduler {
                 continue;
             }
             let stuck = job.items.iter().any(|item| {
-                self.wants.get(item).is_some_and(|w| w.asked.is_empty() && w.missed.len() >= peers)
+                self.wants
+                    .get(item)
+                    .is_some_and(|w| w.asked.is_empty() && w.missed.len() >= peers)
             });
             if stuck {
                 job.nobody_since.get_or_insert(now);
-            } else if peers > 0 && job.items.iter().any(|i| {
-                self.wants.get(i).is_some_and(|w| !w.asked.is_empty() && w.missed.is_empty())
-            }) {
+            } else if peers > 0
+                && job.items.iter().any(|i| {
+                    self.wants
+                        .get(i)
+                        .is_some_and(|w| !w.asked.is_empty() && w.missed.is_empty())
+                })
+            {
                 job.nobody_since = None;
             }
         }
     }
 
     fn end_job(&mut self, id: JobId, why: Failure) {
-        let Some(job) = self.jobs.remove(&id) else { return };
+        let Some(job) = self.jobs.remove(&id) else {
+            return;
+        };
         for item in job.items {
-            let Some(want) = self.wants.get_mut(&item) else { continue };
+            let Some(want) = self.wants.get_mut(&item) else {
+                continue;
+            };
             want.jobs.retain(|j| *j != id);
             if want.jobs.is_empty() {
                 let want = self.wants.remove(&item);
@@ -438,7 +493,9 @@ impl Scheduler {
 
 impl Job {
     fn ends_at(&self) -> Now {
-        self.nobody_since.map_or(self.deadline, |since| self.deadline.min(since + NOBODY_TIME))
+        self.nobody_since.map_or(self.deadline, |since| {
+            self.deadline.min(since + NOBODY_TIME)
+        })
     }
 }
 

@@ -150,7 +150,10 @@ impl Heads {
         if let Some(manifest) = &self.manifest {
             let ours = manifest.claims().epoch;
             if claims.epoch != ours {
-                return Err(HeadError::Epoch { theirs: claims.epoch, ours });
+                return Err(HeadError::Epoch {
+                    theirs: claims.epoch,
+                    ours,
+                });
             }
             let revoked = manifest.revoked_after(&claims.incarnation);
             if revoked.is_some_and(|last| claims.seq > last) {
@@ -222,7 +225,11 @@ impl Heads {
             out.extend_from_slice(&u16::try_from(bytes.len()).unwrap_or(0).to_le_bytes());
             out.extend_from_slice(bytes);
         };
-        put(&self.manifest.as_ref().map(Manifest::encode).unwrap_or_default());
+        put(&self
+            .manifest
+            .as_ref()
+            .map(Manifest::encode)
+            .unwrap_or_default());
         for certificate in self.certificates.values() {
             put(&certificate.encode());
         }
@@ -274,7 +281,10 @@ impl Counters {
         vector: impl IntoIterator<Item = (Incarnation, u64)>,
     ) -> Option<Incarnation> {
         let above = |inc: &Incarnation, ctr: u64| self.0.get(inc).is_none_or(|max| *max < ctr);
-        vector.into_iter().find(|(inc, ctr)| above(inc, *ctr)).map(|(inc, _)| inc)
+        vector
+            .into_iter()
+            .find(|(inc, ctr)| above(inc, *ctr))
+            .map(|(inc, _)| inc)
     }
 }
 
@@ -309,7 +319,9 @@ mod tests {
             flags: 0,
             revocations: vec![],
         };
-        heads.offer_manifest(Manifest::sign(&owner, claims).unwrap().into()).unwrap();
+        heads
+            .offer_manifest(Manifest::sign(&owner, claims).unwrap().into())
+            .unwrap();
         World { owner, heads }
     }
 
@@ -348,10 +360,16 @@ mod tests {
     fn only_a_certified_device_counts() {
         let mut w = world();
         let h = head(5, 1, 1, 1);
-        assert_eq!(offer(&mut w, &h), Err(HeadError::NoCertificate(device(5).id())));
+        assert_eq!(
+            offer(&mut w, &h),
+            Err(HeadError::NoCertificate(device(5).id()))
+        );
         certify(&mut w, 5);
         assert_eq!(offer(&mut w, &h), Ok(true));
-        assert_eq!(w.heads.device_name(&Incarnation::from_bytes([1; 8])), Some("dev-5"));
+        assert_eq!(
+            w.heads.device_name(&Incarnation::from_bytes([1; 8])),
+            Some("dev-5")
+        );
     }
 
     #[test]
@@ -381,16 +399,30 @@ mod tests {
         assert_eq!(forged, Err(HeadError::Signature(BadSignature)));
         assert_eq!(offer(&mut w, &real), Ok(true));
         let inc = Incarnation::from_bytes([1; 8]);
-        assert_eq!(offer(&mut w, &head(6, 1, 9, 9)), Err(HeadError::Foreign(inc)));
+        assert_eq!(
+            offer(&mut w, &head(6, 1, 9, 9)),
+            Err(HeadError::Foreign(inc))
+        );
     }
 
     #[test]
     fn a_clock_far_ahead_is_held_back() {
         let mut w = world();
         certify(&mut w, 5);
-        let early = w.heads.check(head(5, 1, 1, 1).into(), NOW_MS - AHEAD_MS_MAX - 1);
-        assert_eq!(early, Err(HeadError::Future { ahead_ms: AHEAD_MS_MAX + 1 }));
-        assert!(w.heads.check(head(5, 1, 1, 1).into(), NOW_MS - AHEAD_MS_MAX).is_ok());
+        let early = w
+            .heads
+            .check(head(5, 1, 1, 1).into(), NOW_MS - AHEAD_MS_MAX - 1);
+        assert_eq!(
+            early,
+            Err(HeadError::Future {
+                ahead_ms: AHEAD_MS_MAX + 1
+            })
+        );
+        assert!(
+            w.heads
+                .check(head(5, 1, 1, 1).into(), NOW_MS - AHEAD_MS_MAX)
+                .is_ok()
+        );
     }
 
     #[test]

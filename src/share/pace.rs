@@ -12,8 +12,11 @@ pub type Now = Duration;
 /// Nothing changed for this long: a good moment for a consistent cut.
 const QUIET_TIME: Duration = Duration::from_millis(20);
 /// Longest wait under a stream of changes, for the first, second and every later publication in a row.
-const STREAM_TIMES: [Duration; 3] =
-    [Duration::from_millis(250), Duration::from_secs(1), Duration::from_secs(2)];
+const STREAM_TIMES: [Duration; 3] = [
+    Duration::from_millis(250),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+];
 /// A file open for writing is published at most this often.
 const OPEN_FILE_TIME: Duration = Duration::from_secs(5);
 
@@ -53,9 +56,16 @@ impl Pace {
     pub fn published(&mut self, now: Now) {
         if let Some((_, last)) = self.changed.take() {
             let quiet = now >= last + QUIET_TIME;
-            self.step = if quiet { 0 } else { (self.step + 1).min(STREAM_TIMES.len() - 1) };
+            self.step = if quiet {
+                0
+            } else {
+                (self.step + 1).min(STREAM_TIMES.len() - 1)
+            };
         }
-        if self.writing.is_some_and(|since| since + OPEN_FILE_TIME <= now) {
+        if self
+            .writing
+            .is_some_and(|since| since + OPEN_FILE_TIME <= now)
+        {
             self.writing = None;
         }
     }

@@ -1,8 +1,9 @@
-//! A folder as a mountable volume: hands out handles, everything else is the folder's.
+//! A folder as a mountable volume: hands out handles, and tells the other mounts of the same folder what this one's kernel
+//! knows already. Everything else is the folder's.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use ccbt_mount::{
@@ -22,6 +23,16 @@ pub struct FolderVolume {
     files: RwLock<HashMap<Handle, Arc<OpenFile>>>,
     dirs: RwLock<HashMap<Handle, Listing>>,
     next: AtomicU64,
+    /// What the folder calls this mount, once it is one.
+    number: OnceLock<u64>,
+}
+
+impl Drop for FolderVolume {
+    fn drop(&mut self) {
+        if let Some(number) = self.number.get() {
+            self.folder.detach(*number);
+        }
+    }
 }
 
 impl FolderVolume {
@@ -31,6 +42,7 @@ impl FolderVolume {
             files: RwLock::default(),
             dirs: RwLock::default(),
             next: AtomicU64::new(1),
+            number: OnceLock::new(),
         }
     }
 
@@ -46,6 +58,23 @@ impl FolderVolume {
             .ok_or(VolumeError::BadHandle)
     }
 
+    fn tell_others(&self, tell: impl Fn(&dyn Notifier)) {
+        if let Some(number) = self.number.get() {
+            self.folder.tell_others(*number, tell);
+        }
+    }
+
+    fn tell_inode(&self, ino: Ino) {
+        self.tell_others(|other| other.inode_changed(ino));
+    }
+
+    fn tell_name(&self, parent: Ino, name: &[u8]) {
+        self.tell_others(|other| {
+            other.entry_changed(parent, name);
+            other.inode_changed(parent);
+        });
+    }
+
     fn keep(&self, (file, keep_cache): (OpenFile, bool)) -> Opened {
         let handle = self.handle();
         self.files.write().insert(handle, Arc::new(file));
@@ -55,7 +84,8 @@ impl FolderVolume {
 
 impl Volume for FolderVolume {
     fn attach(&self, notifier: Arc<dyn Notifier>) {
-        self.folder.attach(notifier);
+        let number = self.folder.attach(notifier);
+        let _first = self.number.set(number);
     }
 
     fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr, VolumeError> {
@@ -77,6 +107,7 @@ impl Volume for FolderVolume {
             live.truncate(ino, file.as_deref(), size)?;
         }
         live.set_attributes(ino, &change)?;
+        self.tell_inode(ino);
         live.getattr(ino)
     }
 
@@ -93,9 +124,12 @@ impl Volume for FolderVolume {
         rdev: u32,
         caller: Caller,
     ) -> Result<Attr, VolumeError> {
-        self.folder
+        let made = self
+            .folder
             .live()
-            .mknod(parent, name, kind, (mode, rdev), caller)
+            .mknod(parent, name, kind, (mode, rdev), caller)?;
+        self.tell_name(parent, name);
+        Ok(made)
     }
 
     fn mkdir(
@@ -105,7 +139,9 @@ impl Volume for FolderVolume {
         mode: u16,
         caller: Caller,
     ) -> Result<Attr, VolumeError> {
-        self.folder.live().mkdir(parent, name, mode, caller)
+        let made = self.folder.live().mkdir(parent, name, mode, caller)?;
+        self.tell_name(parent, name);
+        Ok(made)
     }
 
     fn symlink(
@@ -115,19 +151,28 @@ impl Volume for FolderVolume {
         target: &[u8],
         caller: Caller,
     ) -> Result<Attr, VolumeError> {
-        self.folder.live().symlink(parent, name, target, caller)
+        let made = self.folder.live().symlink(parent, name, target, caller)?;
+        self.tell_name(parent, name);
+        Ok(made)
     }
 
     fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr, VolumeError> {
-        self.folder.live().link(ino, parent, name)
+        let linked = self.folder.live().link(ino, parent, name)?;
+        self.tell_name(parent, name);
+        self.tell_inode(ino);
+        Ok(linked)
     }
 
     fn unlink(&self, parent: Ino, name: &[u8]) -> Result<(), VolumeError> {
-        self.folder.live().unlink(parent, name)
+        self.folder.live().unlink(parent, name)?;
+        self.tell_name(parent, name);
+        Ok(())
     }
 
     fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<(), VolumeError> {
-        self.folder.live().rmdir(parent, name)
+        self.folder.live().rmdir(parent, name)?;
+        self.tell_name(parent, name);
+        Ok(())
     }
 
     fn rename(
@@ -136,7 +181,10 @@ impl Volume for FolderVolume {
         to: (Ino, &[u8]),
         mode: RenameMode,
     ) -> Result<(), VolumeError> {
-        self.folder.live().rename(from, to, mode)
+        self.folder.live().rename(from, to, mode)?;
+        self.tell_name(from.0, from.1);
+        self.tell_name(to.0, to.1);
+        Ok(())
     }
 
     fn create(
@@ -149,6 +197,7 @@ impl Volume for FolderVolume {
     ) -> Result<(Attr, Opened), VolumeError> {
         let live = self.folder.live();
         let attr = live.create_file(parent, name, mode, caller)?;
+        self.tell_name(parent, name);
         let open = OpenMode {
             truncate: false,
             ..open
@@ -167,15 +216,11 @@ impl Volume for FolderVolume {
         }
     }
 
-    fn write(
-        &self,
-        _ino: Ino,
-        handle: Handle,
-        offset: u64,
-        data: &[u8],
-    ) -> Result<(), VolumeError> {
+    fn write(&self, ino: Ino, handle: Handle, offset: u64, data: &[u8]) -> Result<(), VolumeError> {
         let file = self.file(handle)?;
-        self.folder.live().write(&file, offset, data)
+        self.folder.live().write(&file, offset, data)?;
+        self.tell_inode(ino);
+        Ok(())
     }
 
     fn flush(&self, _ino: Ino, handle: Handle) -> Result<(), VolumeError> {
@@ -198,7 +243,7 @@ impl Volume for FolderVolume {
 
     fn allocate(
         &self,
-        _ino: Ino,
+        ino: Ino,
         handle: Handle,
         offset: u64,
         len: u64,
@@ -206,7 +251,9 @@ impl Volume for FolderVolume {
     ) -> Result<(), VolumeError> {
         let end = offset.checked_add(len).ok_or(VolumeError::TooLarge)?;
         let file = self.file(handle)?;
-        self.folder.live().allocate(&file, offset..end, how)
+        self.folder.live().allocate(&file, offset..end, how)?;
+        self.tell_inode(ino);
+        Ok(())
     }
 
     fn seek(
@@ -276,11 +323,15 @@ impl Volume for FolderVolume {
         value: &[u8],
         how: SetXattr,
     ) -> Result<(), VolumeError> {
-        self.folder.live().setxattr(ino, name, value, how)
+        self.folder.live().setxattr(ino, name, value, how)?;
+        self.tell_inode(ino);
+        Ok(())
     }
 
     fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<(), VolumeError> {
-        self.folder.live().removexattr(ino, name)
+        self.folder.live().removexattr(ino, name)?;
+        self.tell_inode(ino);
+        Ok(())
     }
 
     fn statfs(&self) -> Result<Statfs, VolumeError> {

@@ -9,12 +9,19 @@ use crate::support::{World, ccbt, text};
 fn fails(output: &Output, code: i32, sentence: &str) {
     let text = text(output);
     assert_eq!(output.status.code(), Some(code), "{text}");
-    assert!(text.contains(sentence), "{text:?} does not say {sentence:?}");
+    assert!(
+        text.contains(sentence),
+        "{text:?} does not say {sentence:?}"
+    );
     assert!(!text.contains("panicked"), "{text}");
 }
 
 fn run(state: &Path, args: &[&str]) -> Output {
-    ccbt(state).args(args).args(["--no-dht", "--no-lsd", "--listen", "127.0.0.1:0"]).output().unwrap()
+    ccbt(state)
+        .args(args)
+        .args(["--no-dht", "--no-lsd", "--listen", "127.0.0.1:0"])
+        .output()
+        .unwrap()
 }
 
 #[test]
@@ -26,13 +33,25 @@ fn directories_that_cannot_be_shared_or_mounted() {
     fs::write(src.join("file"), b"x").unwrap();
     let file = src.join("file");
     let p = |path: &Path| path.to_str().unwrap().to_owned();
-    fails(&run(&state, &["share", "/nonexistent/x"]), 3, "/nonexistent/x");
+    fails(
+        &run(&state, &["share", "/nonexistent/x"]),
+        3,
+        "/nonexistent/x",
+    );
     fails(&run(&state, &["share", &p(&file)]), 5, "is not a directory");
     fails(&run(&state, &["share", "/"]), 5, "`/` cannot be shared");
-    fails(&run(&state, &["share", &p(state.parent().unwrap())]), 5, "lie in one another");
+    fails(
+        &run(&state, &["share", &p(state.parent().unwrap())]),
+        5,
+        "lie in one another",
+    );
     fails(&run(&state, &["mount", &p(&full)]), 5, "is not empty");
     fails(&run(&state, &["mount", &p(&file)]), 5, "is not a directory");
-    fails(&run(&state, &["mount", &p(&src), &p(&full)]), 3, "neither shared nor mounted");
+    fails(
+        &run(&state, &["mount", &p(&src), &p(&full)]),
+        3,
+        "neither shared nor mounted",
+    );
     assert_eq!(fs::read(full.join("x")).unwrap(), b"x");
 }
 
@@ -49,7 +68,10 @@ fn links_that_are_wrong() {
     fails(&run(&state, &["mount", &mistyped, at]), 2, "mistyped");
     fails(&run(&state, &["mount", &links.write[..80], at]), 2, "link");
     let output = run(&state, &["mount", &mistyped, at]);
-    assert!(!text(&output).contains(&mistyped[20..]), "a link must not be repeated in an error");
+    assert!(
+        !text(&output).contains(&mistyped[20..]),
+        "a link must not be repeated in an error"
+    );
     drop(a);
 }
 
@@ -59,11 +81,18 @@ fn a_state_directory_in_use_or_newer() {
     let (src, other) = (world.dir("src"), world.dir("other"));
     let (a, _) = world.share(&src, "a");
     let shared = a.run(&["share", other.to_str().unwrap()]);
-    assert!(shared.contains("read-write"), "a running daemon takes the command: {shared}");
+    assert!(
+        shared.contains("read-write"),
+        "a running daemon takes the command: {shared}"
+    );
     fails(&run(&a.state, &["daemon"]), 4, "daemon");
     let state = world.dir("newer");
     fs::write(state.join("version"), "999\n").unwrap();
-    fails(&run(&state, &["share", other.to_str().unwrap()]), 5, "newer");
+    fails(
+        &run(&state, &["share", other.to_str().unwrap()]),
+        5,
+        "newer",
+    );
 }
 
 #[test]
@@ -74,7 +103,14 @@ fn a_port_in_use() {
     let state = world.dir("states").join("b");
     let listen = format!("127.0.0.1:{}", a.port);
     let output = ccbt(&state)
-        .args(["share", other.to_str().unwrap(), "--no-dht", "--no-lsd", "--listen", &listen])
+        .args([
+            "share",
+            other.to_str().unwrap(),
+            "--no-dht",
+            "--no-lsd",
+            "--listen",
+            &listen,
+        ])
         .output()
         .unwrap();
     fails(&output, 4, &listen);

@@ -7,7 +7,10 @@ use std::path::Path;
 use crate::support::{World, tree, wait_equal};
 
 fn contents(dir: &Path) -> BTreeSet<Vec<u8>> {
-    fs::read_dir(dir).unwrap().map(|e| fs::read(e.unwrap().path()).unwrap()).collect()
+    fs::read_dir(dir)
+        .unwrap()
+        .map(|e| fs::read(e.unwrap().path()).unwrap())
+        .collect()
 }
 
 #[test]
@@ -35,14 +38,20 @@ fn edits_made_apart_are_both_kept_on_every_side() {
     a.mount_again(&src, &at_a);
     assert_ne!(a.port, port, "the peer is found at its new address");
     let b = world.mount(&links.write, &at_b, "b", &[&a]);
-    let both: BTreeSet<Vec<u8>> =
-        [&b"by a"[..], b"by b", b"a's own", b"b's own"].map(<[u8]>::to_vec).into();
+    let both: BTreeSet<Vec<u8>> = [&b"by a"[..], b"by b", b"a's own", b"b's own"]
+        .map(<[u8]>::to_vec)
+        .into();
     a.wait("both versions at a", || contents(&at_a) == both);
     b.wait("both versions at b", || contents(&at_b) == both);
     wait_equal(&at_a, &at_b, &[&a, &b]);
-    let names: Vec<String> =
-        tree(&at_a).unwrap().keys().map(|n| String::from_utf8_lossy(n).into_owned()).collect();
+    let names: Vec<String> = tree(&at_a)
+        .unwrap()
+        .keys()
+        .map(|n| String::from_utf8_lossy(n).into_owned())
+        .collect();
     assert!(names.contains(&"plan.txt".to_owned()), "{names:?}");
-    let conflict = names.iter().find(|n| n.starts_with("plan (conflict ") && n.ends_with(").txt"));
+    let conflict = names
+        .iter()
+        .find(|n| n.starts_with("plan (conflict ") && n.ends_with(").txt"));
     assert!(conflict.is_some(), "{names:?}");
 }

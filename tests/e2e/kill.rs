@@ -15,7 +15,10 @@ use crate::support::{Daemon, Links, Rng, World, wait_equal};
 const ROUNDS: u64 = 6;
 
 fn env(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+    std::env::var(name)
+        .ok()
+        .and_then(|v| v.parse().ok())
+        .unwrap_or(default)
 }
 
 #[test]
@@ -41,7 +44,11 @@ fn nothing_fsynced_is_lost_when_a_side_is_killed() {
                 scope.spawn(move || write_until(dir, who, round, seed, stop))
             });
             std::thread::sleep(after);
-            if kill_a { a.kill() } else { b.kill() }
+            if kill_a {
+                a.kill()
+            } else {
+                b.kill()
+            }
             stop.store(true, Ordering::Relaxed);
             let [one, two] = writers.map(|w| w.join().unwrap());
             (one, two)
@@ -59,14 +66,23 @@ fn nothing_fsynced_is_lost_when_a_side_is_killed() {
             assert!(
                 got == *content,
                 "seed {seed} round {round}: {name} has {} bytes, {} were fsynced\n{}\n{}",
-                got.len(), content.len(), a.log(), b.log()
+                got.len(),
+                content.len(),
+                a.log(),
+                b.log()
             );
         }
     }
 }
 
 /// A comes back at another port; B is told by being started again with it.
-fn restart_a(world: &World, src: &Path, at_a: &Path, links: &Links, mut b: Daemon) -> (Daemon, Daemon) {
+fn restart_a(
+    world: &World,
+    src: &Path,
+    at_a: &Path,
+    links: &Links,
+    mut b: Daemon,
+) -> (Daemon, Daemon) {
     let at_b = at_a.with_file_name("at-b");
     let (mut a, again) = world.share(src, "a");
     assert_eq!(again.write, links.write);

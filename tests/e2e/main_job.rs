@@ -28,16 +28,29 @@ fn a_shared_directory_is_read_and_edited_through_a_mount_elsewhere() {
     let (mut a, links) = world.share(&src, "a");
     let b = world.mount(&links.write, &at_b, "b", &[&a]);
     wait_equal(&src, &at_b, &[&a, &b]);
-    assert_eq!(fs::metadata(at_b.join("notes.txt")).unwrap().mode() & 0o777, 0o640);
+    assert_eq!(
+        fs::metadata(at_b.join("notes.txt")).unwrap().mode() & 0o777,
+        0o640
+    );
     let mtime = |p: &Path| fs::metadata(p.join("big")).unwrap().modified().unwrap();
     assert_eq!(mtime(&at_b), mtime(&src));
 
     a.mount_again(&src, &at_a);
     wait_equal(&src, &at_a, &[&a]);
 
-    fs::OpenOptions::new().append(true).open(at_b.join("notes.txt")).unwrap().write_all(b"by b\n").unwrap();
-    a.wait("b's line at a", || fs::read(at_a.join("notes.txt")).is_ok_and(|t| t == b"first notes\nby b\n"));
-    let mut big = fs::OpenOptions::new().write(true).open(at_a.join("big")).unwrap();
+    fs::OpenOptions::new()
+        .append(true)
+        .open(at_b.join("notes.txt"))
+        .unwrap()
+        .write_all(b"by b\n")
+        .unwrap();
+    a.wait("b's line at a", || {
+        fs::read(at_a.join("notes.txt")).is_ok_and(|t| t == b"first notes\nby b\n")
+    });
+    let mut big = fs::OpenOptions::new()
+        .write(true)
+        .open(at_a.join("big"))
+        .unwrap();
     big.seek(SeekFrom::Start(2_000_000)).unwrap();
     big.write_all(b"in the middle").unwrap();
     drop(big);
@@ -48,7 +61,11 @@ fn a_shared_directory_is_read_and_edited_through_a_mount_elsewhere() {
         file.read_exact(&mut got).is_ok() && &got == b"in the middle"
     });
     wait_equal(&at_a, &at_b, &[&a, &b]);
-    assert_eq!(fs::read(src.join("notes.txt")).unwrap(), b"first notes\n", "a home is only read for now");
+    assert_eq!(
+        fs::read(src.join("notes.txt")).unwrap(),
+        b"first notes\n",
+        "a home is only read for now"
+    );
 
     fs::rename(at_b.join("sub"), at_b.join("moved")).unwrap();
     fs::remove_file(at_b.join("empty")).unwrap();
@@ -82,7 +99,10 @@ fn a_read_only_link_reads_and_cannot_write() {
     let b = world.mount(&links.read, &at_b, "b", &[&a]);
     wait_equal(&src, &at_b, &[&a, &b]);
     let readonly = |result: std::io::Result<()>| {
-        assert_eq!(result.unwrap_err().kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+        assert_eq!(
+            result.unwrap_err().kind(),
+            std::io::ErrorKind::ReadOnlyFilesystem
+        );
     };
     readonly(fs::write(at_b.join("new"), b"x"));
     readonly(fs::write(at_b.join("notes.txt"), b"x"));
@@ -98,7 +118,10 @@ fn a_new_directory_becomes_a_live_folder_and_can_be_shared() {
     let a = world.start("a", &[], &["mount", live.to_str().unwrap()]);
     a.wait("the mount", || crate::support::is_mounted(&live));
     fs::write(live.join("mine"), b"made before it was shared").unwrap();
-    assert!(a.status()["daemon"]["listen"].is_null(), "nothing listens before sharing");
+    assert!(
+        a.status()["daemon"]["listen"].is_null(),
+        "nothing listens before sharing"
+    );
     let shared: serde_json::Value =
         serde_json::from_str(&a.run(&["share", live.to_str().unwrap(), "--json"])).unwrap();
     let b = world.mount(shared["read_write"].as_str().unwrap(), &at_b, "b", &[&a]);
@@ -122,9 +145,15 @@ fn a_stop_in_order_unmounts_and_a_start_brings_all_back() {
     assert_eq!(a.stop(), 0, "{}", a.log());
 
     let b = world.mount(&links.write, &at_b, "b", &[]);
-    assert_eq!(fs::read(at_b.join("late")).unwrap(), b"written just before the end");
+    assert_eq!(
+        fs::read(at_b.join("late")).unwrap(),
+        b"written just before the end"
+    );
     let (a, again) = world.share(&src, "a");
-    assert_eq!(again.write, links.write, "the same directory keeps its links");
+    assert_eq!(
+        again.write, links.write,
+        "the same directory keeps its links"
+    );
     drop((a, b));
 }
 
@@ -133,8 +162,13 @@ fn names_are_bytes() {
     let world = World::new();
     let (src, at_b) = (world.dir("src"), world.dir("at-b"));
     let long = "n".repeat(255);
-    let names: [&[u8]; 5] =
-        [long.as_bytes(), b"not \xff utf-8 \xfe", b"new\nline", "ümläut".as_bytes(), b" "];
+    let names: [&[u8]; 5] = [
+        long.as_bytes(),
+        b"not \xff utf-8 \xfe",
+        b"new\nline",
+        "ümläut".as_bytes(),
+        b" ",
+    ];
     for name in names {
         fs::write(src.join(OsStr::from_bytes(name)), name).unwrap();
     }
@@ -155,7 +189,13 @@ fn hard_links_and_xattrs_travel() {
     a.mount_again(&src, &at_a);
     fs::write(at_b.join("one"), b"content").unwrap();
     fs::hard_link(at_b.join("one"), at_b.join("two")).unwrap();
-    rustix::fs::setxattr(at_b.join("one"), "user.tag", b"blue", rustix::fs::XattrFlags::empty()).unwrap();
+    rustix::fs::setxattr(
+        at_b.join("one"),
+        "user.tag",
+        b"blue",
+        rustix::fs::XattrFlags::empty(),
+    )
+    .unwrap();
     a.wait("the second name", || at_a.join("two").exists());
     let ino = |p: &Path| fs::metadata(p).map(|m| (m.ino(), m.nlink()));
     a.wait("one inode", || {
@@ -168,6 +208,8 @@ fn hard_links_and_xattrs_travel() {
     };
     a.wait("the attribute", || tag().as_deref() == Some(b"blue"));
     fs::write(at_a.join("two"), b"through the other name").unwrap();
-    b.wait("both names", || fs::read(at_b.join("one")).is_ok_and(|t| t == b"through the other name"));
+    b.wait("both names", || {
+        fs::read(at_b.join("one")).is_ok_and(|t| t == b"through the other name")
+    });
     drop(b);
 }

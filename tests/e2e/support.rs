@@ -29,8 +29,16 @@ pub(crate) struct Daemon {
 
 impl World {
     pub(crate) fn new() -> Self {
-        assert!(Path::new("/dev/fuse").exists(), "/dev/fuse is missing: run `modprobe fuse`");
-        Self { dir: tempfile::Builder::new().prefix("ccbt-e2e.").tempdir().unwrap() }
+        assert!(
+            Path::new("/dev/fuse").exists(),
+            "/dev/fuse is missing: run `modprobe fuse`"
+        );
+        Self {
+            dir: tempfile::Builder::new()
+                .prefix("ccbt-e2e.")
+                .tempdir()
+                .unwrap(),
+        }
     }
 
     /// A directory in the test's directory, made if it is missing.
@@ -60,17 +68,35 @@ impl World {
     pub(crate) fn start(&self, state: &str, peers: &[u16], args: &[&str]) -> Daemon {
         let state = self.dir.path().join(state);
         let port = free_port();
-        let log = self.dir.path().join(format!("{}.log", state.file_name().unwrap().display()));
-        let out = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        let log = self
+            .dir
+            .path()
+            .join(format!("{}.log", state.file_name().unwrap().display()));
+        let out = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .unwrap();
         let mut command = ccbt(&state);
-        command.args(args).args(["--no-dht", "--no-lsd", "--no-portmap", "-v"]);
+        command
+            .args(args)
+            .args(["--no-dht", "--no-lsd", "--no-portmap", "-v"]);
         command.arg("--listen").arg(format!("127.0.0.1:{port}"));
         for peer in peers {
             command.arg("--peer").arg(format!("127.0.0.1:{peer}"));
         }
-        command.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out);
+        command
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().unwrap())
+            .stderr(out);
         let child = command.spawn().unwrap();
-        Daemon { state, port, child: Some(child), log, mounts: Vec::new() }
+        Daemon {
+            state,
+            port,
+            child: Some(child),
+            log,
+            mounts: Vec::new(),
+        }
     }
 }
 
@@ -85,17 +111,29 @@ impl Daemon {
     fn links(&self) -> Links {
         let find = |what: &str| {
             let text = fs::read_to_string(&self.log).unwrap_or_default();
-            let line = text.lines().rev().find(|line| line.starts_with(what))?.to_owned();
+            let line = text
+                .lines()
+                .rev()
+                .find(|line| line.starts_with(what))?
+                .to_owned();
             Some(line.split_whitespace().last()?.to_owned())
         };
         self.wait("the links", || find("read-only").is_some());
-        Links { write: find("read-write").unwrap(), read: find("read-only").unwrap() }
+        Links {
+            write: find("read-write").unwrap(),
+            read: find("read-only").unwrap(),
+        }
     }
 
     /// A command to this daemon, which must succeed; its standard output.
     pub(crate) fn run(&self, args: &[&str]) -> String {
         let output = self.try_run(args);
-        assert!(output.status.success(), "ccbt {args:?}: {}\n{}", text(&output), self.log());
+        assert!(
+            output.status.success(),
+            "ccbt {args:?}: {}\n{}",
+            text(&output),
+            self.log()
+        );
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -130,7 +168,9 @@ impl Daemon {
 
     /// SIGTERM, and the exit code.
     pub(crate) fn stop(&mut self) -> i32 {
-        let Some(mut child) = self.child.take() else { return 0 };
+        let Some(mut child) = self.child.take() else {
+            return 0;
+        };
         let pid = rustix::process::Pid::from_child(&child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         let end = Instant::now() + PATIENCE;
@@ -217,7 +257,12 @@ pub(crate) fn tree(root: &Path) -> io::Result<BTreeMap<Vec<u8>, String>> {
     while let Some(dir) = todo.pop() {
         for entry in fs::read_dir(&dir)? {
             let path = entry?.path();
-            let name = path.strip_prefix(root).unwrap().as_os_str().as_bytes().to_vec();
+            let name = path
+                .strip_prefix(root)
+                .unwrap()
+                .as_os_str()
+                .as_bytes()
+                .to_vec();
             if name == b".ccbt" {
                 continue;
             }
@@ -256,7 +301,13 @@ pub(crate) fn wait_equal(a: &Path, b: &Path, daemons: &[&Daemon]) {
         .take(20)
         .collect();
     let logs: Vec<String> = daemons.iter().map(|d| d.log()).collect();
-    panic!("{} and {} differ:\n{}\n{}", a.display(), b.display(), differ.join("\n"), logs.join("\n"));
+    panic!(
+        "{} and {} differ:\n{}\n{}",
+        a.display(),
+        b.display(),
+        differ.join("\n"),
+        logs.join("\n")
+    );
 }
 
 /// Splitmix64, for content and schedules that a seed repeats.

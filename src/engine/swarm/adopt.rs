@@ -47,7 +47,9 @@ enum Stage {
 
 /// What one attempt came to.
 pub(super) enum Outcome {
-    Merged { changed: bool },
+    Merged {
+        changed: bool,
+    },
     Missing(Vec<(u8, NodeId)>),
     /// The vector names a counter this incarnation has not signed.
     Uncovered(Incarnation),
@@ -98,7 +100,15 @@ impl Swarm {
         } else if self.adoptions.len() >= ADOPTIONS_MAX {
             return;
         }
-        self.adoptions.insert(incarnation, Adoption { head, from, delta, stage: Stage::Ready });
+        self.adoptions.insert(
+            incarnation,
+            Adoption {
+                head,
+                from,
+                delta,
+                stage: Stage::Ready,
+            },
+        );
     }
 
     /// Starts the next merge, if none runs.
@@ -106,8 +116,13 @@ impl Swarm {
         if self.adopting || self.ending.is_some() {
             return;
         }
-        let ready = self.adoptions.iter_mut().find(|(_, a)| a.stage == Stage::Ready);
-        let Some((incarnation, adoption)) = ready else { return };
+        let ready = self
+            .adoptions
+            .iter_mut()
+            .find(|(_, a)| a.stage == Stage::Ready);
+        let Some((incarnation, adoption)) = ready else {
+            return;
+        };
         adoption.stage = Stage::Merging;
         self.adopting = true;
         let counters = self.heads.counters(&adoption.head);
@@ -123,9 +138,15 @@ impl Swarm {
     pub(super) fn adopted(&mut self, incarnation: Incarnation, done: Attempt) {
         self.adopting = false;
         let now = self.clock.now();
-        let Attempt { head, delta, outcome } = done;
-        let superseded =
-            self.adoptions.get(&incarnation).is_some_and(|a| a.head != head);
+        let Attempt {
+            head,
+            delta,
+            outcome,
+        } = done;
+        let superseded = self
+            .adoptions
+            .get(&incarnation)
+            .is_some_and(|a| a.head != head);
         let next = match outcome {
             Outcome::Merged { changed } => {
                 tracing::debug!(%incarnation, changed, "head merged");
@@ -139,7 +160,9 @@ impl Swarm {
             Outcome::Missing(_) => Some(Stage::Ready),
             Outcome::Uncovered(other) => {
                 tracing::info!(%incarnation, %other, "head held back until the other's head comes");
-                Some(Stage::Held { until: now + RETRY_TIME })
+                Some(Stage::Held {
+                    until: now + RETRY_TIME,
+                })
             }
             Outcome::Invalid(error) => {
                 tracing::warn!(%incarnation, error, "snapshot refused");
@@ -149,7 +172,9 @@ impl Swarm {
             Outcome::Failed(error) => {
                 tracing::error!(%incarnation, error, "cannot merge");
                 self.trouble = Some(error);
-                Some(Stage::Held { until: now + RETRY_TIME })
+                Some(Stage::Held {
+                    until: now + RETRY_TIME,
+                })
             }
         };
         let next = if superseded { Some(Stage::Ready) } else { next };
@@ -163,8 +188,9 @@ impl Swarm {
     }
 
     fn fetch_nodes(&mut self, incarnation: Incarnation, nodes: Vec<(u8, NodeId)>) {
-        let items =
-            nodes.into_iter().map(|(kind, id)| (Item::Node { kind, id }, NODE_BYTES_GUESS));
+        let items = nodes
+            .into_iter()
+            .map(|(kind, id)| (Item::Node { kind, id }, NODE_BYTES_GUESS));
         let deadline = self.clock.now() + self.config.read_timeout;
         let job = self.scheduler.add_job(items, Priority::Blocked, deadline);
         self.waiters.insert(job, Waiter::Adoption(incarnation));
@@ -179,7 +205,9 @@ impl Swarm {
         if let Some(adoption) = self.adoptions.get_mut(&incarnation) {
             adoption.stage = match result {
                 Ok(()) => Stage::Ready,
-                Err(_) => Stage::Held { until: now + RETRY_TIME },
+                Err(_) => Stage::Held {
+                    until: now + RETRY_TIME,
+                },
             };
         }
     }
@@ -196,7 +224,10 @@ impl Swarm {
 
     /// The head's snapshot is merged: it counts from now on, and others hear of it.
     fn believe(&mut self, head: Head, delta: Option<Arc<Delta>>) {
-        let from = self.adoptions.get(&head.claims().incarnation).map(|a| a.from);
+        let from = self
+            .adoptions
+            .get(&head.claims().incarnation)
+            .map(|a| a.from);
         if !self.heads.take(head.clone()) {
             return;
         }
@@ -219,8 +250,11 @@ impl Swarm {
     fn forward(&self, head: &Head, from: Option<PeerKey>, frame: &Frame) {
         let others = self.peers.iter().filter(|(key, _)| Some(**key) != from);
         let count = (self.peers.len() as f64).sqrt() as usize + 3;
-        let certificate =
-            self.heads.certificates().find(|c| c.device() == head.claims().device).cloned();
+        let certificate = self
+            .heads
+            .certificates()
+            .find(|c| c.device() == head.claims().device)
+            .cloned();
         for (_, peer) in others.take(count) {
             if let Some(certificate) = &certificate {
                 let certs = Frame::Certs(vec![certificate.clone().into()]);
@@ -240,7 +274,11 @@ pub(super) struct Attempt {
 
 impl From<(Head, Option<Arc<Delta>>, Outcome)> for Attempt {
     fn from((head, delta, outcome): (Head, Option<Arc<Delta>>, Outcome)) -> Self {
-        Self { head, delta, outcome }
+        Self {
+            head,
+            delta,
+            outcome,
+        }
     }
 }
 
@@ -267,12 +305,17 @@ fn attempt(
         Ok(snapshot) => snapshot,
         Err(error) => return Outcome::Invalid(error.to_string()),
     };
-    let vector = snapshot.vector.iter().map(|(inc, ctr)| (Incarnation::from_bytes(inc.0), ctr));
+    let vector = snapshot
+        .vector
+        .iter()
+        .map(|(inc, ctr)| (Incarnation::from_bytes(inc.0), ctr));
     if let Some(incarnation) = counters.uncovered(vector) {
         return Outcome::Uncovered(incarnation);
     }
     match folder.merge(&snapshot) {
-        Ok(merged) => Outcome::Merged { changed: merged.changed },
+        Ok(merged) => Outcome::Merged {
+            changed: merged.changed,
+        },
         Err(MergeError::Missing(nodes)) => Outcome::Missing(nodes),
         Err(error @ MergeError::Flush(_)) => Outcome::Failed(error.to_string()),
         Err(error) => Outcome::Invalid(error.to_string()),
@@ -290,7 +333,10 @@ fn build(folder: &Folder, store: &Store, id: &NodeId, delta: &Delta) -> Result<(
     let snapshot = Snapshot::decode(&delta.snapshot).map_err(|e| invalid(&e))?;
     let put = store.put_node(kind, id, &delta.snapshot);
     put.map_err(|error| Outcome::Failed(error.to_string()))?;
-    let packed = PackedChanges { raw_len: delta.raw_len, zstd: delta.changes.clone() };
+    let packed = PackedChanges {
+        raw_len: delta.raw_len,
+        zstd: delta.changes.clone(),
+    };
     let changes = changes::unpack(&packed).map_err(|e| invalid(&e))?;
     match folder.apply_changes(delta.base_root, changes, snapshot.tree.root) {
         Ok(_) | Err(MergeError::Missing(_)) => Ok(()),

@@ -90,9 +90,10 @@ impl Swarm {
 fn announce(publication: Publication) -> Result<(Head, Frame), String> {
     let head = Head::decode(&publication.head).map_err(|error| error.to_string())?;
     let head = head.verify().map_err(|error| error.to_string())?;
-    let packed = publication.changes.and_then(|list| changes::pack(&list).ok()).filter(|packed| {
-        packed.zstd.len() + publication.snapshot.len() <= COMPRESSED_LEN_MAX
-    });
+    let packed = publication
+        .changes
+        .and_then(|list| changes::pack(&list).ok())
+        .filter(|packed| packed.zstd.len() + publication.snapshot.len() <= COMPRESSED_LEN_MAX);
     let frame = match packed {
         Some(packed) => Frame::Delta(Box::new(Delta {
             head: head.clone().into(),

@@ -31,7 +31,13 @@ pub(super) struct Missing {
 
 impl Replica {
     pub(super) fn new(wanted: bool) -> Self {
-        Self { wanted, running: false, stale: true, not_before: Duration::ZERO, whole: None }
+        Self {
+            wanted,
+            running: false,
+            stale: true,
+            not_before: Duration::ZERO,
+            whole: None,
+        }
     }
 
     pub(super) fn set(&mut self, wanted: bool) {
@@ -73,9 +79,14 @@ impl Swarm {
         let folder = self.config.folder.clone();
         self.jobs.spawn_blocking(move || {
             let root = folder.root().0;
-            let lacking = folder.missing(ROUND_ITEMS_MAX).map_err(|error| error.to_string());
+            let lacking = folder
+                .missing(ROUND_ITEMS_MAX)
+                .map_err(|error| error.to_string());
             let items = lacking.map(|missing| {
-                let chunks = missing.chunks.into_iter().map(|c| (Item::Chunk(c.hash), c.len));
+                let chunks = missing
+                    .chunks
+                    .into_iter()
+                    .map(|c| (Item::Chunk(c.hash), c.len));
                 let node = |(kind, id)| (Item::Node { kind, id }, NODE_BYTES_GUESS);
                 chunks.chain(missing.nodes.into_iter().map(node)).collect()
             });

@@ -55,11 +55,17 @@ pub struct HeadView {
 impl Swarm {
     pub(super) fn report_status(&self, reply: oneshot::Sender<SwarmStatus>) {
         let root = self.config.folder.root().0;
-        let peers: Vec<PeerView> = self.peers.values().map(|peer| self.peer_view(peer, root)).collect();
+        let peers: Vec<PeerView> = self
+            .peers
+            .values()
+            .map(|peer| self.peer_view(peer, root))
+            .collect();
         let status = SwarmStatus {
             root,
             heads: self.head_views(),
-            published_age_s: self.published_at.map(|at| (self.clock.now() - at).as_secs()),
+            published_age_s: self
+                .published_at
+                .map(|at| (self.clock.now() - at).as_secs()),
             whole: self.replica.whole() == Some(root),
             replica: self.replica.is_wanted(),
             stored_elsewhere: self.peers.values().any(|p| p.stored == Some(root)),

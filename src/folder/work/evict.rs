@@ -55,7 +55,9 @@ impl Folder {
                 .map_err(|_| VolumeError::Io)?
                 .locate(0..stored.size);
             match located {
-                Ok(located) => below.chunks.extend(located.into_iter().map(|at| at.chunk.hash)),
+                Ok(located) => below
+                    .chunks
+                    .extend(located.into_iter().map(|at| at.chunk.hash)),
                 Err(NodesError::Missing(_)) => {}
                 Err(_) => return Err(VolumeError::Io),
             }

@@ -75,7 +75,7 @@ impl Folder {
             let gate = inner.gate.read();
             if let Some(merged) = inner.merge_entries(snapshot, &theirs)? {
                 drop(gate);
-                return inner.after_merge(merged, theirs.len());
+                return inner.after_merge(merged, theirs.len(), snapshot);
             }
         }
         let merged = {
@@ -85,7 +85,7 @@ impl Folder {
             merged.map(|merged| (merged, theirs.len()))
         };
         match merged {
-            Some((merged, len)) => inner.after_merge(merged, len),
+            Some((merged, len)) => inner.after_merge(merged, len, snapshot),
             None => Ok(Merged { changed: false }),
         }
     }
@@ -178,7 +178,19 @@ impl Inner {
         Ok(Some(After { told, changed }))
     }
 
-    fn after_merge(&self, after: After, entries: usize) -> Result<Merged, MergeError> {
+    fn after_merge(
+        &self,
+        after: After,
+        entries: usize,
+        snapshot: &Snapshot,
+    ) -> Result<Merged, MergeError> {
+        // Peers have this root: the next change list leads on from it. And ours shows what was merged.
+        let flush = {
+            let mut core = self.core.lock();
+            core.tip.shared = snapshot.tree.root;
+            core.take_unflushed()
+        };
+        self.write_tree(flush)?;
         if entries > RECORD_ENTRIES_MAX {
             self.checkpoint()?;
         } else if let Err(error) = self.journal.write_queue() {
@@ -192,8 +204,7 @@ impl Inner {
 
     /// Tells the kernel what to forget. Not under any lock.
     pub(super) fn tell(&self, told: &Told) {
-        let notifier = self.notifier.lock().clone();
-        if let Some(notifier) = notifier {
+        for (_, notifier) in self.notifiers.read().iter() {
             told.tell(notifier.as_ref());
         }
     }

@@ -37,16 +37,17 @@ mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use ccbt_mount::{Notifier, VolumeError};
 use ccbt_xet::disk::Disk;
 use ccbt_xet::hash::{ChunkHash, NodeId};
 use ccbt_xet::store::Store;
 use parking_lot::{Mutex, RwLock};
 
-use crate::folder::state::Inc;
+use crate::folder::state::{Inc, Redot};
 
 use self::core::{Core, Op, Refused};
 use self::journal::Journal;
@@ -142,6 +143,10 @@ pub struct FolderConfig {
     pub store: Arc<Store>,
     /// Signs for what is done here; a fresh one starts its own counters.
     pub inc: Inc,
+    /// Incarnations of earlier runs that may not be gone on with: what they did and did not publish becomes `inc`'s.
+    pub abandoned: Vec<Inc>,
+    /// Renames the dots in a row of the caller's table, for the same reason. `None` if there are none in it.
+    pub rename_row: fn(&Redot, &[u8]) -> Option<Bytes>,
     pub clock: Arc<dyn Clock>,
     pub read_only: bool,
     pub fetch: Arc<dyn Fetch>,
@@ -166,7 +171,8 @@ pub(crate) struct Inner {
     turn: Mutex<publish::Turn>,
     /// Number of the next body and the next staging file.
     next_number: AtomicU64,
-    notifier: Mutex<Option<Arc<dyn Notifier>>>,
+    /// Of every mount, by the number it got.
+    notifiers: RwLock<Vec<(u64, Arc<dyn Notifier>)>>,
     reads: read::Reads,
 }
 
@@ -176,9 +182,27 @@ impl Folder {
         &self.inner
     }
 
-    /// Kernel caches are told of merges through `notifier` from now on.
-    pub fn attach(&self, notifier: Arc<dyn Notifier>) {
-        *self.inner.notifier.lock() = Some(notifier);
+    /// Kernel caches are told of merges through `notifier` from now on. Returns what [`Self::detach`] wants.
+    pub fn attach(&self, notifier: Arc<dyn Notifier>) -> u64 {
+        let number = self.inner.next_number.fetch_add(1, Ordering::Relaxed);
+        self.inner.notifiers.write().push((number, notifier));
+        number
+    }
+
+    /// Undoes [`Self::attach`].
+    pub fn detach(&self, number: u64) {
+        self.inner
+            .notifiers
+            .write()
+            .retain(|(other, _)| *other != number);
+    }
+
+    /// Tells the caches of every mount but one: that one's kernel did the change itself.
+    pub fn tell_others(&self, but: u64, tell: impl Fn(&dyn Notifier)) {
+        let notifiers = self.inner.notifiers.read();
+        for (_, other) in notifiers.iter().filter(|(number, _)| *number != but) {
+            tell(other.as_ref());
+        }
     }
 
     /// Commits what is written and leaves a checkpoint, so that the next open is quick. What cannot be committed stays

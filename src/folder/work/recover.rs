@@ -27,8 +27,8 @@ use super::{Folder, FolderConfig, Inner, read};
 use crate::folder::codec;
 use crate::folder::encoding::DecodeError;
 use crate::folder::state::{
-    Body as NewBody, By, Content, EntryError, FileKind, Hlc, Inc, Key, NewFile, State, Time,
-    VersionVector, conflict_tag,
+    Body as NewBody, By, Content, Entry, EntryError, FileKind, Hlc, Inc, Key, NewFile, Redot,
+    State, Time, VersionVector, conflict_tag,
 };
 use crate::folder::tree::{NodesError, Trees};
 
@@ -108,7 +108,7 @@ impl Folder {
             gate: RwLock::new(()),
             turn: Mutex::new(Turn::default()),
             next_number: AtomicU64::new(next_number),
-            notifier: Mutex::default(),
+            notifiers: RwLock::default(),
             reads: read::Reads::default(),
             config,
         };
@@ -367,7 +367,7 @@ impl Replay {
     }
 
     /// The live folder.
-    fn revive(self, config: &FolderConfig) -> Result<Revived, OpenFolderError> {
+    fn revive(mut self, config: &FolderConfig) -> Result<Revived, OpenFolderError> {
         let damaged = |reason| OpenFolderError::Damaged {
             path: config.dir.clone(),
             reason,
@@ -378,9 +378,10 @@ impl Replay {
             let entry = codec::decode_entry(&key, entry).map_err(damaged)?;
             entries.push((key, entry));
         }
+        let vv: VersionVector = std::mem::take(&mut self.vv).into_iter().collect();
+        let (vv, renamed) = self.rename(config, &mut entries, vv);
         let names = config.device_name.clone();
         let tag = conflict_tag(move |inc| names(inc));
-        let vv: VersionVector = self.vv.into_iter().collect();
         let state = State::from_entries(entries, vv, tag)?;
         let mut core = Core {
             state,
@@ -397,7 +398,7 @@ impl Replay {
         };
         core.inodes.take_touched();
         let mut next_number = self.next_number;
-        let mut rewrite = false;
+        let mut rewrite = renamed;
         for (id, body) in self.bodies {
             next_number = next_number.max(id.0 + 1);
             rewrite |= !body.revive(&mut core, config);
@@ -407,6 +408,48 @@ impl Replay {
             next_number,
             rewrite,
         })
+    }
+}
+
+impl Replay {
+    /// Takes what abandoned incarnations did not publish over to the one of this run. Whether there was anything.
+    fn rename(
+        &mut self,
+        config: &FolderConfig,
+        entries: &mut [(Key, Entry)],
+        mut vv: VersionVector,
+    ) -> (VersionVector, bool) {
+        let mut any = false;
+        for old in config.abandoned.iter().filter(|old| **old != config.inc) {
+            let last = self
+                .checkpoint
+                .published
+                .as_ref()
+                .filter(|last| last.inc == *old);
+            let published = last.map_or(0, |last| last.ctr);
+            if vv.get(*old) <= published {
+                continue;
+            }
+            any = true;
+            let redot = Redot::new(*old, published, config.inc, vv.get(config.inc));
+            vv = redot.vector(&vv);
+            for (key, entry) in entries.iter_mut() {
+                if redot.entry(entry) {
+                    self.changed.insert(key.clone());
+                }
+            }
+            for body in self.bodies.values_mut() {
+                for dot in &mut body.saved.base.anchor.dots {
+                    *dot = redot.dot(*dot);
+                }
+            }
+            for row in self.table.values_mut() {
+                if let Some(renamed) = (config.rename_row)(&redot, row) {
+                    *row = renamed;
+                }
+            }
+        }
+        (vv, any)
     }
 }
 

@@ -41,7 +41,11 @@ fn an_item_wanted_twice_is_asked_once_and_ends_both_jobs() {
     let mut s = Scheduler::new();
     s.peer_up(PeerKey(1));
     let a = s.add_job([(item(1), 1000)], Priority::ReadAhead, ms(30_000));
-    let b = s.add_job([(item(1), 1000), (item(2), 1000)], Priority::ReadAhead, ms(30_000));
+    let b = s.add_job(
+        [(item(1), 1000), (item(2), 1000)],
+        Priority::ReadAhead,
+        ms(30_000),
+    );
     let asked = requests(&drain(&mut s, ms(0)));
     assert_eq!(asked.len(), 2);
     s.arrived(ms(1), item(1), Some(PeerKey(1)));
@@ -54,13 +58,20 @@ fn an_item_wanted_twice_is_asked_once_and_ends_both_jobs() {
 #[test]
 fn a_blocking_item_overtakes_read_ahead() {
     let mut s = Scheduler::new();
-    let _far = s.add_job((0..100).map(|n| (item(n), 65_536)), Priority::ReadAhead, ms(30_000));
+    let _far = s.add_job(
+        (0..100).map(|n| (item(n), 65_536)),
+        Priority::ReadAhead,
+        ms(30_000),
+    );
     let _near = s.add_job([(item(99), 65_536)], Priority::Blocked, ms(30_000));
     s.peer_up(PeerKey(1));
     let asked = requests(&drain(&mut s, ms(0)));
     assert_eq!(asked[0].1, item(99));
     assert_eq!(asked.len(), 16, "a fresh peer is asked for 1 MiB");
-    assert_eq!(asked.iter().map(|(_, i)| *i).collect::<HashSet<_>>().len(), asked.len());
+    assert_eq!(
+        asked.iter().map(|(_, i)| *i).collect::<HashSet<_>>().len(),
+        asked.len()
+    );
 }
 
 #[test]
@@ -69,10 +80,17 @@ fn every_idle_peer_is_used() {
     for p in 0..3 {
         s.peer_up(PeerKey(p));
     }
-    let _ = s.add_job((0..300).map(|n| (item(n), 65_536)), Priority::Replica, ms(30_000));
+    let _ = s.add_job(
+        (0..300).map(|n| (item(n), 65_536)),
+        Priority::Replica,
+        ms(30_000),
+    );
     let asked = requests(&drain(&mut s, ms(0)));
     for p in 0..3 {
-        assert_eq!(asked.iter().filter(|(peer, _)| *peer == PeerKey(p)).count(), 16);
+        assert_eq!(
+            asked.iter().filter(|(peer, _)| *peer == PeerKey(p)).count(),
+            16
+        );
     }
 }
 
@@ -89,7 +107,11 @@ fn a_miss_goes_to_another_peer_and_then_to_the_first_again() {
     s.missed(ms(2), item(1), second);
     assert_eq!(drain(&mut s, ms(2)), []);
     s.handle_timeout(ms(1100));
-    assert_eq!(requests(&drain(&mut s, ms(1100))).len(), 1, "a miss is believed for a second");
+    assert_eq!(
+        requests(&drain(&mut s, ms(1100))).len(),
+        1,
+        "a miss is believed for a second"
+    );
     s.arrived(ms(1101), item(1), None);
     assert_eq!(drain(&mut s, ms(1101)), [Output::Done(job)]);
 }
@@ -102,7 +124,10 @@ fn a_blocking_job_fails_early_when_nobody_is_there_and_late_when_somebody_is_sil
     s.handle_timeout(ms(4_900));
     assert_eq!(drain(&mut s, ms(4_900)), []);
     s.handle_timeout(ms(5_000));
-    assert_eq!(drain(&mut s, ms(5_000)), [Output::Failed(alone, Failure::NobodyHasIt)]);
+    assert_eq!(
+        drain(&mut s, ms(5_000)),
+        [Output::Failed(alone, Failure::NobodyHasIt)]
+    );
 
     s.peer_up(PeerKey(1));
     let silent = s.add_job([(item(2), 1000)], Priority::Blocked, ms(40_000));
@@ -147,8 +172,9 @@ impl Rng {
 fn simulate(seed: u64) {
     let mut rng = Rng(seed);
     let mut s = Scheduler::new();
-    let holds: Vec<BTreeSet<u64>> =
-        (0..3).map(|_| (0..200).filter(|_| rng.below(3) > 0).collect()).collect();
+    let holds: Vec<BTreeSet<u64>> = (0..3)
+        .map(|_| (0..200).filter(|_| rng.below(3) > 0).collect())
+        .collect();
     for p in 0..3 {
         s.peer_up(PeerKey(p));
     }
@@ -163,7 +189,9 @@ fn simulate(seed: u64) {
             let possible = wanted.iter().all(|n| holds[stays as usize].contains(n));
             let priority = PRIORITIES[rng.below(4) as usize];
             let job = s.add_job(
-                wanted.iter().map(|n| (item(*n), 1 + rng.below(131_072) as u32)),
+                wanted
+                    .iter()
+                    .map(|n| (item(*n), 1 + rng.below(131_072) as u32)),
                 priority,
                 now + ms(30_000),
             );
@@ -204,7 +232,10 @@ fn simulate(seed: u64) {
     assert_eq!(ended.len(), jobs.len(), "seed {seed}: every job ends");
     assert_eq!((s.wanted(), s.open_bytes()), (0, 0), "seed {seed}");
     for (job, possible) in jobs {
-        assert!(ended[&job] || !possible, "seed {seed}: job {job:?} could have been done");
+        assert!(
+            ended[&job] || !possible,
+            "seed {seed}: job {job:?} could have been done"
+        );
     }
 }
 

@@ -126,6 +126,8 @@ impl Rig {
         let peers = Arc::new(Peers::default());
         *peers.own.lock() = Some(store.clone());
         let config = FolderConfig {
+            abandoned: Vec::new(),
+            rename_row: |_, _| None,
             dir: "/folder".into(),
             disk: arc,
             store: store.clone(),
