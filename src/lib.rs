@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod clock;
+pub mod folder;
 pub mod net;
 pub mod proto;
 pub mod random;

@@ -1,0 +1,3 @@
+//! One folder on one device.
+
+pub mod home;
