@@ -8,3 +8,4 @@ pub mod proto;
 pub mod random;
 pub mod share;
 pub mod state_file;
+pub mod folder;

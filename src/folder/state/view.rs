@@ -1,0 +1,327 @@
+//! What the user sees: the tree of names that a state stands for. Looking up one name or listing one directory reads
+//! that directory alone.
+
+use std::collections::BTreeMap;
+
+use super::State;
+use super::values::{Dot, Fid, FileMeta, Key, LinkId, Name, Time, Version, Xattrs};
+
+/// Mode of the root while nobody has set one.
+const ROOT_MODE: u16 = 0o755;
+
+/// Mode of a directory that came back without place and meta.
+const GHOST_MODE: u16 = 0o700;
+
+/// One shown thing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Node {
+    Dir(DirNode),
+    File(FileNode),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirNode {
+    pub fid: Fid,
+    pub mode: u16,
+    /// None: nobody has set one, the mount keeps its own.
+    pub mtime: Option<Time>,
+    pub xattrs: Xattrs,
+    /// Shown only because something is still in it.
+    pub ghost: bool,
+}
+
+/// A file or symlink. `mode` and `mtime` are those to show; the version's own may be overridden by a meta.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileNode {
+    /// Where its values are, which is where it is shown only if it has its own name.
+    pub at: Key,
+    pub version: Version,
+    /// Versions there with the same content, not shown.
+    pub hidden: Vec<Dot>,
+    pub role: Role,
+    pub mode: u16,
+    pub mtime: Time,
+    pub xattrs: Xattrs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Has the name it was written to.
+    Main,
+    /// Shown beside what has the name.
+    Sibling,
+}
+
+/// A shown thing and where it is shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Spot {
+    pub(super) dir: Fid,
+    pub(super) name: Name,
+    /// The name it is one of the group of; `name` unless it is a sibling.
+    pub(super) base: Name,
+    pub(super) node: Node,
+}
+
+/// One of the group of things that want a name, the first of which has it.
+#[derive(Debug)]
+pub(super) enum Member<'a> {
+    Dir(Fid),
+    File {
+        version: &'a Version,
+        hidden: Vec<Dot>,
+    },
+}
+
+impl Node {
+    pub fn mode(&self) -> u16 {
+        match self {
+            Self::Dir(dir) => dir.mode,
+            Self::File(file) => file.mode,
+        }
+    }
+}
+
+impl FileNode {
+    /// Every dot of what it shows, the version's first.
+    pub fn dots(&self) -> impl Iterator<Item = Dot> + '_ {
+        std::iter::once(self.version.dot).chain(self.hidden.iter().copied())
+    }
+
+    /// Whether both are names of one inode.
+    pub fn is_same_inode(&self, other: &Self) -> bool {
+        if self.at == other.at && self.version.dot == other.version.dot {
+            return true;
+        }
+        self.version.link.is_some()
+            && self.version.link == other.version.link
+            && self.version.same() == other.version.same()
+            && (self.mode, self.mtime, &self.xattrs) == (other.mode, other.mtime, &other.xattrs)
+    }
+}
+
+impl Spot {
+    /// Whether it has the name it wants.
+    pub(super) fn is_plain(&self) -> bool {
+        self.name == self.base
+    }
+
+    pub(super) fn dir_node(&self) -> Option<&DirNode> {
+        match &self.node {
+            Node::Dir(dir) => Some(dir),
+            Node::File(_) => None,
+        }
+    }
+}
+
+impl State {
+    /// What `dir` shows as `name`.
+    pub fn lookup(&self, dir: Fid, name: &[u8]) -> Option<Node> {
+        self.spot(dir, name).map(|spot| spot.node)
+    }
+
+    /// Everything `dir` shows, by name; nothing if `dir` is not shown itself.
+    pub fn list(&self, dir: Fid) -> Vec<(Name, Node)> {
+        let spots = self.spots(dir).into_iter();
+        spots.map(|spot| (spot.name, spot.node)).collect()
+    }
+
+    /// The directory itself, if it is shown.
+    pub fn dir(&self, fid: Fid) -> Option<DirNode> {
+        self.graph.is_shown(fid).then(|| self.dir_node(fid))
+    }
+
+    /// The directory above and the name a directory is shown under; none for the root and for one that is not shown.
+    pub fn location(&self, fid: Fid) -> Option<(Fid, Name)> {
+        self.dir_spot(fid).map(|spot| (spot.dir, spot.name))
+    }
+
+    /// The names that lead to a directory from the root; none if it is not shown.
+    pub fn path_of(&self, fid: Fid) -> Option<Vec<Name>> {
+        self.dir(fid)?;
+        let mut path = Vec::new();
+        let mut at = fid;
+        while at != Fid::ROOT {
+            let (parent, name) = self.location(at)?;
+            path.push(name);
+            at = parent;
+        }
+        path.reverse();
+        Some(path)
+    }
+
+    /// The keys whose versions carry a link id. They are one inode only as far as they show the same, see
+    /// [`Self::inode_names`].
+    pub fn names_of(&self, link: LinkId) -> impl Iterator<Item = &Key> {
+        self.links.get(&link).into_iter().flatten()
+    }
+
+    /// Every shown name of the inode of `file`, as (directory, name).
+    pub fn inode_names(&self, file: &FileNode) -> Vec<(Fid, Name)> {
+        let spots = self.inode_spots(file).into_iter();
+        spots.map(|spot| (spot.dir, spot.name)).collect()
+    }
+
+    pub(super) fn inode_spots(&self, file: &FileNode) -> Vec<Spot> {
+        let linked = file
+            .version
+            .link
+            .iter()
+            .flat_map(|&link| self.names_of(link));
+        let keys = linked.chain(file.version.link.is_none().then_some(&file.at));
+        keys.flat_map(|key| self.group(key.dir, key.name.as_bytes()))
+            .filter(|spot| matches!(&spot.node, Node::File(other) if other.is_same_inode(file)))
+            .collect()
+    }
+
+    pub(super) fn spot(&self, dir: Fid, name: &[u8]) -> Option<Spot> {
+        if let Some(member) = self.members(dir, name).into_iter().next() {
+            let base = Name::from(name);
+            return Some(self.as_spot(dir, &base, &base, member, true));
+        }
+        let (base, index) = self.sibling(dir, name)?;
+        let member = self.members(dir, base.as_bytes()).into_iter().nth(*index)?;
+        Some(self.as_spot(dir, &Name::from(name), base, member, false))
+    }
+
+    /// A directory and where it is shown; none for the root.
+    pub(super) fn dir_spot(&self, fid: Fid) -> Option<Spot> {
+        let at = self.graph.at(fid).filter(|at| at.visible)?;
+        let group = self.graph.group(at.parent, at.name.as_bytes());
+        let index = group.iter().position(|other| *other == fid)?;
+        let labels = self.sibling_labels(at.parent, at.name.as_bytes());
+        let name = match index.checked_sub(1) {
+            None => &at.name,
+            Some(sibling) => labels.get(sibling)?,
+        };
+        Some(self.as_spot(at.parent, name, &at.name, Member::Dir(fid), index == 0))
+    }
+
+    /// The group of things that want `base`, each where it is shown.
+    pub(super) fn group(&self, dir: Fid, base: &[u8]) -> Vec<Spot> {
+        let wanted = Name::from(base);
+        let labels = self.sibling_labels(dir, base).iter();
+        let names = std::iter::once(&wanted).chain(labels);
+        let members = self.members(dir, base).into_iter().enumerate();
+        members
+            .zip(names)
+            .map(|((index, member), name)| self.as_spot(dir, name, &wanted, member, index == 0))
+            .collect()
+    }
+
+    fn spots(&self, dir: Fid) -> Vec<Spot> {
+        let mut spots = BTreeMap::new();
+        let entries = self.dirs.get(&dir).into_iter().flat_map(|dir| &dir.names);
+        let files = entries.filter(|(_, entry)| !entry.versions.is_empty());
+        let dirs = self.graph.children(dir).map(|(name, _)| name);
+        for name in files.map(|(name, _)| name).chain(dirs) {
+            if let Some(first) = self.members(dir, name.as_bytes()).into_iter().next() {
+                spots.insert(name.clone(), self.as_spot(dir, name, name, first, true));
+            }
+        }
+        for (shown, base, index) in self.siblings(dir) {
+            if let Some(member) = self.members(dir, base.as_bytes()).into_iter().nth(index) {
+                spots.insert(shown.clone(), self.as_spot(dir, shown, base, member, false));
+            }
+        }
+        spots.into_values().collect()
+    }
+
+    /// Whether something has `name` as its own.
+    pub(super) fn is_plain(&self, dir: Fid, name: &[u8]) -> bool {
+        let entry = self.dirs.get(&dir).and_then(|dir| dir.names.get(name));
+        entry.is_some_and(|entry| !entry.versions.is_empty())
+            || !self.graph.group(dir, name).is_empty()
+    }
+
+    /// The things that want `base` in `dir`: directories before files, each kind largest first, versions of one content
+    /// as one.
+    pub(super) fn members(&self, dir: Fid, base: &[u8]) -> Vec<Member<'_>> {
+        let dirs = self
+            .graph
+            .group(dir, base)
+            .iter()
+            .map(|fid| Member::Dir(*fid));
+        let mut members: Vec<Member<'_>> = dirs.collect();
+        let entry = self.dirs.get(&dir).and_then(|dir| dir.names.get(base));
+        let versions = entry.map_or(&[][..], |entry| &entry.versions);
+        if let [version] = versions {
+            let hidden = Vec::new();
+            members.push(Member::File { version, hidden });
+            return members;
+        }
+        let mut seen = BTreeMap::new();
+        for version in versions {
+            let index = *seen.entry(version.same()).or_insert(members.len());
+            match members.get_mut(index) {
+                Some(Member::File { hidden, .. }) => hidden.push(version.dot),
+                _ => members.push(Member::File {
+                    version,
+                    hidden: Vec::new(),
+                }),
+            }
+        }
+        members
+    }
+
+    fn as_spot(&self, dir: Fid, name: &Name, base: &Name, member: Member<'_>, first: bool) -> Spot {
+        let node = match member {
+            Member::Dir(fid) => Node::Dir(self.dir_node(fid)),
+            Member::File { version, hidden } => {
+                let at = Key::file(dir, base.clone());
+                let meta = match first {
+                    true => self.shown_meta(&at),
+                    false => None,
+                };
+                Node::File(file_node(at, version, hidden, meta, first))
+            }
+        };
+        Spot {
+            dir,
+            name: name.clone(),
+            base: base.clone(),
+            node,
+        }
+    }
+
+    fn shown_meta(&self, at: &Key) -> Option<&FileMeta> {
+        self.dirs.get(&at.dir)?.names.get(&at.name)?.metas.first()
+    }
+
+    fn dir_node(&self, fid: Fid) -> DirNode {
+        let dir = self.dirs.get(&fid);
+        let meta = dir.and_then(|dir| dir.metas.first());
+        let place = dir.and_then(|dir| dir.places.first());
+        let bare = if fid == Fid::ROOT {
+            ROOT_MODE
+        } else {
+            place.map_or(GHOST_MODE, |place| place.mode)
+        };
+        DirNode {
+            fid,
+            mode: meta.map_or(bare, |meta| meta.mode),
+            mtime: meta.and_then(|meta| meta.mtime),
+            xattrs: meta.map(|meta| meta.xattrs.clone()).unwrap_or_default(),
+            ghost: fid != Fid::ROOT && place.is_none(),
+        }
+    }
+}
+
+fn file_node(
+    at: Key,
+    version: &Version,
+    hidden: Vec<Dot>,
+    meta: Option<&FileMeta>,
+    first: bool,
+) -> FileNode {
+    let set = meta.and_then(|meta| meta.mtime);
+    let set = set.filter(|(content, _)| *content == version.content.digest());
+    FileNode {
+        at,
+        version: version.clone(),
+        hidden,
+        role: if first { Role::Main } else { Role::Sibling },
+        mode: meta.map_or(version.mode, |meta| meta.mode),
+        mtime: set.map_or(version.mtime, |(_, time)| time),
+        xattrs: meta.map(|meta| meta.xattrs.clone()).unwrap_or_default(),
+    }
+}
