@@ -262,15 +262,32 @@ impl State {
                 self.dirty.insert(Key::head(fid));
             }
         }
-        for link in std::mem::take(&mut effect.links) {
-            let keys = self.links.get(&link).into_iter().flatten();
-            let names = keys.map(|key| (key.dir, key.name.clone()));
-            effect.touched.extend(names);
-        }
+        self.touch_inodes(&mut effect);
         for (dir, name) in effect.touched {
             self.refresh_crowd(dir, name, &mut effect.changes);
         }
         effect.changes.into_iter().collect()
+    }
+
+    /// Whatever happens at one name of an inode, a directory that takes it included, may change how many names it has.
+    fn touch_inodes(&self, effect: &mut Effect) {
+        let entry = |(dir, name): &(Fid, Name)| self.dirs.get(dir)?.names.get(name);
+        let versions = effect
+            .touched
+            .iter()
+            .filter_map(entry)
+            .flat_map(|entry| &entry.versions);
+        effect
+            .links
+            .extend(versions.filter_map(|version| version.link));
+        let keys = effect
+            .links
+            .iter()
+            .filter_map(|link| self.links.get(link))
+            .flatten();
+        effect
+            .touched
+            .extend(keys.map(|key| (key.dir, key.name.clone())));
     }
 
     /// Two birth paths with one hash are a forgery; all devices keep the smaller.

@@ -189,9 +189,11 @@ impl State {
         }
         let edit = plan.finish();
         base.key = Key::file(dir, name.clone());
-        base.shown = name;
         base.dots = vec![edit.dot];
-        Ok(self.commit(edit))
+        let changes = self.commit(edit);
+        // A directory may have the name by now.
+        base.shown = self.current(base).map_or(name, |spot| spot.name);
+        Ok(changes)
     }
 
     pub fn chmod(&mut self, target: Target<'_>, mode: u16, by: By) -> Outcome {

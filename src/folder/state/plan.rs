@@ -247,10 +247,10 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Replaces `file` at every name of its inode by `new`, under a fresh link id if there are several. `to_base`: at
-    /// the names it was written to, even where another file has them now; else at those it is shown under. Returns the
-    /// name that `file` itself got.
-    pub(super) fn rewrite(&mut self, file: &FileNode, new: &Inode, to_base: bool) -> Name {
+    /// Replaces `file` at every name of its inode by `new`, under a fresh link id if there are several. Siblings among
+    /// them are pinned; with `take_back`, `file` itself takes its own name from the file that has it now. Returns the
+    /// name that `file` got.
+    pub(super) fn rewrite(&mut self, file: &FileNode, new: &Inode, take_back: bool) -> Name {
         let mut own = file.at.name.clone();
         let spots = self.state.inode_spots(file);
         let link = (spots.len() > 1).then(|| self.fresh_link());
@@ -271,14 +271,15 @@ impl<'a> Plan<'a> {
             }
             let under_file = matches!(group.first(), Some(first) if first.dir_node().is_none());
             self.drop(spot);
-            let name = if to_base && under_file && !spot.is_plain() {
+            let is_own = matches!(&spot.node, Node::File(other) if other.at == file.at);
+            let name = if is_own && take_back && under_file && !spot.is_plain() {
                 self.add_version(spot.dir, &spot.base, &new);
                 &spot.base
             } else {
                 self.put(spot.dir, &spot.name, &new);
                 &spot.name
             };
-            if matches!(&spot.node, Node::File(other) if other.at == file.at) {
+            if is_own {
                 own.clone_from(name);
             }
         }

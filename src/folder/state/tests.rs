@@ -479,7 +479,7 @@ pub(super) struct Cached {
 #[derive(Debug, Clone, PartialEq)]
 enum CachedName {
     Dir(Fid),
-    File(FileNode, BTreeSet<(Fid, Name)>),
+    File(Box<FileNode>, BTreeSet<(Fid, Name)>),
 }
 
 impl Cached {
@@ -498,7 +498,7 @@ impl Cached {
                     }
                     Node::File(file) => {
                         let inode = state.inode_names(&file).into_iter().collect();
-                        CachedName::File(file, inode)
+                        CachedName::File(Box::new(file), inode)
                     }
                 };
                 names.insert((dir.fid, name), cached);
@@ -514,8 +514,12 @@ impl Cached {
             let (dir, name) = at.clone();
             let reported = changes.contains(&Change::Listing { dir })
                 || changes.contains(&Change::Name { dir, name });
-            let same = self.names.get(at) == after.names.get(at);
-            assert!(same || reported, "unreported change of {at:?}: {changes:?}");
+            let (old, new) = (self.names.get(at), after.names.get(at));
+            let same = old == new;
+            assert!(
+                same || reported,
+                "unreported {at:?}: {old:?} -> {new:?}: {changes:?}"
+            );
         }
         for dir in self.dirs.keys().filter(|dir| after.dirs.contains_key(dir)) {
             let reported = changes.contains(&Change::Attributes { dir: *dir });
