@@ -1,0 +1,384 @@
+//! Pack files: where chunks and nodes lie on disk. `docs/formats/pack.md` draws the bytes.
+//!
+//! A chunk pack *is* a xorb being appended to: records first, the xorb footer once it is full and
+//! sealed. A node pack has the same records and a footer of its own. While a pack is unsealed, a
+//! journal beside it lists the records known to be durable. What that gives after a crash:
+//!
+//! | pack | journal | meaning |
+//! |---|---|---|
+//! | footer | no | sealed and durable: the footer is believed, nothing is scanned |
+//! | any | yes | the journal names the durable records; the tail beyond is scanned and cut where torn |
+//! | no footer | no | damage: every record that can still be read and named is kept |
+//!
+//! A journal exists durably before its pack gets a byte and goes only after the sealed pack was
+//! synced, so the first row can be trusted. Records name themselves (by hashing), so a scan never
+//! gives wrong bytes, whatever it reads.
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+
+use crate::codec::{self, Scheme};
+use crate::hash::{ChunkHash, node_id};
+use crate::index::PackId;
+use crate::xorb::{HEADER_LEN, MAX_CHUNKS, RecordHeader};
+
+pub(crate) mod files;
+pub(crate) mod footer;
+pub(crate) mod journal;
+pub(crate) mod open;
+
+use files::{Handle, OpenFiles};
+
+/// Full name of a record: a chunk hash or a node id.
+pub(crate) type Name = [u8; 32];
+
+/// Function that names a chunk: the hash of the folder's suite.
+pub type HashChunk = fn(&[u8]) -> ChunkHash;
+
+/// What the records of a pack are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum PackKind {
+    Chunks(HashChunk),
+    Nodes,
+}
+
+impl PackKind {
+    pub(crate) const fn extension(self) -> &'static str {
+        match self {
+            Self::Chunks(_) => "xorb",
+            Self::Nodes => "nodes",
+        }
+    }
+
+    /// The name a record must have. `tag` is the first header byte: the kind of a node.
+    pub(crate) fn name_of(self, tag: u8, bytes: &[u8]) -> Option<Name> {
+        match self {
+            Self::Chunks(_) if tag != 0 => None,
+            Self::Chunks(hash) => Some(*hash(bytes).as_bytes()),
+            Self::Nodes => Some(*node_id(tag, bytes).as_bytes()),
+        }
+    }
+}
+
+/// One pack file: its records, and what this process knows about each.
+pub(crate) struct Pack {
+    pub(crate) id: PackId,
+    pub(crate) kind: PackKind,
+    pub(crate) path: PathBuf,
+    /// Damaged: read, but never appended to, and emptied by the next gc.
+    pub(crate) retired: bool,
+    handle: Arc<Handle>,
+    layout: RwLock<Layout>,
+    states: States,
+    has_bad: AtomicBool,
+}
+
+/// Where the records of a pack are.
+#[derive(Debug)]
+pub(crate) enum Layout {
+    /// Not sealed: the names are here.
+    Listed(Vec<Entry>),
+    /// Sealed: the names are read from the footer.
+    Sealed { ends: Box<[u32]> },
+}
+
+/// What an unsealed pack knows about one of its records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) name: Name,
+    /// Where the record ends, in bytes from the start of the pack.
+    pub(crate) end: u32,
+    /// Length of the content in bytes.
+    pub(crate) len: u32,
+    /// First byte of the header: the kind of a node, 0 for a chunk.
+    pub(crate) tag: u8,
+}
+
+/// A record as it stands in the file.
+pub(crate) struct RawRecord {
+    pub(crate) tag: u8,
+    pub(crate) header: RecordHeader,
+    bytes: Bytes,
+}
+
+impl Pack {
+    pub(crate) fn new(
+        id: PackId,
+        kind: PackKind,
+        path: PathBuf,
+        layout: Layout,
+        retired: bool,
+    ) -> Self {
+        let states = match &layout {
+            Layout::Sealed { ends } => States::new(ends.len()),
+            Layout::Listed(_) => States::new(MAX_CHUNKS),
+        };
+        let (handle, layout) = (Arc::new(Handle::default()), RwLock::new(layout));
+        let has_bad = AtomicBool::new(false);
+        Self {
+            id,
+            kind,
+            path,
+            retired,
+            handle,
+            layout,
+            states,
+            has_bad,
+        }
+    }
+
+    pub(crate) fn slots(&self) -> usize {
+        self.layout.read().slots()
+    }
+
+    /// Bytes of all records: where the next one would start.
+    pub(crate) fn records_len(&self) -> u64 {
+        self.layout.read().records_len()
+    }
+
+    pub(crate) fn is_sealed(&self) -> bool {
+        matches!(*self.layout.read(), Layout::Sealed { .. })
+    }
+
+    pub(crate) fn span(&self, slot: u16) -> Option<Range<u64>> {
+        self.layout.read().span(slot)
+    }
+
+    /// The name in slot `slot`, from memory or from the footer.
+    pub(crate) fn name(&self, files: &OpenFiles, slot: u16) -> io::Result<Option<Name>> {
+        let at = match &*self.layout.read() {
+            Layout::Listed(list) => return Ok(list.get(usize::from(slot)).map(|of| of.name)),
+            Layout::Sealed { ends } if usize::from(slot) >= ends.len() => return Ok(None),
+            sealed => {
+                let names = sealed.records_len() + footer::names_offset(self.kind);
+                names + 32 * u64::from(slot)
+            }
+        };
+        let mut name = [0; 32];
+        files
+            .file(&self.path, &self.handle)?
+            .read_at(at, &mut name)?;
+        Ok(Some(name))
+    }
+
+    /// All names, in slot order.
+    pub(crate) fn names(&self, files: &OpenFiles) -> io::Result<Vec<Name>> {
+        let (at, slots) = match &*self.layout.read() {
+            Layout::Listed(list) => return Ok(list.iter().map(|entry| entry.name).collect()),
+            sealed => (
+                sealed.records_len() + footer::names_offset(self.kind),
+                sealed.slots(),
+            ),
+        };
+        let mut bytes = vec![0; 32 * slots];
+        files
+            .file(&self.path, &self.handle)?
+            .read_at(at, &mut bytes)?;
+        Ok(bytes.as_chunks::<32>().0.to_vec())
+    }
+
+    /// The entries from slot `from` on. A sealed pack has none.
+    pub(crate) fn listed_from(&self, from: usize) -> Vec<Entry> {
+        match &*self.layout.read() {
+            Layout::Listed(list) => list.iter().skip(from).copied().collect(),
+            Layout::Sealed { .. } => Vec::new(),
+        }
+    }
+
+    /// Adds a record that was written behind the last one. Returns its slot; a sealed pack takes none.
+    pub(crate) fn push(&self, entry: Entry, plain: bool) -> Option<u16> {
+        let mut layout = self.layout.write();
+        let Layout::Listed(list) = &mut *layout else {
+            return None;
+        };
+        let slot = u16::try_from(list.len()).ok()?;
+        list.push(entry);
+        self.states
+            .set(slot, if plain { State::Plain } else { State::Encoded });
+        Some(slot)
+    }
+
+    /// The pack's footer stands in the file: from now on names are read there.
+    pub(crate) fn mark_sealed(&self) {
+        let mut layout = self.layout.write();
+        if let Layout::Listed(list) = &*layout {
+            let ends = list.iter().map(|entry| entry.end).collect();
+            *layout = Layout::Sealed { ends };
+        }
+    }
+
+    pub(crate) fn state(&self, slot: u16) -> State {
+        self.states.get(slot)
+    }
+
+    /// Whether a record is known to be damaged.
+    pub(crate) fn has_bad(&self) -> bool {
+        self.has_bad.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_state(&self, slot: u16, state: State) {
+        if state == State::Bad {
+            self.has_bad.store(true, Ordering::Release);
+        }
+        self.states.set(slot, state);
+    }
+
+    /// Reads a record. `None` means damage: the header does not fit the record's place.
+    pub(crate) fn read(&self, files: &OpenFiles, slot: u16) -> io::Result<Option<RawRecord>> {
+        let Some(span) = self.span(slot) else {
+            return Ok(None);
+        };
+        let mut bytes = vec![0; (span.end - span.start) as usize];
+        files
+            .file(&self.path, &self.handle)?
+            .read_at(span.start, &mut bytes)?;
+        Ok(RawRecord::parse(bytes.into()))
+    }
+
+    /// Reads part of a record already known to be good and stored as it is. False if the range is
+    /// not inside it.
+    pub(crate) fn read_plain(
+        &self,
+        files: &OpenFiles,
+        slot: u16,
+        offset: u32,
+        buf: &mut [u8],
+    ) -> io::Result<bool> {
+        let Some(span) = self.span(slot) else {
+            return Ok(false);
+        };
+        let start = span.start + HEADER_LEN as u64 + u64::from(offset);
+        if start + buf.len() as u64 > span.end {
+            return Ok(false);
+        }
+        files.file(&self.path, &self.handle)?.read_at(start, buf)?;
+        Ok(true)
+    }
+}
+
+impl fmt::Debug for Pack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pack")
+            .field("path", &self.path)
+            .field("slots", &self.slots())
+            .finish()
+    }
+}
+
+impl Layout {
+    pub(crate) fn slots(&self) -> usize {
+        match self {
+            Self::Listed(list) => list.len(),
+            Self::Sealed { ends } => ends.len(),
+        }
+    }
+
+    pub(crate) fn records_len(&self) -> u64 {
+        self.slots()
+            .checked_sub(1)
+            .and_then(|last| self.end(last))
+            .unwrap_or(0)
+    }
+
+    fn end(&self, slot: usize) -> Option<u64> {
+        match self {
+            Self::Listed(list) => list.get(slot).map(|entry| u64::from(entry.end)),
+            Self::Sealed { ends } => ends.get(slot).map(|end| u64::from(*end)),
+        }
+    }
+
+    fn span(&self, slot: u16) -> Option<Range<u64>> {
+        let slot = usize::from(slot);
+        let end = self.end(slot)?;
+        let start = slot
+            .checked_sub(1)
+            .map_or(Some(0), |before| self.end(before))?;
+        Some(start..end)
+    }
+}
+
+impl RawRecord {
+    /// Takes the bytes of exactly one record.
+    pub(crate) fn parse(bytes: Bytes) -> Option<Self> {
+        let (tag, header) = parse_header(*bytes.first_chunk()?)?;
+        (bytes.len() == header.record_len()).then_some(Self { tag, header, bytes })
+    }
+
+    pub(crate) fn is_plain(&self) -> bool {
+        self.header.scheme == Scheme::Stored
+    }
+
+    pub(crate) fn payload(&self) -> &[u8] {
+        &self.bytes[HEADER_LEN..]
+    }
+
+    /// The content, without a copy if it is stored as it is. `None` means damage.
+    pub(crate) fn decode(&self) -> Option<Bytes> {
+        if self.is_plain() {
+            return Some(self.bytes.slice(HEADER_LEN..));
+        }
+        let mut content = vec![0; self.header.chunk_len as usize];
+        codec::decode_into(self.header.scheme, self.payload(), &mut content).ok()?;
+        Some(content.into())
+    }
+}
+
+/// A header whose first byte, the version of xorb records, carries `tag` instead.
+pub(crate) fn encode_header(tag: u8, header: &RecordHeader) -> [u8; HEADER_LEN] {
+    let mut bytes = header.encode();
+    bytes[0] = tag;
+    bytes
+}
+
+/// Takes a header apart into its tag and the rest.
+pub(crate) fn parse_header(mut bytes: [u8; HEADER_LEN]) -> Option<(u8, RecordHeader)> {
+    let tag = std::mem::take(&mut bytes[0]);
+    Some((tag, RecordHeader::parse(bytes).ok()?))
+}
+
+/// What this process knows about a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Not read yet.
+    Unknown = 0,
+    /// Good; the payload has to be decoded.
+    Encoded = 1,
+    /// Good; the payload is the content.
+    Plain = 2,
+    /// Quarantined: never served.
+    Bad = 3,
+}
+
+/// Two bits a record, only ever set.
+struct States(Box<[AtomicU64]>);
+
+impl States {
+    fn new(slots: usize) -> Self {
+        Self((0..slots.div_ceil(32)).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    fn get(&self, slot: u16) -> State {
+        let Some(word) = self.0.get(usize::from(slot) / 32) else {
+            return State::Bad;
+        };
+        match (word.load(Ordering::Acquire) >> (2 * (slot % 32))) & 3 {
+            0 => State::Unknown,
+            1 => State::Encoded,
+            2 => State::Plain,
+            _ => State::Bad,
+        }
+    }
+
+    fn set(&self, slot: u16, state: State) {
+        if let Some(word) = self.0.get(usize::from(slot) / 32) {
+            word.fetch_or((state as u64) << (2 * (slot % 32)), Ordering::AcqRel);
+        }
+    }
+}

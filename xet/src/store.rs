@@ -1,0 +1,498 @@
+//! The store: every chunk and node this device holds, by its name.
+//!
+//! | state | owner | lost when |
+//! |---|---|---|
+//! | records | pack files ([`crate::pack`]) | never once [`Store::sync`] returned |
+//! | where they are | the index, in memory | at exit; built from footers and journals at start |
+//! | which plain files hold a chunk | the borrow table, in memory | at exit; the owner borrows again |
+//! | decoded chunks | the cache | any time |
+//!
+//! A put appends to the page cache and is found at once; [`Store::sync`] makes all puts that
+//! returned before it durable, with one `fdatasync` for all who ask at the same time. Nothing is
+//! served that was not hashed: what comes in is named by its caller, what is read from disk is
+//! checked the first time this process reads it, borrowed bytes every time. A record that fails
+//! is quarantined: counted, named by [`Store::take_quarantined`], and missing from then on.
+//!
+//! Readers take no lock during IO. Writers of one kind (chunks, nodes) append one after the other.
+//! A directory belongs to one `Store` at a time; keeping others out is for its owner.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use thiserror::Error;
+
+use crate::chunk::MAX_CHUNK;
+use crate::codec::{Encoded, Encoder, Probe, Scheme};
+use crate::disk::Disk;
+use crate::hash::{ChunkHash, NodeId, chunk_hash};
+use crate::index::{ChunkIndex, CompactIndex};
+use crate::pack::files::OpenFiles;
+use crate::pack::{HashChunk, PackKind};
+use crate::xorb::{MAX_CHUNKS, MAX_XORB_LEN, RecordHeader};
+
+mod borrow;
+mod cache;
+mod commit;
+mod gc;
+mod shelf;
+
+use borrow::{BorrowTable, Borrowed};
+pub use borrow::{BorrowedFiles, SourceId};
+use cache::Cache;
+use commit::Committer;
+use gc::Gate;
+pub use gc::Reclaimed;
+use shelf::{Item, Limits, Shelf};
+
+/// Longest node in bytes: what a record can hold.
+pub const NODE_BYTES_MAX: usize = MAX_CHUNK;
+
+/// Sealed packs that may wait for a commit before a put makes one itself.
+const SEALED_WAITING_MAX: usize = 4;
+
+/// Encoders kept for reuse, about 300 KiB each.
+const ENCODERS_MAX: usize = 4;
+
+/// How a store behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreOptions {
+    /// Budget of the cache of decoded chunks, in bytes.
+    pub cache_bytes: usize,
+    /// Names chunks. One store holds chunks of one suite.
+    pub hash: HashChunk,
+    /// A pack is sealed before it gets longer than this, footer included. At most 64 MiB.
+    pub pack_bytes: u64,
+    /// A pack is sealed with this many records. At most 8192.
+    pub pack_slots: usize,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            cache_bytes: 32 * 1024 * 1024,
+            hash: chunk_hash,
+            pack_bytes: MAX_XORB_LEN as u64,
+            pack_slots: MAX_CHUNKS,
+        }
+    }
+}
+
+/// What a put found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// It was stored.
+    New,
+    /// It was there already.
+    Held,
+}
+
+/// Why a store cannot be opened.
+#[derive(Debug, Error)]
+#[error("cannot open the store at {path}: {source}")]
+pub struct OpenStoreError {
+    /// The file or directory that failed.
+    pub path: PathBuf,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+/// Why something that is held cannot be read.
+#[derive(Debug, Error)]
+#[error("cannot read {path}: {source}")]
+pub struct ReadError {
+    /// The pack that failed.
+    pub path: PathBuf,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+/// Why something cannot be stored.
+#[derive(Debug, Error)]
+pub enum WriteError {
+    /// The disk or the quota is full. What was synced stays, and puts work again once there is
+    /// space.
+    #[error("no space left for {path}")]
+    NoSpace {
+        /// The file that could not grow.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("cannot write {path}: {source}")]
+    Io {
+        /// The file that failed.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// An earlier sync failed: the system may have dropped what it had not yet written. Nothing
+    /// is stored or called durable until the store is opened again.
+    #[error("an earlier sync failed, the store has to be opened again")]
+    SyncFailed,
+    /// Empty, or longer than a record can be.
+    #[error("{len} bytes cannot be one record")]
+    Length {
+        /// Length in bytes.
+        len: usize,
+    },
+}
+
+impl WriteError {
+    pub(crate) fn from_io(path: &Path, source: io::Error) -> Self {
+        let path = path.to_path_buf();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { path },
+            _ => Self::Io { path, source },
+        }
+    }
+}
+
+/// Sizes and counts of a store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreStats {
+    /// Chunks in packs.
+    pub chunks: u64,
+    /// Nodes in packs.
+    pub nodes: u64,
+    /// Bytes of all records, in both kinds of packs, dead ones included.
+    pub bytes: u64,
+    /// Pack files of both kinds.
+    pub packs: u64,
+    /// Borrowed ranges.
+    pub borrowed: u64,
+    /// Damaged records met since start.
+    pub quarantined: u64,
+    /// Bytes of memory the chunk index, the borrow table and the cache take.
+    pub memory_bytes: u64,
+}
+
+/// Chunks and nodes by name. See the module's description.
+pub struct Store {
+    chunks: Shelf,
+    nodes: Shelf,
+    cache: Cache,
+    borrowed: BorrowTable,
+    reader: RwLock<Option<Arc<dyn BorrowedFiles>>>,
+    hash: HashChunk,
+    probe: Probe,
+    encoders: Mutex<Vec<Encoder>>,
+    committer: Mutex<Committer>,
+    sync_failed: AtomicBool,
+    gate: Gate,
+}
+
+impl Store {
+    /// Opens the store in `dir`, creating it if there is none, and recovers it after a crash.
+    ///
+    /// Reads the footer of every sealed pack and scans only what was written after the last sync.
+    pub fn open(
+        dir: &Path,
+        disk: Arc<dyn Disk>,
+        options: StoreOptions,
+    ) -> Result<Self, OpenStoreError> {
+        Self::open_with_index(dir, disk, options, Box::new(CompactIndex::new()))
+    }
+
+    /// As [`open`](Self::open), with another chunk index, which must be empty.
+    pub fn open_with_index(
+        dir: &Path,
+        disk: Arc<dyn Disk>,
+        options: StoreOptions,
+        index: Box<dyn ChunkIndex>,
+    ) -> Result<Self, OpenStoreError> {
+        let limits = Limits {
+            bytes: options.pack_bytes.min(MAX_XORB_LEN as u64),
+            slots: options.pack_slots.clamp(1, MAX_CHUNKS),
+        };
+        let (chunks_dir, nodes_dir) = (dir.join("chunks"), dir.join("nodes"));
+        for dir in [&chunks_dir, &nodes_dir] {
+            let created = disk.create_dir(dir);
+            created.map_err(|source| OpenStoreError {
+                path: dir.clone(),
+                source,
+            })?;
+        }
+        let files = Arc::new(OpenFiles::new(disk));
+        let kind = PackKind::Chunks(options.hash);
+        let chunks = Shelf::open(kind, chunks_dir, limits, Arc::clone(&files), index)?;
+        let index = Box::new(CompactIndex::new());
+        let nodes = Shelf::open(PackKind::Nodes, nodes_dir, limits, files, index)?;
+        Ok(Self {
+            chunks,
+            nodes,
+            cache: Cache::new(options.cache_bytes),
+            borrowed: BorrowTable::new(),
+            reader: RwLock::new(None),
+            hash: options.hash,
+            probe: Probe::new(),
+            encoders: Mutex::default(),
+            committer: Mutex::default(),
+            sync_failed: AtomicBool::new(false),
+            gate: Gate::default(),
+        })
+    }
+
+    /// Whether a chunk is here, packed or borrowed. What is damaged or was edited since is only
+    /// noticed when it is read.
+    pub fn contains(&self, hash: &ChunkHash) -> bool {
+        self.is_packed(hash) || self.borrowed.contains(hash)
+    }
+
+    /// Whether a chunk is here in a pack.
+    pub fn is_packed(&self, hash: &ChunkHash) -> bool {
+        self.chunks.holds(hash.as_bytes())
+    }
+
+    /// The bytes of a chunk, or `None` if it is not here.
+    pub fn chunk(&self, hash: &ChunkHash) -> Result<Option<Bytes>, ReadError> {
+        if let Some(bytes) = self.cache.get(hash) {
+            return Ok(Some(bytes));
+        }
+        // A pack that cannot be read is no reason to fail while a plain file has the chunk.
+        let packed = self.chunks.read(hash.as_bytes());
+        let found = match packed {
+            Ok(Some(bytes)) => {
+                self.cache.insert(hash, bytes.clone());
+                return Ok(Some(bytes));
+            }
+            Ok(None) | Err(_) => self.read_borrowed(hash),
+        };
+        if found.is_some() { Ok(found) } else { packed }
+    }
+
+    /// Copies part of a chunk into `buf`, if that takes one read: the chunk was checked before and
+    /// is stored as it is. False means: use [`chunk`](Self::chunk).
+    pub fn read_stored(
+        &self,
+        hash: &ChunkHash,
+        offset_in_chunk: u32,
+        buf: &mut [u8],
+    ) -> Result<bool, ReadError> {
+        self.chunks
+            .read_plain(hash.as_bytes(), offset_in_chunk, buf)
+    }
+
+    /// Stores a chunk. The caller has hashed it: `hash` is not checked here.
+    ///
+    /// A borrowed chunk is stored too: the plain file may change at any time.
+    pub fn put_chunk(&self, hash: &ChunkHash, bytes: &[u8]) -> Result<Put, WriteError> {
+        check_len(bytes, MAX_CHUNK)?;
+        let _open = self.gate.enter(&[*hash.as_bytes()]);
+        if self.chunks.holds(hash.as_bytes()) {
+            return Ok(Put::Held);
+        }
+        let put = self.with_encoder(|encoder| {
+            let encoded = encoder.encode(self.probe.scheme(bytes), bytes);
+            self.append(
+                &self.chunks,
+                &[item(*hash.as_bytes(), 0, encoded, bytes.len())],
+            )
+        })?;
+        Ok(put.first().copied().unwrap_or(Put::Held))
+    }
+
+    /// Stores several chunks with as few writes as possible. The way to store small ones.
+    ///
+    /// After an error, some of them may be stored.
+    pub fn put_chunks(&self, chunks: &[(ChunkHash, &[u8])]) -> Result<Vec<Put>, WriteError> {
+        for (_, bytes) in chunks {
+            check_len(bytes, MAX_CHUNK)?;
+        }
+        let names: Vec<_> = chunks.iter().map(|(hash, _)| *hash.as_bytes()).collect();
+        let _open = self.gate.enter(&names);
+        let mut encoded = Vec::with_capacity(chunks.len());
+        for (hash, bytes) in chunks {
+            let held = self.chunks.holds(hash.as_bytes());
+            encoded.push(if held {
+                (Scheme::Stored, Cow::Borrowed(*bytes))
+            } else {
+                self.encode(bytes)
+            });
+        }
+        let mut items = Vec::with_capacity(chunks.len());
+        for ((hash, bytes), (scheme, payload)) in chunks.iter().zip(&encoded) {
+            let encoded = Encoded {
+                scheme: *scheme,
+                payload,
+            };
+            items.push(item(*hash.as_bytes(), 0, encoded, bytes.len()));
+        }
+        self.append(&self.chunks, &items)
+    }
+
+    /// The bytes of a node, or `None` if it is not here.
+    pub fn node(&self, id: &NodeId) -> Result<Option<Bytes>, ReadError> {
+        self.nodes.read(id.as_bytes())
+    }
+
+    /// Whether a node is here.
+    pub fn contains_node(&self, id: &NodeId) -> bool {
+        self.nodes.holds(id.as_bytes())
+    }
+
+    /// Stores a node of at most [`NODE_BYTES_MAX`] bytes. The caller has hashed it: `id` must be
+    /// `node_id(kind, bytes)` and is not checked here.
+    pub fn put_node(&self, kind: u8, id: &NodeId, bytes: &[u8]) -> Result<Put, WriteError> {
+        check_len(bytes, NODE_BYTES_MAX)?;
+        let _open = self.gate.enter(&[*id.as_bytes()]);
+        if self.nodes.holds(id.as_bytes()) {
+            return Ok(Put::Held);
+        }
+        // Nodes are mostly hashes, which do not compress.
+        let encoded = Encoded {
+            scheme: Scheme::Stored,
+            payload: bytes,
+        };
+        let put = self.append(
+            &self.nodes,
+            &[item(*id.as_bytes(), kind, encoded, bytes.len())],
+        )?;
+        Ok(put.first().copied().unwrap_or(Put::Held))
+    }
+
+    /// Makes every put that returned before this call durable.
+    pub fn sync(&self) -> Result<(), WriteError> {
+        self.commit()
+    }
+
+    /// Notes that plain files hold chunks: `(hash, offset, length)` of ranges of `source`, in
+    /// bytes. Kept in memory only. Ranges beyond 16 TiB are not noted.
+    pub fn borrow(&self, source: SourceId, ranges: &[(ChunkHash, u64, u32)]) {
+        self.borrowed.add(source, ranges);
+    }
+
+    /// Forgets all ranges of a source.
+    pub fn unborrow(&self, source: SourceId) {
+        self.borrowed.remove_source(source);
+    }
+
+    /// Sets who reads borrowed ranges. Without one, borrowed chunks are missing.
+    pub fn set_borrow_reader(&self, reader: Arc<dyn BorrowedFiles>) {
+        *self.reader.write() = Some(reader);
+    }
+
+    /// Names of damaged chunks met since the last call, to be fetched from elsewhere.
+    pub fn take_quarantined(&self) -> (Vec<ChunkHash>, Vec<NodeId>) {
+        let chunks = self.chunks.take_quarantined();
+        let nodes = self.nodes.take_quarantined();
+        (
+            chunks.into_iter().map(ChunkHash::from_bytes).collect(),
+            nodes.into_iter().map(NodeId::from_bytes).collect(),
+        )
+    }
+
+    /// Sizes and counts.
+    pub fn stats(&self) -> StoreStats {
+        let mut stats = StoreStats {
+            chunks: self.chunks.index.len() as u64,
+            nodes: self.nodes.index.len() as u64,
+            borrowed: self.borrowed.len() as u64,
+            quarantined: self.chunks.quarantined() + self.nodes.quarantined(),
+            memory_bytes: (self.borrowed.memory_bytes() + self.cache.bytes()) as u64,
+            ..StoreStats::default()
+        };
+        for shelf in [&self.chunks, &self.nodes] {
+            stats.memory_bytes += shelf.index.memory_bytes() as u64;
+            for pack in shelf.packs.read().values() {
+                stats.packs += 1;
+                stats.bytes += pack.records_len();
+            }
+        }
+        stats
+    }
+
+    fn append(&self, shelf: &Shelf, items: &[Item<'_>]) -> Result<Vec<Put>, WriteError> {
+        if self.sync_failed.load(Ordering::Acquire) {
+            return Err(WriteError::SyncFailed);
+        }
+        let new = shelf.append_missing(items)?;
+        if shelf.sealed_waiting() >= SEALED_WAITING_MAX {
+            self.commit()?;
+        }
+        Ok(new
+            .into_iter()
+            .map(|new| if new { Put::New } else { Put::Held })
+            .collect())
+    }
+
+    fn encode<'a>(&self, bytes: &'a [u8]) -> (Scheme, Cow<'a, [u8]>) {
+        let scheme = self.probe.scheme(bytes);
+        if scheme == Scheme::Stored {
+            return (scheme, Cow::Borrowed(bytes));
+        }
+        self.with_encoder(|encoder| {
+            let encoded = encoder.encode(scheme, bytes);
+            (encoded.scheme, Cow::Owned(encoded.payload.to_vec()))
+        })
+    }
+
+    fn with_encoder<T>(&self, run: impl FnOnce(&mut Encoder) -> T) -> T {
+        let kept = self.encoders.lock().pop();
+        let mut encoder = kept.unwrap_or_default();
+        let result = run(&mut encoder);
+        let mut encoders = self.encoders.lock();
+        if encoders.len() < ENCODERS_MAX {
+            encoders.push(encoder);
+        }
+        result
+    }
+
+    /// Tries the ranges of plain files until one still has the chunk.
+    fn read_borrowed(&self, hash: &ChunkHash) -> Option<Bytes> {
+        let reader = self.reader.read().clone()?;
+        for range in self.borrowed.find(hash) {
+            let Borrowed {
+                source,
+                offset,
+                len,
+            } = range;
+            let mut bytes = vec![0; len as usize];
+            let read = reader.read_at(source, offset, &mut bytes);
+            if read.is_ok() && (self.hash)(&bytes) == *hash {
+                return Some(bytes.into());
+            }
+            tracing::debug!(?source, offset, len, error = ?read.err(), "borrowed range changed");
+            self.borrowed.remove(hash, range);
+            reader.mismatch(source);
+        }
+        None
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("chunks", &self.chunks)
+            .field("nodes", &self.nodes)
+            .finish()
+    }
+}
+
+fn item(name: [u8; 32], tag: u8, encoded: Encoded<'_>, len: usize) -> Item<'_> {
+    let Encoded { scheme, payload } = encoded;
+    let header = RecordHeader {
+        scheme,
+        payload_len: payload.len() as u32,
+        chunk_len: len as u32,
+    };
+    Item {
+        name,
+        tag,
+        header,
+        payload,
+    }
+}
+
+fn check_len(bytes: &[u8], max: usize) -> Result<(), WriteError> {
+    let len = bytes.len();
+    if (1..=max).contains(&len) {
+        Ok(())
+    } else {
+        Err(WriteError::Length { len })
+    }
+}

@@ -1,0 +1,118 @@
+//! Decoded chunks kept in memory within a budget of bytes: a clock in a few independent parts.
+
+use std::collections::{HashMap, VecDeque};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::hash::ChunkHash;
+
+/// Parts with a lock of their own, chosen by the hash.
+const PARTS: usize = 16;
+
+#[derive(Debug)]
+pub(crate) struct Cache {
+    parts: Box<[Mutex<Part>]>,
+    /// Budget of one part.
+    part_bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Part {
+    chunks: HashMap<ChunkHash, Cached>,
+    /// All hashes of `chunks`; the front is the next to go.
+    queue: VecDeque<ChunkHash>,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Cached {
+    bytes: Bytes,
+    used: bool,
+}
+
+impl Cache {
+    pub(crate) fn new(bytes: usize) -> Self {
+        let parts = (0..PARTS).map(|_| Mutex::default()).collect();
+        Self {
+            parts,
+            part_bytes: bytes / PARTS,
+        }
+    }
+
+    pub(crate) fn get(&self, hash: &ChunkHash) -> Option<Bytes> {
+        let mut part = self.part(hash).lock();
+        let cached = part.chunks.get_mut(hash)?;
+        cached.used = true;
+        Some(cached.bytes.clone())
+    }
+
+    /// Keeps a chunk, at the cost of those not used since the clock last passed them.
+    pub(crate) fn insert(&self, hash: &ChunkHash, bytes: Bytes) {
+        if bytes.len() > self.part_bytes {
+            return;
+        }
+        let mut part = self.part(hash).lock();
+        if part.chunks.contains_key(hash) {
+            return;
+        }
+        part.make_room(self.part_bytes - bytes.len());
+        part.bytes += bytes.len();
+        part.queue.push_back(*hash);
+        part.chunks.insert(*hash, Cached { bytes, used: false });
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.parts.iter().map(|part| part.lock().bytes).sum()
+    }
+
+    fn part(&self, hash: &ChunkHash) -> &Mutex<Part> {
+        &self.parts[usize::from(hash.as_bytes()[31]) % PARTS]
+    }
+}
+
+impl Part {
+    /// Drops chunks until at most `bytes` are left. Each gets one more round if it was used.
+    fn make_room(&mut self, bytes: usize) {
+        while self.bytes > bytes {
+            let Some(hash) = self.queue.pop_front() else {
+                return;
+            };
+            match self.chunks.get_mut(&hash) {
+                Some(cached) if cached.used => {
+                    cached.used = false;
+                    self.queue.push_back(hash);
+                }
+                _ => {
+                    let dropped = self.chunks.remove(&hash);
+                    self.bytes -= dropped.map_or(0, |cached| cached.bytes.len());
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hash(number: u8) -> ChunkHash {
+        let mut bytes = [number; 32];
+        bytes[31] = 0;
+        ChunkHash::from_bytes(bytes)
+    }
+
+    #[test]
+    fn keeps_what_is_used_within_the_budget() {
+        let cache = Cache::new(PARTS * 100);
+        for number in 0..50 {
+            cache.insert(&hash(number), vec![number; 20].into());
+            assert_eq!(cache.get(&hash(0)).unwrap(), vec![0; 20]);
+            assert!(cache.bytes() <= 100);
+        }
+        assert_eq!(cache.get(&hash(49)).unwrap(), vec![49; 20]);
+        assert!(cache.get(&hash(20)).is_none());
+        cache.insert(&hash(60), vec![0; 101].into());
+        assert!(cache.get(&hash(60)).is_none());
+    }
+}
