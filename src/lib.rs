@@ -8,4 +8,3 @@ pub mod proto;
 pub mod random;
 pub mod share;
 pub mod state_file;
-pub mod folder;

@@ -15,7 +15,9 @@ const WINDOW: Duration = Duration::from_secs(10);
 pub enum HeldReason {
     /// The directory cannot be opened where it was.
     RootMissing,
-    /// Another directory is where it was, without our marker.
+    /// Another directory is where it was.
+    Replaced,
+    /// The marker is gone.
     MarkerMissing,
     /// The marker is of another folder or device.
     MarkerOfAnother,
@@ -29,6 +31,7 @@ impl fmt::Display for HeldReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::RootMissing => f.write_str("the directory is not there"),
+            Self::Replaced => f.write_str("another directory is in its place"),
             Self::MarkerMissing => {
                 f.write_str("its marker .ccbt/home is gone: is the disk mounted?")
             }

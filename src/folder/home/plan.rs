@@ -250,6 +250,11 @@ impl<'r> Plan<'r> {
         self.next_id
     }
 
+    /// Numbers below `next_id` were given elsewhere meanwhile.
+    pub fn reserve(&mut self, next_id: HomeId) {
+        self.next_id = self.next_id.max(next_id);
+    }
+
     /// Takes in what a directory holds.
     pub fn listed(&mut self, visit: Visit, listing: Listing) {
         self.steps.report.dirs += 1;
