@@ -5,6 +5,7 @@ pub mod changes;
 pub mod codec;
 pub mod content;
 pub mod encoding;
+pub mod home;
 pub mod snapshot;
 pub mod state;
 pub mod tree;

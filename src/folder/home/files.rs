@@ -1,0 +1,299 @@
+//! Access to the files of a home: everything goes from one descriptor of its root, opened once, and never through a
+//! symbolic link or onto another file system. Serves borrowed ranges to the store.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use ccbt_xet::store::{BorrowedFiles, SourceId};
+use parking_lot::{Mutex, RwLock};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RawMode, ResolveFlags, Stat};
+
+use super::base::{At, FileTime, HomeId, Stamp};
+use super::marker::OWN_DIR;
+use super::plan::{Found, FoundKind, Listing, Seen, join};
+use super::watch::Waker;
+use crate::folder::state::Xattrs;
+
+/// Longest path handed to the kernel in one piece (`PATH_MAX` is 4096 with its NUL).
+const PATH_PIECE_MAX: usize = 4000;
+
+/// Most bytes of extended attributes of one file that are read (as the kernel limits a list of names).
+const XATTR_BYTES_MAX: usize = 64 << 10;
+
+/// Longest target of a symbolic link.
+const TARGET_BYTES_MAX: usize = 4096;
+
+const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS)
+    .union(ResolveFlags::NO_XDEV);
+
+/// What a borrowed range met that no longer has its bytes, or a file the store could not read.
+type Suspects = Vec<HomeId>;
+
+/// The files of a home.
+#[derive(Debug)]
+pub struct HomeFiles {
+    root: OwnedFd,
+    root_stamp: (u64, u64),
+    /// Where each file and directory with a base record is.
+    places: RwLock<HashMap<HomeId, At>>,
+    suspects: Mutex<Suspects>,
+    waker: Waker,
+    /// Regular files opened, for tests and metrics.
+    opens: AtomicU64,
+}
+
+impl HomeFiles {
+    /// Opens the directory. `waker` is woken when a borrowed range was found changed.
+    pub fn open(path: &Path, waker: Waker) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(path, flags, Mode::empty())?;
+        let stat = rustix::fs::fstat(&root)?;
+        Ok(Self {
+            root,
+            root_stamp: (stat.st_dev, stat.st_ino),
+            places: RwLock::default(),
+            suspects: Mutex::default(),
+            waker,
+            opens: AtomicU64::new(0),
+        })
+    }
+
+    pub fn root(&self) -> &OwnedFd {
+        &self.root
+    }
+
+    /// Device and inode of the root.
+    pub fn root_stamp(&self) -> (u64, u64) {
+        self.root_stamp
+    }
+
+    /// Regular files opened so far.
+    pub fn opens(&self) -> u64 {
+        self.opens.load(Ordering::Relaxed)
+    }
+
+    /// Takes what was found changed behind our back since the last call.
+    pub fn take_suspects(&self) -> Vec<HomeId> {
+        std::mem::take(&mut *self.suspects.lock())
+    }
+
+    /// Notes where something is, or that it is gone.
+    pub fn set_place(&self, id: HomeId, at: Option<At>) {
+        let mut places = self.places.write();
+        match at {
+            Some(at) => places.insert(id, at),
+            None => places.remove(&id),
+        };
+    }
+
+    pub fn place(&self, id: HomeId) -> Option<At> {
+        self.places.read().get(&id).cloned()
+    }
+
+    /// The path of something from the root; none if it has no record.
+    pub fn path(&self, id: HomeId) -> Option<Vec<u8>> {
+        let places = self.places.read();
+        let mut names = Vec::new();
+        let mut id = id;
+        // Records come from a file of ours; a damaged one must not make this run in circles.
+        while id != HomeId::ROOT && names.len() <= places.len() {
+            let at = places.get(&id)?;
+            names.push(&at.name);
+            id = at.dir;
+        }
+        let start = Vec::new();
+        (id == HomeId::ROOT).then(|| {
+            names
+                .into_iter()
+                .rev()
+                .fold(start, |path, name| join(&path, name))
+        })
+    }
+
+    /// Opens a directory for listing.
+    pub fn open_dir(&self, path: &[u8]) -> io::Result<OwnedFd> {
+        self.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY)
+    }
+
+    /// Opens a regular file for reading. What is there may be something else by now: check.
+    pub fn open_file(&self, path: &[u8]) -> io::Result<OwnedFd> {
+        self.opens.fetch_add(1, Ordering::Relaxed);
+        self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)
+    }
+
+    fn open_at(&self, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
+        let mut dir: Option<OwnedFd> = None;
+        let mut rest = path;
+        while rest.len() > PATH_PIECE_MAX {
+            let head = rest.get(..PATH_PIECE_MAX).unwrap_or_default();
+            let cut = head
+                .iter()
+                .rposition(|byte| *byte == b'/')
+                .ok_or(io::ErrorKind::InvalidInput)?;
+            let from = dir.as_ref().unwrap_or(&self.root).as_fd();
+            dir = Some(open_beneath(
+                from,
+                &rest[..cut],
+                OFlags::PATH | OFlags::DIRECTORY,
+            )?);
+            rest = &rest[cut + 1..];
+        }
+        let from = dir.as_ref().unwrap_or(&self.root).as_fd();
+        open_beneath(from, if rest.is_empty() { b"." } else { rest }, flags)
+    }
+
+    /// What a directory holds, without our own directory at the root.
+    pub fn list(&self, dir: &OwnedFd, is_root: bool) -> io::Result<Listing> {
+        let ino = rustix::fs::fstat(dir)?.st_ino;
+        let mut listing = Listing {
+            names: BTreeMap::new(),
+            complete: true,
+            ino,
+        };
+        // A descriptor of its own, because reading a directory moves its position.
+        let own = open_beneath(dir.as_fd(), b".", OFlags::RDONLY | OFlags::DIRECTORY)?;
+        for entry in Dir::new(own)? {
+            let Ok(entry) = entry else {
+                listing.complete = false;
+                break;
+            };
+            let name = entry.file_name().to_bytes();
+            if matches!(name, b"." | b"..") || (is_root && name == OWN_DIR.as_bytes()) {
+                continue;
+            }
+            let seen = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => Seen::Found(found(&stat)),
+                Err(rustix::io::Errno::NOENT) => continue,
+                Err(_) => Seen::Unknown,
+            };
+            listing.names.insert(Bytes::copy_from_slice(name), seen);
+        }
+        Ok(listing)
+    }
+
+    /// The target of a symbolic link.
+    pub fn read_link(&self, path: &[u8]) -> io::Result<Bytes> {
+        let link = self.open_link(path)?;
+        let target = rustix::fs::readlinkat(&link, "", Vec::new())?.into_bytes();
+        if target.len() > TARGET_BYTES_MAX {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        Ok(target.into())
+    }
+
+    /// What is at a path now.
+    pub fn stat(&self, path: &[u8]) -> io::Result<Found> {
+        let link = self.open_link(path)?;
+        Ok(found(&rustix::fs::fstat(&link)?))
+    }
+
+    fn open_link(&self, path: &[u8]) -> io::Result<OwnedFd> {
+        let (dir, name) = match path.iter().rposition(|byte| *byte == b'/') {
+            Some(at) => (&path[..at], &path[at + 1..]),
+            None => (&b""[..], path),
+        };
+        let dir = self.open_at(dir, OFlags::PATH | OFlags::DIRECTORY)?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&dir, name, flags, Mode::empty())?)
+    }
+}
+
+fn open_beneath(from: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    Ok(rustix::fs::openat2(
+        from,
+        path,
+        flags,
+        Mode::empty(),
+        RESOLVE,
+    )?)
+}
+
+/// What a file's metadata says of it.
+pub fn found(stat: &Stat) -> Found {
+    let kind = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => FoundKind::File,
+        FileType::Directory => FoundKind::Dir,
+        FileType::Symlink => FoundKind::Symlink,
+        _ => FoundKind::Special,
+    };
+    let time = |secs: i64, nanos: u64| FileTime {
+        secs,
+        nanos: (nanos % 1_000_000_000) as u32,
+    };
+    Found {
+        kind,
+        dev: stat.st_dev,
+        stamp: Stamp {
+            ino: stat.st_ino,
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            mtime: time(stat.st_mtime, stat.st_mtime_nsec),
+            ctime: time(stat.st_ctime, stat.st_ctime_nsec),
+        },
+        mode: (stat.st_mode as RawMode & 0o777) as u16,
+    }
+}
+
+/// Whether a file has fewer blocks than bytes.
+pub fn is_sparse(stat: &Stat) -> bool {
+    u64::try_from(stat.st_blocks)
+        .unwrap_or(0)
+        .saturating_mul(512)
+        < u64::try_from(stat.st_size).unwrap_or(0)
+}
+
+/// The `user.` attributes of an open file or directory; none where the file system has no such thing.
+pub fn xattrs(file: impl AsFd) -> io::Result<Xattrs> {
+    let mut names = vec![0u8; XATTR_BYTES_MAX];
+    let len = match rustix::fs::flistxattr(&file, &mut names[..]) {
+        Ok(len) => len,
+        Err(rustix::io::Errno::OPNOTSUPP) => return Ok(Xattrs::new()),
+        Err(error) => return Err(error.into()),
+    };
+    names.truncate(len);
+    let mut out = Xattrs::new();
+    let mut value = Vec::new();
+    for name in names
+        .split(|byte| *byte == 0)
+        .filter(|name| name.starts_with(b"user."))
+    {
+        value.resize(XATTR_BYTES_MAX, 0);
+        match rustix::fs::fgetxattr(&file, name, &mut value[..]) {
+            Ok(len) => {
+                let value = Bytes::copy_from_slice(value.get(..len).unwrap_or_default());
+                out.insert(Bytes::copy_from_slice(name), value);
+            }
+            // Removed between the two calls.
+            Err(rustix::io::Errno::NODATA) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(out)
+}
+
+impl BorrowedFiles for HomeFiles {
+    fn read_at(&self, source: SourceId, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let path = self.path(HomeId(source.0)).ok_or(io::ErrorKind::NotFound)?;
+        let file = self.open_file(&path)?;
+        let mut done = 0;
+        while done < buf.len() {
+            let read = rustix::io::pread(&file, &mut buf[done..], offset + done as u64)?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            done += read;
+        }
+        Ok(())
+    }
+
+    fn mismatch(&self, source: SourceId) {
+        self.suspects.lock().push(HomeId(source.0));
+        self.waker.wake();
+    }
+}

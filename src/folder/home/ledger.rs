@@ -1,0 +1,466 @@
+//! The door to the folder: what a home needs of it, and how one change of the home becomes operations on its state.
+//!
+//! Every operation is based on the versions the path's base record stands for, never on what the folder shows by then:
+//! what a peer has written meanwhile survives beside it (merge-rules O1).
+
+use bytes::Bytes;
+
+use super::base::{At, FileTime, HomeId, Row};
+use crate::folder::state::{
+    Body, By, Change, Content, Dot, Fid, FileKind, FileNode, Inc, Key, Name, NewFile, Node,
+    OpError, RenameMode, State, Target, Time, Xattrs,
+};
+
+/// First byte of the keys under which it is kept which directory of the folder a directory of the home is.
+const NOTES: u8 = b'd';
+
+/// Why the folder could not keep a change. Nothing of it was kept.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    #[error("the disk with the folder's own files is full")]
+    NoSpace,
+    #[error("the folder's own files cannot be written: {0}")]
+    Io(std::io::Error),
+    #[error("the folder is closed or read-only")]
+    Closed,
+}
+
+/// A folder.
+pub trait Ledger: Send + Sync {
+    /// The rows of its table whose keys begin with `prefix`, in order.
+    fn rows(&self, prefix: &[u8]) -> Vec<(Bytes, Bytes)>;
+
+    /// Runs `work`, called once, and keeps what it did: all of it, or nothing if it fails.
+    fn update(&self, work: &mut dyn FnMut(&mut dyn Txn)) -> Result<(), LedgerError>;
+}
+
+/// A change of a folder under way.
+pub trait Txn {
+    fn state(&self) -> &State;
+
+    /// Does one operation on the state, and what follows from it.
+    fn operate(
+        &mut self,
+        op: &mut dyn FnMut(&mut State, By) -> Result<Vec<Change>, OpError>,
+    ) -> Result<(), OpError>;
+
+    fn row(&self, key: &[u8]) -> Option<Bytes>;
+
+    /// Sets a row of the table, or removes it.
+    fn set_row(&mut self, key: Bytes, row: Option<Bytes>);
+}
+
+/// A file or symlink as it is on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct DiskFile {
+    pub(super) kind: FileKind,
+    pub(super) content: Bytes,
+    pub(super) size: u64,
+    pub(super) mtime: FileTime,
+    pub(super) mode: u16,
+    pub(super) xattrs: Xattrs,
+}
+
+/// Attributes that changed on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Attributes {
+    pub(super) mode: Option<u16>,
+    pub(super) mtime: Option<FileTime>,
+    pub(super) xattrs: Option<Xattrs>,
+}
+
+impl From<FileTime> for Time {
+    fn from(time: FileTime) -> Self {
+        Self {
+            secs: time.secs,
+            nanos: time.nanos,
+        }
+    }
+}
+
+/// The operations of one update.
+pub(super) struct Apply<'t> {
+    txn: &'t mut dyn Txn,
+}
+
+impl<'t> Apply<'t> {
+    pub(super) fn new(txn: &'t mut dyn Txn) -> Self {
+        Self { txn }
+    }
+
+    /// Keeps a base record.
+    pub(super) fn keep(&mut self, at: &At, row: &Row) {
+        self.txn.set_row(at.key(), Some(row.encode()));
+    }
+
+    /// Forgets a base record.
+    pub(super) fn forget(&mut self, at: &At) {
+        self.txn.set_row(at.key(), None);
+    }
+
+    pub(super) fn mkdir(
+        &mut self,
+        at: &At,
+        id: HomeId,
+        mode: u16,
+        xattrs: &Xattrs,
+    ) -> Result<(), OpError> {
+        let parent = self.dir(at.dir)?;
+        let fid = self.dir_at(parent, &at.name, mode)?;
+        self.note(id, fid, at);
+        self.set_dir_attributes(fid, None, xattrs)
+    }
+
+    /// Takes directories out of the way of each other: wherever they go, they can go there now.
+    pub(super) fn lift(&mut self, id: HomeId) {
+        let name = format!(".ccbt-moving-{}", id.0);
+        if let Some((from, old)) = self.shown_dir(id) {
+            let to = (Fid::ROOT, name.as_bytes());
+            let _stays = self.txn.operate(&mut |state, by| {
+                state.rename((from, old.as_bytes()), to, RenameMode::NoReplace, by)
+            });
+        }
+    }
+
+    pub(super) fn move_dir(&mut self, id: HomeId, to: &At, mode: u16) -> Result<(), OpError> {
+        let parent = self.dir(to.dir)?;
+        match self.shown_dir(id) {
+            Some((from, old)) => {
+                self.txn.operate(&mut |state, by| {
+                    let (from, to) = ((from, old.as_bytes()), (parent, &to.name[..]));
+                    state.rename(from, to, RenameMode::Replace, by)
+                })?;
+                let fid = self.noted(id).map_or(Fid::ROOT, |(fid, _)| fid);
+                self.note(id, fid, to);
+            }
+            None => {
+                let fid = self.dir_at(parent, &to.name, mode)?;
+                self.note(id, fid, to);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a directory, unless a peer put something into it meanwhile.
+    pub(super) fn rmdir(&mut self, id: HomeId) -> Result<(), OpError> {
+        if let Some((parent, name)) = self.shown_dir(id) {
+            match self
+                .txn
+                .operate(&mut |state, by| state.rmdir(parent, name.as_bytes(), by))
+            {
+                Ok(()) | Err(OpError::NotEmpty) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.txn.set_row(note_key(id), None);
+        Ok(())
+    }
+
+    /// Removes the versions `held`; what replaced them stays.
+    pub(super) fn remove(&mut self, at: &At, held: &[u8]) -> Result<(), OpError> {
+        let Some(fid) = self.noted_fid(at.dir) else {
+            return Ok(());
+        };
+        match self.locate(fid, &at.name, &dots(held)) {
+            Some((shown, _)) => self
+                .txn
+                .operate(&mut |state, by| state.unlink(fid, shown.as_bytes(), by)),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes a file in place of the versions `held`. Returns what it stands for now.
+    pub(super) fn put(&mut self, at: &At, held: &[u8], file: &DiskFile) -> Result<Bytes, OpError> {
+        let fid = self.dir(at.dir)?;
+        let based_on = dots(held);
+        let shown = match self.locate(fid, &at.name, &based_on) {
+            Some((shown, node)) if node.version.kind == file.kind => {
+                self.write(fid, &shown, None, file)?
+            }
+            Some((shown, _)) => {
+                self.txn
+                    .operate(&mut |state, by| state.unlink(fid, shown.as_bytes(), by))?;
+                self.create(fid, &at.name, file)?
+            }
+            None => match self.txn.state().lookup(fid, &at.name) {
+                None => self.create(fid, &at.name, file)?,
+                Some(Node::File(node)) if is_content(&node, file) => {
+                    return Ok(encode_dots(node.dots()));
+                }
+                Some(Node::File(node)) if node.version.kind == file.kind => {
+                    self.write(fid, &Name::from(&at.name[..]), Some(based_on), file)?
+                }
+                Some(_) => return Err(OpError::Exists),
+            },
+        };
+        let attributes = Attributes {
+            mode: Some(file.mode),
+            mtime: None,
+            xattrs: Some(file.xattrs.clone()),
+        };
+        self.set_attributes(fid, &shown, &attributes)
+    }
+
+    /// Changes attributes of the versions `held`, if they are still shown. Returns what they are known as now.
+    pub(super) fn attributes(
+        &mut self,
+        at: &At,
+        held: &Bytes,
+        change: &Attributes,
+    ) -> Result<Bytes, OpError> {
+        let Some(fid) = self.noted_fid(at.dir) else {
+            return Ok(held.clone());
+        };
+        match self.locate(fid, &at.name, &dots(held)) {
+            Some((shown, _)) => self.set_attributes(fid, &shown, change),
+            None => Ok(held.clone()),
+        }
+    }
+
+    pub(super) fn dir_attributes(
+        &mut self,
+        id: HomeId,
+        mode: Option<u16>,
+        xattrs: &Xattrs,
+    ) -> Result<(), OpError> {
+        match self.noted_fid(id) {
+            Some(fid) => self.set_dir_attributes(fid, mode, xattrs),
+            None => Ok(()),
+        }
+    }
+
+    fn set_dir_attributes(
+        &mut self,
+        fid: Fid,
+        mode: Option<u16>,
+        xattrs: &Xattrs,
+    ) -> Result<(), OpError> {
+        let Some(node) = self.txn.state().dir(fid) else {
+            return Ok(());
+        };
+        let target = Target::Dir(fid);
+        if let Some(mode) = mode.filter(|mode| *mode != node.mode) {
+            self.txn
+                .operate(&mut |state, by| state.chmod(target, mode, by))?;
+        }
+        self.set_xattrs(target, &node.xattrs, xattrs)
+    }
+
+    fn set_attributes(
+        &mut self,
+        fid: Fid,
+        shown: &Name,
+        change: &Attributes,
+    ) -> Result<Bytes, OpError> {
+        let target = Target::Name(fid, shown.as_bytes());
+        let node = self.file(fid, shown)?;
+        if let Some(mode) = change.mode.filter(|mode| *mode != node.mode) {
+            self.txn
+                .operate(&mut |state, by| state.chmod(target, mode, by))?;
+        }
+        if let Some(mtime) = change
+            .mtime
+            .map(Time::from)
+            .filter(|mtime| *mtime != node.mtime)
+        {
+            self.txn
+                .operate(&mut |state, by| state.set_times(target, mtime, by))?;
+        }
+        if let Some(xattrs) = &change.xattrs {
+            self.set_xattrs(target, &node.xattrs, xattrs)?;
+        }
+        Ok(encode_dots(self.file(fid, shown)?.dots()))
+    }
+
+    fn set_xattrs(
+        &mut self,
+        target: Target<'_>,
+        old: &Xattrs,
+        new: &Xattrs,
+    ) -> Result<(), OpError> {
+        for name in old.keys().filter(|name| !new.contains_key(*name)) {
+            self.txn
+                .operate(&mut |state, by| state.remove_xattr(target, name, by))?;
+        }
+        for (name, value) in new
+            .iter()
+            .filter(|(name, value)| old.get(*name) != Some(value))
+        {
+            self.txn.operate(&mut |state, by| {
+                state.set_xattr(target, name.clone(), value.clone(), by)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn create(&mut self, fid: Fid, name: &[u8], file: &DiskFile) -> Result<Name, OpError> {
+        let new = NewFile {
+            kind: file.kind,
+            mode: file.mode,
+            body: body(file),
+        };
+        self.txn
+            .operate(&mut |state, by| state.create(fid, name, new.clone(), by))?;
+        Ok(Name::from(name))
+    }
+
+    /// Writes in place of what is shown, or of `based_on` only.
+    fn write(
+        &mut self,
+        fid: Fid,
+        shown: &Name,
+        based_on: Option<Vec<Dot>>,
+        file: &DiskFile,
+    ) -> Result<Name, OpError> {
+        let base = self.txn.state().base(fid, shown.as_bytes());
+        let mut base = base.ok_or(OpError::NotFound)?;
+        if let Some(based_on) = based_on {
+            base.dots = based_on;
+        }
+        self.txn
+            .operate(&mut |state, by| state.write(&mut base, body(file), by))?;
+        let written = base.dots.first().copied();
+        let found = written.and_then(|dot| self.locate(fid, base.shown.as_bytes(), &[dot]));
+        found.map(|(shown, _)| shown).ok_or(OpError::NotFound)
+    }
+
+    fn file(&self, fid: Fid, shown: &Name) -> Result<FileNode, OpError> {
+        match self.txn.state().lookup(fid, shown.as_bytes()) {
+            Some(Node::File(node)) => Ok(node),
+            _ => Err(OpError::NotFound),
+        }
+    }
+
+    /// Where one of the versions `dots` is shown in `fid`: at `name`, or beside it.
+    fn locate(&self, fid: Fid, name: &[u8], dots: &[Dot]) -> Option<(Name, FileNode)> {
+        let is_it = |node: &FileNode| node.dots().any(|dot| dots.contains(&dot));
+        let state = self.txn.state();
+        if dots.is_empty() {
+            return None;
+        }
+        match state.lookup(fid, name) {
+            Some(Node::File(node)) if is_it(&node) => return Some((Name::from(name), node)),
+            None => return None,
+            Some(_) => {}
+        }
+        // Only what shares its key with others has another name than its own.
+        state.entry(&Key::file(fid, Name::from(name)))?;
+        state
+            .list(fid)
+            .into_iter()
+            .find_map(|(shown, node)| match node {
+                Node::File(node) if is_it(&node) => Some((shown, node)),
+                _ => None,
+            })
+    }
+
+    /// The directory of the folder that `id` is, brought back if peers have removed it.
+    fn dir(&mut self, id: HomeId) -> Result<Fid, OpError> {
+        // From `id` upwards, the directories that are not shown any more.
+        let mut lost = Vec::new();
+        let mut at = id;
+        let mut fid = loop {
+            if at == HomeId::ROOT {
+                break Fid::ROOT;
+            }
+            let (fid, place) = self.noted(at).ok_or(OpError::NotFound)?;
+            if self.txn.state().dir(fid).is_some() {
+                break fid;
+            }
+            let above = place.dir;
+            lost.push((at, place));
+            at = above;
+        };
+        for (id, place) in lost.into_iter().rev() {
+            fid = self.dir_at(fid, &place.name, 0o755)?;
+            self.note(id, fid, &place);
+        }
+        Ok(fid)
+    }
+
+    /// The directory at a name, made if there is none.
+    fn dir_at(&mut self, parent: Fid, name: &[u8], mode: u16) -> Result<Fid, OpError> {
+        if let Some(Node::Dir(node)) = self.txn.state().lookup(parent, name) {
+            return Ok(node.fid);
+        }
+        self.txn
+            .operate(&mut |state, by| state.mkdir(parent, name, mode, by))?;
+        match self.txn.state().lookup(parent, name) {
+            Some(Node::Dir(node)) => Ok(node.fid),
+            _ => Err(OpError::NotFound),
+        }
+    }
+
+    /// Where the folder shows a directory of the home.
+    fn shown_dir(&self, id: HomeId) -> Option<(Fid, Name)> {
+        let (fid, _) = self.noted(id)?;
+        self.txn.state().location(fid)
+    }
+
+    fn noted_fid(&self, id: HomeId) -> Option<Fid> {
+        match id {
+            HomeId::ROOT => Some(Fid::ROOT),
+            id => self.noted(id).map(|(fid, _)| fid),
+        }
+    }
+
+    /// `fid 8 | parent u64 | name`.
+    fn noted(&self, id: HomeId) -> Option<(Fid, At)> {
+        let note = self.txn.row(&note_key(id))?;
+        let fid = Fid(*note.first_chunk()?);
+        let dir = HomeId(u64::from_be_bytes(*note.get(8..)?.first_chunk()?));
+        Some((
+            fid,
+            At {
+                dir,
+                name: note.slice(16..),
+            },
+        ))
+    }
+
+    fn note(&mut self, id: HomeId, fid: Fid, at: &At) {
+        let note = [&fid.0[..], &at.dir.0.to_be_bytes(), &at.name].concat();
+        self.txn.set_row(note_key(id), Some(note.into()));
+    }
+}
+
+fn note_key(id: HomeId) -> Bytes {
+    [&[NOTES][..], &id.0.to_be_bytes()].concat().into()
+}
+
+fn body(file: &DiskFile) -> Body {
+    Body {
+        content: Content::from(&file.content[..]),
+        size: file.size,
+        mtime: file.mtime.into(),
+    }
+}
+
+fn is_content(node: &FileNode, file: &DiskFile) -> bool {
+    node.version.kind == file.kind && *node.version.content.0 == file.content[..]
+}
+
+/// Dots as a base record holds them: `inc 8 | ctr u64` each.
+fn encode_dots(dots: impl Iterator<Item = Dot>) -> Bytes {
+    let mut out = Vec::with_capacity(16);
+    for dot in dots {
+        out.extend_from_slice(&dot.inc.0);
+        out.extend_from_slice(&dot.ctr.to_le_bytes());
+    }
+    out.into()
+}
+
+fn dots(held: &[u8]) -> Vec<Dot> {
+    let (dots, _) = held.as_chunks::<16>();
+    dots.iter()
+        .map(|dot| {
+            let (mut inc, mut ctr) = ([0; 8], [0; 8]);
+            inc.copy_from_slice(&dot[..8]);
+            ctr.copy_from_slice(&dot[8..]);
+            Dot {
+                inc: Inc(inc),
+                ctr: u64::from_le_bytes(ctr),
+            }
+        })
+        .collect()
+}

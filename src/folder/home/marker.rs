@@ -1,0 +1,76 @@
+//! The marker `.ccbt/home` in a home: which folder and device it belongs to. A directory without it is not the home,
+//! whatever its path.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+
+/// The directory at the root of a home that is ours and never published.
+pub const OWN_DIR: &str = ".ccbt";
+
+const FILE: &str = ".ccbt/home";
+const NEW_FILE: &str = ".ccbt/home.new";
+
+/// Longest marker read: two lines of 80 bytes.
+const BYTES_MAX: u64 = 256;
+
+/// Who a directory is the home of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Marker {
+    /// Public name of the folder, in hex.
+    pub folder: String,
+    /// The device, in hex.
+    pub device: String,
+}
+
+/// Reads the marker below `root`, none if there is none. One that cannot be understood is nobody's we know.
+pub fn read(root: &OwnedFd) -> io::Result<Option<Marker>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = match rustix::fs::openat(root, FILE, flags, Mode::empty()) {
+        Ok(file) => std::fs::File::from(file),
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let mut text = String::new();
+    if file.take(BYTES_MAX).read_to_string(&mut text).is_err() {
+        text.clear();
+    }
+    let field = |name: &str| {
+        let mut lines = text.lines();
+        let line = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_default().to_owned()
+    };
+    Ok(Some(Marker {
+        folder: field("folder"),
+        device: field("device"),
+    }))
+}
+
+/// Writes the marker, whole or not at all.
+pub fn write(root: &OwnedFd, marker: &Marker) -> io::Result<()> {
+    match rustix::fs::mkdirat(root, OWN_DIR, Mode::from_raw_mode(0o700)) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let flags =
+        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(root, NEW_FILE, flags, Mode::from_raw_mode(0o600))?;
+    let mut file = std::fs::File::from(file);
+    write!(file, "folder {}\ndevice {}\n", marker.folder, marker.device)?;
+    file.sync_all()?;
+    rustix::fs::renameat(root, NEW_FILE, root, FILE)?;
+    Ok(rustix::fs::fsync(root)?)
+}
+
+/// Removes the marker; the directory is no home any more. What else is in `.ccbt` stays.
+pub fn remove(root: impl AsFd) -> io::Result<()> {
+    match rustix::fs::unlinkat(&root, FILE, AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match rustix::fs::unlinkat(&root, OWN_DIR, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTEMPTY) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,445 @@
+//! A home: the plain directory a folder is published from. It is only read here; what peers write is kept in packs and
+//! shown in mounts.
+//!
+//! `base` is what was true when the directory was last read, `plan` compares that with what is there now, `take` reads
+//! what is new, `ledger` turns it into operations of the folder, `scan` drives them, `watch` says when. `guard` and
+//! `marker` keep a lost disk from being taken for the user's wish, and `files` is the only way to the files.
+
+pub mod base;
+pub mod files;
+pub mod guard;
+mod hash;
+pub mod ledger;
+pub mod marker;
+pub mod memory;
+pub mod plan;
+mod scan;
+mod take;
+pub mod watch;
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use ccbt_xet::store::Store;
+use parking_lot::Mutex;
+
+use self::base::{At, HomeId, Row};
+use self::files::HomeFiles;
+use self::guard::HeldReason;
+use self::ledger::Ledger;
+use self::marker::{Marker, OWN_DIR};
+use self::scan::{LoadFrom, Part, Scan, Scanner};
+use self::watch::{Due, Quiet, Waker, Watcher};
+use crate::folder::tree::NodesError;
+
+pub use self::scan::{ScanError, ScanProgress, ScanReport};
+pub use self::take::StoreError;
+
+/// Between scans of everything, in case events were lost without a word.
+const FULL_SCAN_EVERY: Duration = Duration::from_secs(3600);
+
+/// The same where not everything can be watched.
+const POLL_EVERY: Duration = Duration::from_secs(60);
+
+/// Before what could not be read, or may have changed since, is looked at again: longer than the clock of file times
+/// ticks.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// Longest wait of the watching thread, so that it sees that it is to stop.
+const WAIT_MAX: Duration = Duration::from_secs(3600);
+
+/// Nanoseconds since 1970.
+pub type WallClock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// What a home is opened with.
+#[derive(Clone)]
+pub struct HomeOptions {
+    pub marker: Marker,
+    /// Where the daemon keeps its state: may not be in the home, nor the home in it.
+    pub state_dir: PathBuf,
+    /// The other homes of this device.
+    pub known_homes: Vec<PathBuf>,
+}
+
+/// Why a directory cannot be a home.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenHomeError {
+    #[error("{} cannot be opened: {error}", path.display())]
+    Unreadable { path: PathBuf, error: io::Error },
+    #[error("{} is not a directory", .0.display())]
+    NotADirectory(PathBuf),
+    #[error("/ cannot be shared: choose a directory in it")]
+    IsRoot,
+    #[error("{} contains the state directory {}: put one elsewhere, see --state", dir.display(), state.display())]
+    ContainsState { dir: PathBuf, state: PathBuf },
+    #[error("{} lies in the state directory {}", dir.display(), state.display())]
+    InState { dir: PathBuf, state: PathBuf },
+    #[error("{} is on a mount of ccbt: share it by the link of its folder", .0.display())]
+    OnOwnMount(PathBuf),
+    #[error("{} lies in the shared directory {}", dir.display(), home.display())]
+    InHome { dir: PathBuf, home: PathBuf },
+    #[error("{} contains the shared directory {}: unshare that first", dir.display(), home.display())]
+    ContainsHome { dir: PathBuf, home: PathBuf },
+    #[error("{} is already shared as another folder or by another device", .0.display())]
+    OfAnother(PathBuf),
+    #[error("the marker in {} cannot be written: {error}", dir.display())]
+    Marker { dir: PathBuf, error: io::Error },
+    #[error(transparent)]
+    Store(#[from] NodesError<StoreError>),
+}
+
+/// How changes are noticed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Watching {
+    /// At once.
+    Events,
+    /// By scanning everything once a minute, because the system's limit of watches is reached.
+    Polling { why: String },
+}
+
+/// Hears what the watching thread did.
+pub type ScanListener = Box<dyn FnMut(Result<ScanReport, ScanError>) + Send>;
+
+/// A home. Dropping it stops the watching.
+pub struct Home {
+    inner: Arc<Inner>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Inner {
+    path: PathBuf,
+    marker: Marker,
+    files: Arc<HomeFiles>,
+    ledger: Arc<dyn Ledger>,
+    store: Arc<Store>,
+    clock: WallClock,
+    started: Instant,
+    waker: Waker,
+    watcher: Option<Watcher>,
+    /// Why not everything is watched.
+    unwatched: Mutex<Option<String>>,
+    scanner: Mutex<Scanner>,
+    stop: AtomicBool,
+    scan_asked: AtomicBool,
+}
+
+impl Home {
+    /// Opens the directory `dir` as the home of the folder behind `ledger`. Reads no user file: what is borrowed from
+    /// the directory follows from the base records.
+    pub fn open(
+        dir: &Path,
+        ledger: Arc<dyn Ledger>,
+        store: Arc<Store>,
+        clock: WallClock,
+        options: &HomeOptions,
+    ) -> Result<Self, OpenHomeError> {
+        let path = check(dir, options)?;
+        let unreadable = |error| OpenHomeError::Unreadable { path: path.clone(), error };
+        let waker = Waker::new().map_err(unreadable)?;
+        let files = Arc::new(HomeFiles::open(&path, waker.clone()).map_err(unreadable)?);
+        let scanner = {
+            let from = LoadFrom { ledger: &*ledger, store: &store, files: &files };
+            scan::load(&from)?
+        };
+        match marker::read(files.root()).map_err(unreadable)? {
+            Some(marker) if marker == options.marker => {}
+            Some(_) => return Err(OpenHomeError::OfAnother(path)),
+            // With records but without a marker it may be the mount point of a disk that is not there.
+            None if scanner.entries > 0 => {}
+            None => marker::write(files.root(), &options.marker)
+                .map_err(|error| OpenHomeError::Marker { dir: path.clone(), error })?,
+        }
+        store.set_borrow_reader(files.clone());
+        let watcher = Watcher::new(waker.clone());
+        let unwatched = watcher.as_ref().err().map(ToString::to_string);
+        let inner = Inner {
+            path,
+            marker: options.marker.clone(),
+            files,
+            ledger,
+            store,
+            clock,
+            started: Instant::now(),
+            waker,
+            watcher: watcher.ok(),
+            unwatched: Mutex::new(unwatched),
+            scanner: Mutex::new(scanner),
+            stop: AtomicBool::new(false),
+            scan_asked: AtomicBool::new(false),
+        };
+        Ok(Self { inner: Arc::new(inner), thread: Mutex::new(None) })
+    }
+
+    /// Scans everything.
+    pub fn scan(&self, progress: &dyn Fn(ScanProgress)) -> Result<ScanReport, ScanError> {
+        let mut scanner = self.inner.scanner.lock();
+        let scan = Scan::new(&self.inner, &mut scanner, progress);
+        let mut report = scan.run(&Part::Everything)?;
+        let later: Vec<HomeId> = scanner.later.drain(..).collect();
+        let mut reread = Scan::new(&self.inner, &mut scanner, progress).reread(&later)?;
+        report.read += reread.read;
+        report.again.append(&mut reread.again);
+        Ok(report)
+    }
+
+    /// Starts to follow changes, in a thread of its own; what it did is told to `listener`. Scan first: directories are
+    /// watched from when they were first listed.
+    pub fn watch(&self, listener: ScanListener) -> io::Result<()> {
+        let inner = self.inner.clone();
+        let builder = std::thread::Builder::new().name("home".into());
+        *self.thread.lock() = Some(builder.spawn(move || Follow::new(&inner, listener).run())?);
+        Ok(())
+    }
+
+    /// How changes are noticed.
+    pub fn watching(&self) -> Watching {
+        match &*self.inner.unwatched.lock() {
+            Some(why) => Watching::Polling { why: why.clone() },
+            None => Watching::Events,
+        }
+    }
+
+    /// Why nothing is published, if so.
+    pub fn held_back(&self) -> Option<HeldReason> {
+        self.inner.scanner.lock().held.clone()
+    }
+
+    /// The user confirms what was found: the next scan publishes it. A directory that lost its marker gets it back.
+    pub fn confirm(&self) -> io::Result<()> {
+        let mut scanner = self.inner.scanner.lock();
+        if scanner.held == Some(HeldReason::MarkerMissing) {
+            marker::write(self.inner.files.root(), &self.inner.marker)?;
+        }
+        scanner.held = None;
+        scanner.confirmed = true;
+        scanner.guard.reset();
+        drop(scanner);
+        self.inner.scan_asked.store(true, Ordering::Release);
+        self.inner.waker.wake();
+        Ok(())
+    }
+
+    /// Regular files opened so far.
+    pub fn opens(&self) -> u64 {
+        self.inner.files.opens()
+    }
+
+    /// Stops following changes and takes the marker away: the files stay.
+    pub fn unshare(&self) -> io::Result<()> {
+        self.stop();
+        marker::remove(self.inner.files.root())
+    }
+
+    fn stop(&self) {
+        self.inner.stop.store(true, Ordering::Release);
+        self.inner.waker.wake();
+        if let Some(thread) = self.thread.lock().take() {
+            // A panic in it was reported where it happened.
+            let _ended = thread.join();
+        }
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Inner {
+    fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn row(&self, at: &At) -> Option<Row> {
+        let key = at.key();
+        let rows = self.ledger.rows(&key).into_iter();
+        let found = rows.into_iter().find(|(other, _)| *other == key);
+        found.and_then(|(_, row)| Row::decode(&row).ok())
+    }
+
+    fn watch_dir(&self, dir: HomeId, fd: &OwnedFd) {
+        if let Some(Err(error)) = self.watcher.as_ref().map(|watcher| watcher.add(dir, fd)) {
+            self.unwatched.lock().get_or_insert_with(|| {
+                tracing::warn!(%error, "not every directory can be watched: scanning once a minute");
+                format!("{error}: raise fs.inotify.max_user_watches")
+            });
+        }
+    }
+
+    fn unwatch_dir(&self, dir: HomeId) {
+        if let Some(watcher) = &self.watcher {
+            watcher.remove(dir);
+        }
+    }
+}
+
+/// The watching thread.
+struct Follow<'h> {
+    home: &'h Inner,
+    listener: ScanListener,
+    quiet: Quiet,
+    last_full: Duration,
+}
+
+impl<'h> Follow<'h> {
+    fn new(home: &'h Inner, listener: ScanListener) -> Self {
+        Self { home, listener, quiet: Quiet::default(), last_full: home.elapsed() }
+    }
+
+    fn run(mut self) {
+        while !self.home.stop.load(Ordering::Acquire) {
+            self.wait();
+            self.reread_suspects();
+            let now = self.home.elapsed();
+            let is_time = now >= self.last_full + self.full_every();
+            if self.home.scan_asked.swap(false, Ordering::AcqRel) || is_time {
+                self.scan(&Due { everything: true, ..Due::default() });
+            } else if let Some(due) = self.quiet.take(now) {
+                self.scan(&due);
+            } else {
+                self.reread_one();
+            }
+        }
+    }
+
+    fn full_every(&self) -> Duration {
+        match *self.home.unwatched.lock() {
+            Some(_) => POLL_EVERY,
+            None => FULL_SCAN_EVERY,
+        }
+    }
+
+    fn wait(&mut self) {
+        let now = self.home.elapsed();
+        let next = self.quiet.next().unwrap_or(Duration::MAX).min(self.last_full + self.full_every());
+        let has_more = !self.home.scanner.lock().later.is_empty();
+        let timeout = if has_more { Duration::ZERO } else { next.saturating_sub(now) };
+        let home = self.home;
+        let Some(watcher) = &home.watcher else {
+            std::thread::park_timeout(timeout.min(AGAIN));
+            return;
+        };
+        let quiet = &mut self.quiet;
+        let waited = watcher.wait(timeout.min(WAIT_MAX), |event| quiet.event(home.elapsed(), event));
+        if let Err(error) = waited {
+            tracing::warn!(%error, "changes cannot be watched: scanning once a minute");
+            *home.unwatched.lock() = Some(error.to_string());
+            std::thread::park_timeout(AGAIN);
+        }
+    }
+
+    fn scan(&mut self, due: &Due) {
+        let part = match due.everything {
+            true => {
+                self.last_full = self.home.elapsed();
+                Part::Everything
+            }
+            false => Part::Dirs { dirs: &due.dirs, open: &due.open },
+        };
+        let result = {
+            let mut scanner = self.home.scanner.lock();
+            Scan::new(self.home, &mut scanner, &|_| ()).run(&part)
+        };
+        self.tell(result);
+    }
+
+    /// What was found changed while it was served is read at once.
+    fn reread_suspects(&mut self) {
+        let suspects: HashSet<HomeId> = self.home.files.take_suspects().into_iter().collect();
+        if !suspects.is_empty() {
+            self.reread(&suspects.into_iter().collect::<Vec<_>>());
+        }
+    }
+
+    fn reread_one(&mut self) {
+        let next = self.home.scanner.lock().later.pop_front();
+        if let Some(next) = next {
+            self.reread(&[next]);
+        }
+    }
+
+    fn reread(&mut self, ids: &[HomeId]) {
+        let result = {
+            let mut scanner = self.home.scanner.lock();
+            Scan::new(self.home, &mut scanner, &|_| ()).reread(ids)
+        };
+        self.tell(result);
+    }
+
+    fn tell(&mut self, result: Result<ScanReport, ScanError>) {
+        if let Ok(report) = &result {
+            let at = self.home.elapsed() + AGAIN;
+            report.again.iter().for_each(|dir| self.quiet.note_later(at, *dir));
+        }
+        (self.listener)(result);
+    }
+}
+
+/// Whether `dir` may be a home. Returns its real path.
+fn check(dir: &Path, options: &HomeOptions) -> Result<PathBuf, OpenHomeError> {
+    let unreadable = |error| OpenHomeError::Unreadable { path: dir.to_owned(), error };
+    let path = dir.canonicalize().map_err(unreadable)?;
+    if !path.is_dir() {
+        return Err(OpenHomeError::NotADirectory(path));
+    }
+    if path.parent().is_none() {
+        return Err(OpenHomeError::IsRoot);
+    }
+    std::fs::read_dir(&path).map_err(unreadable)?;
+    let state = options.state_dir.canonicalize().unwrap_or_else(|_| options.state_dir.clone());
+    if path.starts_with(&state) {
+        return Err(OpenHomeError::InState { dir: path, state });
+    }
+    if state.starts_with(&path) {
+        return Err(OpenHomeError::ContainsState { dir: path, state });
+    }
+    if is_own_mount(&path).map_err(unreadable)? {
+        return Err(OpenHomeError::OnOwnMount(path));
+    }
+    for home in &options.known_homes {
+        let home = home.canonicalize().unwrap_or_else(|_| home.clone());
+        if home != path && home.starts_with(&path) {
+            return Err(OpenHomeError::ContainsHome { dir: path, home });
+        }
+    }
+    let above = path.ancestors().skip(1);
+    match above.into_iter().find(|above| above.join(OWN_DIR).join("home").exists()) {
+        Some(home) => Err(OpenHomeError::InHome { dir: path.clone(), home: home.to_owned() }),
+        None => Ok(path),
+    }
+}
+
+/// Whether the file system a path is on is one of our mounts, by the type that /proc/self/mountinfo has for its device.
+fn is_own_mount(path: &Path) -> io::Result<bool> {
+    let stat = rustix::fs::stat(path)?;
+    let device = format!("{}:{}", rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    Ok(table.split(|byte| *byte == b'\n').any(|line| is_own_line(line, device.as_bytes())))
+}
+
+fn is_own_line(line: &[u8], device: &[u8]) -> bool {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let is_device = fields.nth(2) == Some(device);
+    is_device && fields.skip_while(|field| *field != b"-").nth(1) == Some(b"fuse.ccbt")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_mounts_are_known_by_type_and_device() {
+        let own = b"36 35 0:98 / /mnt/x rw,nosuid - fuse.ccbt photos rw,user_id=0";
+        assert!(is_own_line(own, b"0:98"));
+        assert!(!is_own_line(own, b"0:9"));
+        let other = b"36 35 0:98 / /mnt/fuse.ccbt rw shared:1 - ext4 fuse.ccbt rw";
+        assert!(!is_own_line(other, b"0:98"));
+    }
+}

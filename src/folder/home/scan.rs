@@ -1,0 +1,670 @@
+//! A scan: lists what is on disk, has `plan` compare it with the base records, takes in what is new, and hands the folder
+//! the result in as few updates as there are batches.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use bytes::Bytes;
+use ccbt_xet::store::SourceId;
+use parking_lot::Mutex;
+
+use super::Inner;
+use super::base::{At, FileTime, HomeId, Row, RowKind, prefix, xattr_digest};
+use super::files::{HomeFiles, xattrs};
+use super::guard::{Guard, HeldReason};
+use super::ledger::{Apply, Attributes, Ledger, LedgerError};
+use super::marker;
+use super::plan::{
+    Counts, DirStep, FoundKind, Listing, Look, Plan, Rows, Seen, Steps, Take, Visit,
+};
+use super::take::{Miss, StoreError, Taken, ranges_of, take};
+use crate::folder::state::{OpError, Xattrs};
+use crate::folder::tree::NodesError;
+
+/// Files taken in with one update of the folder.
+const BATCH_FILES: usize = 512;
+
+/// In a first scan, files found before they are taken in.
+const FIRST_FILES: usize = 4096;
+
+/// Threads that read small files.
+const READERS: usize = 2;
+
+/// Files from this many bytes on are read one at a time: they keep two threads busy by themselves.
+const BIG_BYTES: u64 = 32 << 20;
+
+/// What a scan is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ScanProgress {
+    /// Files and symlinks found so far.
+    pub found: u64,
+    /// Files read so far, and their bytes.
+    pub read: u64,
+    pub bytes: u64,
+}
+
+/// What a scan did.
+#[derive(Debug, Default)]
+pub struct ScanReport {
+    pub counts: Counts,
+    /// Files and symlinks whose content was read.
+    pub read: u64,
+    pub renamed: u64,
+    pub removed: u64,
+    /// Files that cannot be read; they are not published, and not taken for deleted.
+    pub unreadable: Vec<Vec<u8>>,
+    /// Files that changed while they were read; they are looked at again.
+    pub moving: Vec<Vec<u8>>,
+    /// What a peer's work leaves no place for.
+    pub blocked: Vec<(Vec<u8>, OpError)>,
+    /// Directories to be looked at again.
+    pub again: Vec<HomeId>,
+}
+
+/// Why a scan published nothing, or not everything.
+#[derive(Debug, thiserror::Error)]
+pub enum ScanError {
+    #[error("held back: {0}")]
+    Held(HeldReason),
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    #[error(transparent)]
+    Store(#[from] NodesError<StoreError>),
+}
+
+/// What is remembered between scans.
+#[derive(Debug, Default)]
+pub(super) struct Scanner {
+    pub(super) guard: Guard,
+    pub(super) held: Option<HeldReason>,
+    /// The user has confirmed what the next scan finds.
+    pub(super) confirmed: bool,
+    pub(super) next_id: u64,
+    /// Paths with a base record.
+    pub(super) entries: u64,
+    /// Files whose ctime alone changed: to be read when there is nothing else to do.
+    pub(super) later: VecDeque<HomeId>,
+}
+
+/// The folder's table as the plan reads it.
+struct Table<'l>(&'l dyn Ledger);
+
+impl Rows for Table<'_> {
+    fn children(&self, dir: HomeId) -> Vec<(Bytes, Row)> {
+        let rows = self.0.rows(&prefix(dir)).into_iter();
+        // A damaged record is none: its path is taken for new and read.
+        rows.filter_map(|(key, row)| Some((At::from_key(&key).ok()?.name, Row::decode(&row).ok()?)))
+            .collect()
+    }
+}
+
+/// One scan under way.
+pub(super) struct Scan<'h> {
+    home: &'h Inner,
+    scanner: &'h mut Scanner,
+    progress: &'h dyn Fn(ScanProgress),
+    done: ScanProgress,
+    report: ScanReport,
+}
+
+/// Which part of a home to scan.
+pub(super) enum Part<'d> {
+    Everything,
+    Dirs {
+        dirs: &'d [HomeId],
+        open: &'d HashSet<(HomeId, Bytes)>,
+    },
+}
+
+impl<'h> Scan<'h> {
+    pub(super) fn new(
+        home: &'h Inner,
+        scanner: &'h mut Scanner,
+        progress: &'h dyn Fn(ScanProgress),
+    ) -> Self {
+        Self {
+            home,
+            scanner,
+            progress,
+            done: ScanProgress::default(),
+            report: ScanReport::default(),
+        }
+    }
+
+    /// Scans; a home that is held back stays so until confirmed.
+    pub(super) fn run(mut self, part: &Part<'_>) -> Result<ScanReport, ScanError> {
+        if let Some(reason) = self.scanner.held.clone() {
+            return Err(ScanError::Held(reason));
+        }
+        match self.run_unguarded(part) {
+            Ok(()) => Ok(self.report),
+            Err(ScanError::Held(reason)) => {
+                self.scanner.held = Some(reason.clone());
+                Err(ScanError::Held(reason))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn run_unguarded(&mut self, part: &Part<'_>) -> Result<(), ScanError> {
+        self.check_root().map_err(ScanError::Held)?;
+        let home = self.home;
+        let table = Table(&*home.ledger);
+        let stamp = home.files.root_stamp();
+        let next_id = HomeId(self.scanner.next_id);
+        let no_files = HashSet::new();
+        let (mut plan, open) = match part {
+            Part::Everything => (Plan::full(&table, stamp, next_id), &no_files),
+            Part::Dirs { dirs, open } => {
+                let dirs = dirs.iter().filter_map(|dir| self.expected(*dir));
+                (Plan::partial(&table, stamp.0, next_id, dirs), *open)
+            }
+        };
+        let is_first = self.scanner.entries == 0;
+        let mut root_is_empty = false;
+        while let Some(visit) = plan.next_visit() {
+            let listing = self.list(&visit, open);
+            root_is_empty |=
+                visit.dir == HomeId::ROOT && listing.complete && listing.names.is_empty();
+            self.done.found += listing.names.len() as u64;
+            plan.listed(visit, listing);
+            self.scanner.next_id = plan.next_id().0;
+            if is_first && plan.waiting() >= FIRST_FILES {
+                let steps = plan.drain();
+                self.carry_out(steps)?;
+                plan.reserve(HomeId(self.scanner.next_id));
+            }
+        }
+        self.scanner.next_id = plan.next_id().0;
+        let steps = plan.finish();
+        if !std::mem::take(&mut self.scanner.confirmed) {
+            let now = home.elapsed();
+            let judged =
+                self.scanner
+                    .guard
+                    .judge(now, self.scanner.entries, steps.gone(), root_is_empty);
+            judged.map_err(ScanError::Held)?;
+        }
+        self.carry_out(steps)
+    }
+
+    /// Whether the directory is still ours.
+    fn check_root(&self) -> Result<(), HeldReason> {
+        let stat = rustix::fs::stat(&self.home.path).map_err(|_| HeldReason::RootMissing)?;
+        if (stat.st_dev, stat.st_ino) != self.home.files.root_stamp() {
+            return Err(HeldReason::Replaced);
+        }
+        match marker::read(self.home.files.root()) {
+            Ok(Some(marker)) if marker == self.home.marker => Ok(()),
+            Ok(Some(_)) => Err(HeldReason::MarkerOfAnother),
+            Ok(None) => Err(HeldReason::MarkerMissing),
+            Err(_) => Err(HeldReason::RootMissing),
+        }
+    }
+
+    /// Where the records say a directory is, and its inode.
+    fn expected(&self, dir: HomeId) -> Option<(HomeId, Vec<u8>, u64)> {
+        if dir == HomeId::ROOT {
+            return Some((dir, Vec::new(), self.home.files.root_stamp().1));
+        }
+        let row = self.home.row(&self.home.files.place(dir)?)?;
+        Some((dir, self.home.files.path(dir)?, row.stamp.ino))
+    }
+
+    /// Reads a directory; watched before it is read, so that nothing falls between.
+    fn list(&self, visit: &Visit, open: &HashSet<(HomeId, Bytes)>) -> Listing {
+        let files = &self.home.files;
+        let listing = files.open_dir(&visit.path).and_then(|fd| {
+            self.home.watch_dir(visit.dir, &fd);
+            files.list(&fd, visit.dir == HomeId::ROOT)
+        });
+        let mut listing = listing.unwrap_or_default();
+        for (name, seen) in &mut listing.names {
+            let is_file = matches!(seen, Seen::Found(found) if found.kind == FoundKind::File);
+            if is_file && !open.is_empty() && open.contains(&(visit.dir, name.clone())) {
+                *seen = Seen::Unknown;
+            }
+        }
+        listing
+    }
+
+    fn carry_out(&mut self, mut steps: Steps) -> Result<(), ScanError> {
+        self.report.counts.add(std::mem::take(&mut steps.report));
+        self.report.again.append(&mut steps.unread);
+        (self.progress)(self.done);
+        let renamed = std::mem::take(&mut steps.renamed);
+        let taken = self.read_batch(&renamed)?;
+        self.report.renamed += taken.len() as u64;
+        self.rebuild(&steps, taken)?;
+        for batch in steps.changed.chunks(BATCH_FILES) {
+            let taken = self.read_batch(batch)?;
+            self.report.read += taken.len() as u64;
+            self.publish(taken)?;
+        }
+        self.look(&steps.touched)?;
+        self.look_at_dirs(&steps.touched_dirs)
+    }
+
+    /// Removals, renames and new directories: one update, because together they are one change of the tree.
+    fn rebuild(&mut self, steps: &Steps, renamed: Vec<(Take, Taken)>) -> Result<(), ScanError> {
+        if steps.gone() == 0 && steps.dirs.is_empty() && renamed.is_empty() {
+            return Ok(());
+        }
+        let dirs = self.read_dir_attributes(steps);
+        let mut blocked = Vec::new();
+        let mut placed = Vec::new();
+        self.home.ledger.update(&mut |txn| {
+            let mut apply = Apply::new(txn);
+            for (at, row) in &steps.removed {
+                blocked.extend(
+                    apply
+                        .remove(at, &row.held)
+                        .err()
+                        .map(|error| (at.name.to_vec(), error)),
+                );
+                apply.forget(at);
+            }
+            let moved = || {
+                steps.dirs.iter().filter_map(|step| match step {
+                    DirStep::Moved(moved) => Some(moved),
+                    DirStep::New(_) => None,
+                })
+            };
+            for moved in moved() {
+                if steps.dirs.len() + steps.removed_dirs.len() > 1 {
+                    apply.lift(moved.row.id);
+                }
+                apply.forget(&moved.from);
+            }
+            for (at, row) in &steps.removed_dirs {
+                blocked.extend(
+                    apply
+                        .rmdir(row.id)
+                        .err()
+                        .map(|error| (at.name.to_vec(), error)),
+                );
+                apply.forget(at);
+            }
+            for (step, (xattrs, row)) in steps.dirs.iter().zip(&dirs) {
+                let (at, path, done) = match step {
+                    DirStep::New(new) => (
+                        &new.at,
+                        &new.path,
+                        apply.mkdir(&new.at, new.id, row.mode, xattrs),
+                    ),
+                    DirStep::Moved(moved) => (
+                        &moved.to,
+                        &moved.path,
+                        apply.move_dir(row.id, &moved.to, row.mode),
+                    ),
+                };
+                match done {
+                    Ok(()) => {
+                        apply.keep(at, row);
+                        placed.push((row.id, at.clone()));
+                    }
+                    Err(error) => blocked.push((path.clone(), error)),
+                }
+            }
+            placed.extend(put_all(&mut apply, &renamed, &mut blocked));
+        })?;
+        self.forget(steps);
+        self.settle(renamed, placed, blocked);
+        Ok(())
+    }
+
+    /// The attributes and base records of directories that are new or renamed.
+    fn read_dir_attributes(&self, steps: &Steps) -> Vec<(Xattrs, Row)> {
+        let read = |path: &[u8]| {
+            let fd = self.home.files.open_dir(path);
+            fd.and_then(xattrs).unwrap_or_default()
+        };
+        let dirs = steps.dirs.iter().map(|step| match step {
+            DirStep::New(new) => {
+                let xattrs = read(&new.path);
+                let row = Row {
+                    id: new.id,
+                    stamp: new.found.stamp,
+                    mode: new.found.mode,
+                    xattrs: xattr_digest(&xattrs),
+                    unsure: false,
+                    kind: RowKind::Dir,
+                    held: Bytes::new(),
+                };
+                (xattrs, row)
+            }
+            // Its attributes are compared when it is next looked at: its ctime is not noted.
+            DirStep::Moved(moved) => (Xattrs::new(), moved.row.clone()),
+        });
+        dirs.collect()
+    }
+
+    /// Drops what the home keeps in memory of what is gone.
+    fn forget(&mut self, steps: &Steps) {
+        for (_, row) in steps.removed.iter().chain(&steps.removed_dirs) {
+            self.home.store.unborrow(SourceId(row.id.0));
+            self.home.files.set_place(row.id, None);
+            self.home.unwatch_dir(row.id);
+        }
+        self.scanner.entries = self.scanner.entries.saturating_sub(steps.gone());
+        let new = steps
+            .dirs
+            .iter()
+            .filter(|step| matches!(step, DirStep::New(_)));
+        self.scanner.entries += new.count() as u64;
+        self.report.removed += steps.gone();
+    }
+
+    /// Takes in files, in two threads unless they are big.
+    fn read_batch(&mut self, takes: &[Take]) -> Result<Vec<(Take, Taken)>, ScanError> {
+        let ids: Vec<HomeId> = takes
+            .iter()
+            .map(|take| match &take.base {
+                Some(row) => row.id,
+                None => self.fresh_id(),
+            })
+            .collect();
+        let home = self.home;
+        let now = || FileTime::from_unix_nanos((home.clock)());
+        let read = |index: usize| take(&home.files, &home.store, &takes[index], ids[index], &now);
+        let is_big = |index: usize| takes[index].found.stamp.size >= BIG_BYTES;
+        let next = AtomicUsize::new(0);
+        let results = Mutex::new(Vec::with_capacity(takes.len()));
+        let work = || {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= takes.len() {
+                    return;
+                }
+                if !is_big(index) {
+                    let result = read(index);
+                    results.lock().push((index, result));
+                }
+            }
+        };
+        if takes.len() > 1 {
+            thread::scope(|scope| (0..READERS).for_each(|_| drop(scope.spawn(work))));
+        } else {
+            work();
+        }
+        for index in (0..takes.len()).filter(|index| is_big(*index)) {
+            let result = read(index);
+            results.lock().push((index, result));
+        }
+        let mut results = results.into_inner();
+        results.sort_by_key(|(index, _)| *index);
+        let results = results
+            .into_iter()
+            .map(|(index, result)| (takes[index].clone(), result));
+        self.sort_out(results.collect())
+    }
+
+    /// Reports what could not be taken in.
+    fn sort_out(
+        &mut self,
+        results: Vec<(Take, Result<Taken, Miss>)>,
+    ) -> Result<Vec<(Take, Taken)>, ScanError> {
+        let mut out = Vec::with_capacity(results.len());
+        for (take, result) in results {
+            match result {
+                Ok(taken) => {
+                    self.done.read += 1;
+                    self.done.bytes += taken.file.size;
+                    if taken.row.unsure {
+                        self.report.again.push(take.at.dir);
+                    }
+                    out.push((take, taken));
+                }
+                Err(Miss::Store(error)) => return Err(error.into()),
+                Err(Miss::Unreadable(error))
+                    if error.kind() == std::io::ErrorKind::PermissionDenied =>
+                {
+                    self.report.unreadable.push(take.path);
+                }
+                Err(Miss::Unreadable(_) | Miss::Moving | Miss::Gone) => {
+                    self.report.again.push(take.at.dir);
+                    self.report.moving.push(take.path);
+                }
+            }
+        }
+        (self.progress)(self.done);
+        Ok(out)
+    }
+
+    /// One update with the content of files.
+    fn publish(&mut self, taken: Vec<(Take, Taken)>) -> Result<(), ScanError> {
+        if taken.is_empty() {
+            return Ok(());
+        }
+        let (mut blocked, mut placed) = (Vec::new(), Vec::new());
+        self.home.ledger.update(&mut |txn| {
+            placed = put_all(&mut Apply::new(txn), &taken, &mut blocked);
+        })?;
+        self.settle(taken, placed, blocked);
+        Ok(())
+    }
+
+    /// What the folder has now is noted in memory and lent to the store.
+    fn settle(
+        &mut self,
+        taken: Vec<(Take, Taken)>,
+        placed: Vec<(HomeId, At)>,
+        mut blocked: Vec<(Vec<u8>, OpError)>,
+    ) {
+        for (id, at) in placed {
+            self.home.files.set_place(id, Some(at));
+        }
+        for (take, taken) in taken {
+            if self.home.files.place(taken.row.id).as_ref() != Some(&take.at) {
+                continue;
+            }
+            let source = SourceId(taken.row.id.0);
+            self.home.store.unborrow(source);
+            self.home.store.borrow(source, &taken.ranges);
+            self.scanner.entries += u64::from(take.base.is_none());
+        }
+        self.report.blocked.append(&mut blocked);
+    }
+
+    /// Compares attributes of files whose ctime changed. Their content is read later.
+    fn look(&mut self, looks: &[Look]) -> Result<(), ScanError> {
+        let mut changed = Vec::new();
+        for look in looks {
+            let found = match self.home.files.open_file(&look.path).and_then(xattrs) {
+                _ if look.found.kind == FoundKind::Symlink => Xattrs::new(),
+                Ok(found) => found,
+                Err(_) => {
+                    self.report.unreadable.push(look.path.clone());
+                    continue;
+                }
+            };
+            changed.push((look, found));
+            self.scanner.later.push_back(look.row.id);
+        }
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let mut blocked = Vec::new();
+        self.home.ledger.update(&mut |txn| {
+            let mut apply = Apply::new(txn);
+            for (look, xattrs) in &changed {
+                let digest = xattr_digest(xattrs);
+                let change = Attributes {
+                    mode: (look.found.mode != look.row.mode).then_some(look.found.mode),
+                    mtime: None,
+                    xattrs: (digest != look.row.xattrs).then(|| xattrs.clone()),
+                };
+                let is_file = look.found.kind == FoundKind::File;
+                let row = Row {
+                    stamp: look.found.stamp,
+                    mode: look.found.mode,
+                    xattrs: digest,
+                    unsure: is_file,
+                    ..look.row.clone()
+                };
+                match apply.attributes(&look.at, &look.row.held, &change) {
+                    Ok(held) => apply.keep(&look.at, &Row { held, ..row }),
+                    Err(error) => blocked.push((look.path.clone(), error)),
+                }
+            }
+        })?;
+        self.report.blocked.append(&mut blocked);
+        Ok(())
+    }
+
+    fn look_at_dirs(&mut self, looks: &[Look]) -> Result<(), ScanError> {
+        let mut changed = Vec::new();
+        for look in looks {
+            if let Ok(found) = self.home.files.open_dir(&look.path).and_then(xattrs) {
+                changed.push((look, found));
+            }
+        }
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let mut blocked = Vec::new();
+        self.home.ledger.update(&mut |txn| {
+            let mut apply = Apply::new(txn);
+            for (look, xattrs) in &changed {
+                let digest = xattr_digest(xattrs);
+                let mode = (look.found.mode != look.row.mode).then_some(look.found.mode);
+                let row = Row {
+                    stamp: look.found.stamp,
+                    mode: look.found.mode,
+                    xattrs: digest,
+                    ..look.row.clone()
+                };
+                let done = match (mode, digest == look.row.xattrs) {
+                    (None, true) => Ok(()),
+                    _ => apply.dir_attributes(look.row.id, mode, xattrs),
+                };
+                match done {
+                    Ok(()) => apply.keep(&look.at, &row),
+                    Err(error) => blocked.push((look.path.clone(), error)),
+                }
+            }
+        })?;
+        self.report.blocked.append(&mut blocked);
+        Ok(())
+    }
+
+    /// Reads files again whatever their stamps say.
+    pub(super) fn reread(mut self, ids: &[HomeId]) -> Result<ScanReport, ScanError> {
+        if let Some(reason) = self.scanner.held.clone() {
+            return Err(ScanError::Held(reason));
+        }
+        let takes = ids.iter().filter_map(|id| {
+            let at = self.home.files.place(*id)?;
+            let path = self.home.files.path(*id)?;
+            let base = Some(self.home.row(&at)?).filter(|row| !row.is_dir());
+            let found = self.home.files.stat(&path).ok()?;
+            let is_file = matches!(found.kind, FoundKind::File | FoundKind::Symlink);
+            (is_file && base.is_some()).then_some(Take {
+                at,
+                path,
+                found,
+                base,
+                source: None,
+            })
+        });
+        let takes: Vec<Take> = takes.collect();
+        for batch in takes.chunks(BATCH_FILES) {
+            let taken = self.read_batch(batch)?;
+            self.report.read += taken.len() as u64;
+            self.publish(taken)?;
+        }
+        Ok(self.report)
+    }
+
+    fn fresh_id(&mut self) -> HomeId {
+        let id = HomeId(self.scanner.next_id);
+        self.scanner.next_id += 1;
+        id
+    }
+}
+
+/// Writes files into the folder, each in place of what its base record stands for. Returns what was placed.
+fn put_all(
+    apply: &mut Apply<'_>,
+    taken: &[(Take, Taken)],
+    blocked: &mut Vec<(Vec<u8>, OpError)>,
+) -> Vec<(HomeId, At)> {
+    let mut placed = Vec::with_capacity(taken.len());
+    for (take, taken) in taken {
+        match put(apply, take, taken) {
+            Ok(held) => {
+                apply.keep(
+                    &take.at,
+                    &Row {
+                        held,
+                        ..taken.row.clone()
+                    },
+                );
+                placed.push((taken.row.id, take.at.clone()));
+            }
+            Err(error) => blocked.push((take.path.clone(), error)),
+        }
+    }
+    placed
+}
+
+fn put(apply: &mut Apply<'_>, take: &Take, taken: &Taken) -> Result<Bytes, OpError> {
+    let Some(base) = &take.base else {
+        return apply.put(&take.at, &[], &taken.file);
+    };
+    if base.kind != taken.row.kind {
+        return apply.put(&take.at, &base.held, &taken.file);
+    }
+    let (old, new) = (base, &taken.row);
+    let change = Attributes {
+        mode: (old.mode != new.mode).then_some(new.mode),
+        mtime: (old.stamp.mtime != new.stamp.mtime).then_some(new.stamp.mtime),
+        xattrs: (old.xattrs != new.xattrs).then(|| taken.file.xattrs.clone()),
+    };
+    apply.attributes(&take.at, &base.held, &change)
+}
+
+impl Counts {
+    fn add(&mut self, mut more: Self) {
+        self.files += more.files;
+        self.dirs += more.dirs;
+        self.unchanged += more.unchanged;
+        self.special += more.special;
+        self.nested.append(&mut more.nested);
+        self.unknown.append(&mut more.unknown);
+    }
+}
+
+/// Fills the store's table of borrowed ranges from the base records, without opening a file. Returns the number after
+/// the largest in use, the count of records, and the files whose content is to be read again.
+pub(super) fn load(home: &LoadFrom<'_>) -> Result<Scanner, NodesError<StoreError>> {
+    let mut scanner = Scanner {
+        next_id: 1,
+        ..Scanner::default()
+    };
+    for (key, row) in home.ledger.rows(&super::base::table_prefix()) {
+        let (Ok(at), Ok(row)) = (At::from_key(&key), Row::decode(&row)) else {
+            continue;
+        };
+        scanner.next_id = scanner.next_id.max(row.id.0 + 1);
+        scanner.entries += 1;
+        home.files.set_place(row.id, Some(at));
+        if let RowKind::File { content } = &row.kind {
+            // Without its nodes a file is not lent; a reading makes them again.
+            match ranges_of(home.store, content, row.stamp.size) {
+                Ok(ranges) => home.store.borrow(SourceId(row.id.0), &ranges),
+                Err(NodesError::Missing(_)) => scanner.later.push_back(row.id),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(scanner)
+}
+
+/// What [`load`] reads from.
+pub(super) struct LoadFrom<'a> {
+    pub(super) ledger: &'a dyn Ledger,
+    pub(super) store: &'a ccbt_xet::store::Store,
+    pub(super) files: &'a HomeFiles,
+}

@@ -1,0 +1,249 @@
+//! Taking a file in: its content and attributes as they were at one moment, proven by a stat before and after.
+
+use std::io;
+
+use bytes::Bytes;
+use ccbt_xet::hash::{ChunkHash, NodeId};
+use ccbt_xet::store::{ReadError, Store, WriteError};
+
+use super::base::{FileTime, HomeId, Row, RowKind, Stamp, xattr_digest};
+use super::files::{self, HomeFiles, found, is_sparse};
+use super::hash::chunks_of;
+use super::ledger::DiskFile;
+use super::plan::{Found, FoundKind, Take};
+use crate::folder::content::{ContentReader, ContentWriter};
+use crate::folder::state::{FileKind, Xattrs};
+use crate::folder::tree::{NodeKind, Nodes, NodesError};
+
+/// How often a file that changes while it is read is read again before it is left for later.
+const ATTEMPTS: u32 = 3;
+
+/// A change this soon before a reading may be followed by one with the same time: the clock of file times ticks every
+/// 4 ms at most, with slack.
+const TICK_NS: u128 = 10_000_000;
+
+/// The same where times are kept in whole or even seconds.
+const COARSE_TICK_NS: u128 = 2_000_000_000;
+
+/// A range of a file by the chunk it holds: (hash, offset, length).
+pub(super) type Ranges = Vec<(ChunkHash, u64, u32)>;
+
+/// A file as it was taken in.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) file: DiskFile,
+    /// Its new base record, but for what the folder will call it.
+    pub(super) row: Row,
+    pub(super) ranges: Ranges,
+}
+
+/// Why a file was not taken in.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Miss {
+    /// It changed each time it was read.
+    #[error("it keeps changing")]
+    Moving,
+    /// It is no file any more.
+    #[error("it is gone")]
+    Gone,
+    #[error(transparent)]
+    Unreadable(#[from] io::Error),
+    #[error(transparent)]
+    Store(#[from] NodesError<StoreError>),
+}
+
+/// Why the store failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+/// The node half of a store.
+pub(super) struct StoreNodes<'s>(pub(super) &'s Store);
+
+impl Nodes for StoreNodes<'_> {
+    type Error = StoreError;
+
+    fn get(&self, _kind: NodeKind, id: &NodeId) -> Result<Option<Bytes>, StoreError> {
+        Ok(self.0.node(id)?)
+    }
+
+    fn put(&self, kind: NodeKind, id: &NodeId, bytes: Bytes) -> Result<(), StoreError> {
+        self.0.put_node(kind.code(), id, &bytes)?;
+        Ok(())
+    }
+
+    fn has(&self, _kind: NodeKind, id: &NodeId) -> Result<bool, StoreError> {
+        Ok(self.0.contains_node(id))
+    }
+}
+
+/// Whether a later change could leave the same times on what was last changed at `mtime` and is read at `now`.
+pub(super) fn is_unsure(mtime: FileTime, now: FileTime) -> bool {
+    let tick = if mtime.nanos == 0 {
+        COARSE_TICK_NS
+    } else {
+        TICK_NS
+    };
+    mtime.distance(now) < tick
+}
+
+/// Takes in a file or symlink as number `id`. `now` reads the wall clock.
+pub(super) fn take(
+    files: &HomeFiles,
+    store: &Store,
+    take: &Take,
+    id: HomeId,
+    now: &dyn Fn() -> FileTime,
+) -> Result<Taken, Miss> {
+    match take.found.kind {
+        FoundKind::Symlink => take_link(files, take, id),
+        _ => take_file(files, store, take, id, now),
+    }
+}
+
+fn take_link(files: &HomeFiles, take: &Take, id: HomeId) -> Result<Taken, Miss> {
+    let target = files.read_link(&take.path)?;
+    let found = files.stat(&take.path)?;
+    if found.kind != FoundKind::Symlink {
+        return Err(Miss::Gone);
+    }
+    // A link is never written, only replaced, so its inode alone tells.
+    if found.stamp.ino != take.found.stamp.ino {
+        return Err(Miss::Moving);
+    }
+    let kind = RowKind::Symlink {
+        target: target.clone(),
+    };
+    Ok(taken(
+        id,
+        found,
+        Xattrs::new(),
+        kind,
+        target,
+        (false, Ranges::new()),
+    ))
+}
+
+fn take_file(
+    files: &HomeFiles,
+    store: &Store,
+    take: &Take,
+    id: HomeId,
+    now: &dyn Fn() -> FileTime,
+) -> Result<Taken, Miss> {
+    let file = files.open_file(&take.path)?;
+    let mut before = rustix::fs::fstat(&file).map_err(io::Error::from)?;
+    for _attempt in 0..ATTEMPTS {
+        let was = found(&before);
+        if was.kind != FoundKind::File {
+            return Err(Miss::Gone);
+        }
+        let looked_at = now();
+        let xattrs = files::xattrs(&file)?;
+        let known = take
+            .source
+            .as_ref()
+            .filter(|row| row.stamp.same_content(&was.stamp));
+        let read = match known.map(|row| &row.kind) {
+            Some(RowKind::File { content }) => {
+                let ranges = ranges_of(store, content, was.stamp.size)?;
+                Ok((content.clone(), ranges))
+            }
+            _ => read(store, &file, was.stamp.size, is_sparse(&before)),
+        };
+        let after = rustix::fs::fstat(&file).map_err(io::Error::from)?;
+        if found(&after) == was {
+            let (content, ranges) = read?;
+            let kind = RowKind::File {
+                content: content.clone(),
+            };
+            let unsure = is_unsure(was.stamp.mtime, looked_at);
+            return Ok(taken(id, was, xattrs, kind, content, (unsure, ranges)));
+        }
+        before = after;
+    }
+    Err(Miss::Moving)
+}
+
+fn taken(
+    id: HomeId,
+    found: Found,
+    xattrs: Xattrs,
+    kind: RowKind,
+    content: Bytes,
+    (unsure, ranges): (bool, Ranges),
+) -> Taken {
+    let Stamp { size, mtime, .. } = found.stamp;
+    let row = Row {
+        id,
+        stamp: found.stamp,
+        mode: found.mode,
+        xattrs: xattr_digest(&xattrs),
+        unsure,
+        held: Bytes::new(),
+        kind,
+    };
+    let kind = match row.kind {
+        RowKind::Symlink { .. } => FileKind::Symlink,
+        _ => FileKind::File,
+    };
+    Taken {
+        file: DiskFile {
+            kind,
+            content,
+            size,
+            mtime,
+            mode: found.mode,
+            xattrs,
+        },
+        row,
+        ranges,
+    }
+}
+
+/// Chunks a file and makes the nodes of its content.
+fn read(
+    store: &Store,
+    file: &std::os::fd::OwnedFd,
+    size: u64,
+    is_sparse: bool,
+) -> Result<(Bytes, Ranges), Miss> {
+    use std::os::fd::AsFd;
+    let nodes = StoreNodes(store);
+    let mut writer = ContentWriter::new(&nodes);
+    let (mut ranges, mut offset) = (Ranges::new(), 0);
+    chunks_of::<Miss>(file.as_fd(), size, is_sparse, |chunk| {
+        // A hole is one chunk over and over: once is enough to find it.
+        if ranges.last().is_none_or(|(hash, ..)| *hash != chunk.hash) {
+            ranges.push((chunk.hash, offset, chunk.len));
+        }
+        offset += u64::from(chunk.len);
+        Ok(writer.push(chunk)?)
+    })?;
+    let (content, _) = writer.finish()?;
+    Ok((content.into(), ranges))
+}
+
+/// Where in a file with this content its chunks are.
+pub(super) fn ranges_of(
+    store: &Store,
+    content: &[u8],
+    size: u64,
+) -> Result<Ranges, NodesError<StoreError>> {
+    let nodes = StoreNodes(store);
+    let reader = ContentReader::new(&nodes, content, size).map_err(NodesError::Input)?;
+    let mut ranges = Ranges::new();
+    for located in reader.locate(0..size)? {
+        if ranges
+            .last()
+            .is_none_or(|(hash, ..)| *hash != located.chunk.hash)
+        {
+            ranges.push((located.chunk.hash, located.offset, located.chunk.len));
+        }
+    }
+    Ok(ranges)
+}
