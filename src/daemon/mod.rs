@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use ccbt_mount::Mount;
 use ccbt_xet::disk::RealDisk;
@@ -60,6 +60,7 @@ struct Inner {
     turn: tokio::sync::Mutex<()>,
     jobs: Mutex<BTreeMap<u64, JobStatus>>,
     next_number: AtomicU64,
+    next_space: AtomicU16,
     work: watch::Sender<Work>,
 }
 
@@ -108,6 +109,7 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
         turn: tokio::sync::Mutex::new(()),
         jobs: Mutex::default(),
         next_number: AtomicU64::new(0),
+        next_space: AtomicU16::new(0),
         work,
     }));
     daemon.resume().await?;

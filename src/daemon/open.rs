@@ -2,17 +2,20 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ccbt_xet::disk::RealDisk;
 use parking_lot::Mutex;
 
 use super::Daemon;
 use super::record::{self, FolderRecord, RecordError};
-use crate::api::types::Right as ApiRight;
+use crate::api::types::{Progress, Right as ApiRight};
 use crate::api::{ApiError, ErrorKind, ProgressSink};
 use crate::clock;
 use crate::engine::gate::Door;
 use crate::engine::swarm::{self, Names, SwarmConfig, SwarmHandle};
+use crate::folder::home::marker::Marker;
+use crate::folder::home::{Home, HomeOptions, ScanError, ScanProgress, ScanReport, ledger};
 use crate::folder::state::Inc;
 use crate::folder::work::{Clock, Folder, FolderConfig};
 use crate::share::heads::Heads;
@@ -33,6 +36,7 @@ pub(super) struct OpenFolder {
     pub(super) credentials: Arc<FolderCredentials>,
     pub(super) folder: Folder,
     pub(super) swarm: SwarmHandle,
+    pub(super) home: Mutex<Option<Arc<Home>>>,
 }
 
 /// The wall clock for folders.
@@ -143,7 +147,7 @@ impl Daemon {
                 store: Arc::clone(&self.0.store),
                 inc: Inc(*incarnation.as_bytes()),
                 abandoned: record.abandoned().map(|inc| Inc(*inc.as_bytes())).collect(),
-                rename_row: |_, _| None,
+                rename_row: ledger::rename_row,
                 clock: Arc::new(WallClock),
                 read_only: credentials.writer.is_none(),
                 fetch: Arc::new(swarm.clone()),
@@ -196,6 +200,7 @@ impl Daemon {
             credentials,
             folder,
             swarm,
+            home: Mutex::new(None),
         });
         self.0.folders.lock().insert(id, Arc::clone(&open));
         Ok(open)
@@ -256,14 +261,48 @@ impl Daemon {
         dir: &Path,
         progress: ProgressSink,
     ) -> Result<(), ApiError> {
-        let _ = (open, dir, progress);
+        let (folder, store) = (Arc::new(open.folder.clone()), Arc::clone(&self.0.store));
+        let (dir, options) = (dir.to_path_buf(), self.home_options(open));
+        let opened = tokio::task::spawn_blocking(move || {
+            let clock = Arc::new(clock::unix_nanos);
+            let home = Home::open(&dir, folder, store, clock, &options)
+                .map_err(|error| ApiError::new(ErrorKind::Refused, error))?;
+            home.scan(&|done| progress.report(indexing(&done)))
+                .map_err(|error| ApiError::new(ErrorKind::Io, error))?;
+            home.watch(Box::new(report_scan))
+                .map_err(|error| ApiError::io("cannot watch the directory", &error))?;
+            Ok::<_, ApiError>(home)
+        })
+        .await
+        .map_err(|error| ApiError::new(ErrorKind::Internal, error))??;
+        *open.home.lock() = Some(Arc::new(opened));
         Ok(())
+    }
+
+    fn home_options(&self, open: &OpenFolder) -> HomeOptions {
+        let own = open.record.lock().home.clone();
+        let others = self.homes();
+        HomeOptions {
+            marker: Marker {
+                folder: open.id.to_string(),
+                device: self.0.device.id().to_string(),
+            },
+            state_dir: self.0.state.path().to_path_buf(),
+            known_homes: others
+                .into_iter()
+                .filter(|o| own.as_ref().is_none_or(|h| h.0 != *o))
+                .collect(),
+            // One of 65,536: a daemon opens far fewer homes in its life.
+            space: self.0.next_space.fetch_add(1, Ordering::Relaxed),
+        }
     }
 
     /// Ends a folder in order: home, actor, working tree; then its incarnation may be used again.
     pub(super) async fn close_folder(&self, open: &Arc<OpenFolder>) {
         self.0.folders.lock().remove(&open.id);
         self.0.gate.close(&open.credentials.swarm());
+        let home = open.home.lock().take();
+        let _closed = tokio::task::spawn_blocking(move || drop(home)).await;
         open.swarm.shutdown().await;
         let folder = open.folder.clone();
         let flushed = tokio::task::spawn_blocking(move || folder.shutdown()).await;
@@ -276,6 +315,22 @@ impl Daemon {
             Ok(Err(error)) => tracing::error!(%error, "the folder was not closed in order"),
             Err(error) => tracing::error!(%error, "closing the folder panicked"),
         }
+    }
+}
+
+fn indexing(done: &ScanProgress) -> Progress {
+    Progress {
+        files_done: done.found,
+        bytes_done: done.bytes,
+        note: "indexing".to_owned(),
+        ..Progress::default()
+    }
+}
+
+fn report_scan(result: Result<ScanReport, ScanError>) {
+    match result {
+        Ok(report) => tracing::debug!(?report, "directory scanned"),
+        Err(error) => tracing::warn!(%error, "directory not scanned"),
     }
 }
 

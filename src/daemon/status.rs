@@ -51,6 +51,8 @@ impl Daemon {
     ) -> FolderStatus {
         let record = open.record.lock().clone();
         let converged = swarm.peers.iter().filter(|peer| peer.converged).count();
+        let held_back = open.home.lock().as_ref().and_then(|home| home.held_back());
+        let held_back = held_back.map(|why| why.to_string());
         let own = swarm.heads.iter().find(|head| head.own);
         FolderStatus {
             id: open.id.to_string(),
@@ -87,7 +89,7 @@ impl Daemon {
                 age_s: head.age_s,
             }),
             dirty_files: stats.dirty,
-            waiting: swarm.trouble.clone(),
+            waiting: held_back.or_else(|| swarm.trouble.clone()),
         }
     }
 

@@ -17,6 +17,7 @@
 //! A directory belongs to one `Store` at a time; keeping others out is for its owner.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -183,7 +184,8 @@ pub struct Store {
     nodes: Shelf,
     cache: Cache,
     borrowed: BorrowTable,
-    reader: RwLock<Option<Arc<dyn BorrowedFiles>>>,
+    /// By the space of the sources they read.
+    readers: RwLock<BTreeMap<u16, Arc<dyn BorrowedFiles>>>,
     hash: HashChunk,
     probe: Probe,
     encoders: Mutex<Vec<Encoder>>,
@@ -233,7 +235,7 @@ impl Store {
             nodes,
             cache: Cache::new(options.cache_bytes),
             borrowed: BorrowTable::new(),
-            reader: RwLock::new(None),
+            readers: RwLock::default(),
             hash: options.hash,
             probe: Probe::new(),
             encoders: Mutex::default(),
@@ -378,9 +380,15 @@ impl Store {
         self.borrowed.remove_source(source);
     }
 
-    /// Sets who reads borrowed ranges. Without one, borrowed chunks are missing.
-    pub fn set_borrow_reader(&self, reader: Arc<dyn BorrowedFiles>) {
-        *self.reader.write() = Some(reader);
+    /// Sets who reads the borrowed ranges of a space of sources. Without one, its chunks are missing.
+    pub fn set_borrow_reader(&self, space: u16, reader: Arc<dyn BorrowedFiles>) {
+        self.readers.write().insert(space, reader);
+    }
+
+    /// Forgets a space: its reader, and all ranges of its sources.
+    pub fn remove_borrow_reader(&self, space: u16) {
+        self.readers.write().remove(&space);
+        self.borrowed.remove_space(space);
     }
 
     /// Names of damaged chunks met since the last call, to be fetched from elsewhere.
@@ -459,13 +467,14 @@ impl Store {
 
     /// Tries the ranges of plain files until one still has the chunk.
     fn read_borrowed(&self, hash: &ChunkHash) -> Option<Bytes> {
-        let reader = self.reader.read().clone()?;
         for range in self.borrowed.find(hash) {
             let Borrowed {
                 source,
                 offset,
                 len,
             } = range;
+            let reader = self.readers.read().get(&source.space()).cloned();
+            let Some(reader) = reader else { continue };
             let mut bytes = vec![0; len as usize];
             let read = reader.read_at(source, offset, &mut bytes);
             if read.is_ok() && (self.hash)(&bytes) == *hash {

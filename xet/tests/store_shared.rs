@@ -41,7 +41,7 @@ impl BorrowedFiles for PlainFiles {
 fn borrowing() -> (Store, Arc<PlainFiles>, Chunks) {
     let store = open_with(&MemDisk::new(), small_packs(), "opens");
     let files = Arc::new(PlainFiles::default());
-    store.set_borrow_reader(Arc::clone(&files) as Arc<dyn BorrowedFiles>);
+    store.set_borrow_reader(0, Arc::clone(&files) as Arc<dyn BorrowedFiles>);
     let chunks: Vec<_> = (0..3).map(|n| noise(n, 10_000 + n as usize)).collect();
     let content: Vec<u8> = chunks.iter().flat_map(|(_, bytes)| bytes.clone()).collect();
     let mut at = 0;

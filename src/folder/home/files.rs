@@ -38,6 +38,8 @@ type Suspects = Vec<HomeId>;
 /// The files of a home.
 #[derive(Debug)]
 pub struct HomeFiles {
+    /// Its sources are told from those of other homes by this.
+    space: u16,
     root: OwnedFd,
     root_stamp: (u64, u64),
     /// Where each file and directory with a base record is.
@@ -50,11 +52,12 @@ pub struct HomeFiles {
 
 impl HomeFiles {
     /// Opens the directory. `waker` is woken when a borrowed range was found changed.
-    pub fn open(path: &Path, waker: Waker) -> io::Result<Self> {
+    pub fn open(path: &Path, space: u16, waker: Waker) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(path, flags, Mode::empty())?;
         let stat = rustix::fs::fstat(&root)?;
         Ok(Self {
+            space,
             root,
             root_stamp: (stat.st_dev, stat.st_ino),
             places: RwLock::default(),
@@ -62,6 +65,15 @@ impl HomeFiles {
             waker,
             opens: AtomicU64::new(0),
         })
+    }
+
+    pub fn space(&self) -> u16 {
+        self.space
+    }
+
+    /// What the store knows a file as. Numbers are given one by one and never reach 2^48.
+    pub fn source(&self, id: HomeId) -> SourceId {
+        SourceId::new(self.space, id.0).unwrap_or(SourceId(u64::MAX))
     }
 
     pub fn root(&self) -> &OwnedFd {
@@ -279,7 +291,9 @@ pub fn xattrs(file: impl AsFd) -> io::Result<Xattrs> {
 
 impl BorrowedFiles for HomeFiles {
     fn read_at(&self, source: SourceId, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let path = self.path(HomeId(source.0)).ok_or(io::ErrorKind::NotFound)?;
+        let path = self
+            .path(HomeId(source.number()))
+            .ok_or(io::ErrorKind::NotFound)?;
         let file = self.open_file(&path)?;
         let mut done = 0;
         while done < buf.len() {
@@ -293,7 +307,7 @@ impl BorrowedFiles for HomeFiles {
     }
 
     fn mismatch(&self, source: SourceId) {
-        self.suspects.lock().push(HomeId(source.0));
+        self.suspects.lock().push(HomeId(source.number()));
         self.waker.wake();
     }
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::base::{At, FileTime, HomeId, Row};
 use crate::folder::state::{
     Body, By, Change, Content, Dot, Fid, FileKind, FileNode, Inc, Key, Name, NewFile, Node,
-    OpError, RenameMode, State, Target, Time, Xattrs,
+    OpError, Redot, RenameMode, State, Target, Time, Xattrs,
 };
 
 /// First byte of the keys under which it is kept which directory of the folder a directory of the home is.
@@ -438,6 +438,16 @@ fn body(file: &DiskFile) -> Body {
 
 fn is_content(node: &FileNode, file: &DiskFile) -> bool {
     node.version.kind == file.kind && *node.version.content.0 == file.content[..]
+}
+
+/// A row with the dots in it renamed; none if there is nothing to rename in it.
+pub fn rename_row(redot: &Redot, row: &[u8]) -> Option<Bytes> {
+    let mut row = Row::decode(&Bytes::copy_from_slice(row)).ok()?;
+    let renamed = encode_dots(dots(&row.held).into_iter().map(|dot| redot.dot(dot)));
+    (renamed != row.held).then(|| {
+        row.held = renamed;
+        row.encode()
+    })
 }
 
 /// Dots as a base record holds them: `inc 8 | ctr u64` each.

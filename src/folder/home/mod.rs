@@ -10,6 +10,7 @@ pub mod files;
 pub mod guard;
 mod hash;
 pub mod ledger;
+mod live;
 pub mod marker;
 pub mod memory;
 pub mod plan;
@@ -65,6 +66,8 @@ pub struct HomeOptions {
     pub state_dir: PathBuf,
     /// The other homes of this device.
     pub known_homes: Vec<PathBuf>,
+    /// Tells what is borrowed from this home from what is borrowed from others: different for each that is open.
+    pub space: u16,
 }
 
 /// Why a directory cannot be a home.
@@ -140,11 +143,19 @@ impl Home {
         options: &HomeOptions,
     ) -> Result<Self, OpenHomeError> {
         let path = check(dir, options)?;
-        let unreadable = |error| OpenHomeError::Unreadable { path: path.clone(), error };
+        let unreadable = |error| OpenHomeError::Unreadable {
+            path: path.clone(),
+            error,
+        };
         let waker = Waker::new().map_err(unreadable)?;
-        let files = Arc::new(HomeFiles::open(&path, waker.clone()).map_err(unreadable)?);
+        let files =
+            Arc::new(HomeFiles::open(&path, options.space, waker.clone()).map_err(unreadable)?);
         let scanner = {
-            let from = LoadFrom { ledger: &*ledger, store: &store, files: &files };
+            let from = LoadFrom {
+                ledger: &*ledger,
+                store: &store,
+                files: &files,
+            };
             scan::load(&from)?
         };
         match marker::read(files.root()).map_err(unreadable)? {
@@ -152,10 +163,14 @@ impl Home {
             Some(_) => return Err(OpenHomeError::OfAnother(path)),
             // With records but without a marker it may be the mount point of a disk that is not there.
             None if scanner.entries > 0 => {}
-            None => marker::write(files.root(), &options.marker)
-                .map_err(|error| OpenHomeError::Marker { dir: path.clone(), error })?,
+            None => marker::write(files.root(), &options.marker).map_err(|error| {
+                OpenHomeError::Marker {
+                    dir: path.clone(),
+                    error,
+                }
+            })?,
         }
-        store.set_borrow_reader(files.clone());
+        store.set_borrow_reader(options.space, files.clone());
         let watcher = Watcher::new(waker.clone());
         let unwatched = watcher.as_ref().err().map(ToString::to_string);
         let inner = Inner {
@@ -173,7 +188,10 @@ impl Home {
             stop: AtomicBool::new(false),
             scan_asked: AtomicBool::new(false),
         };
-        Ok(Self { inner: Arc::new(inner), thread: Mutex::new(None) })
+        Ok(Self {
+            inner: Arc::new(inner),
+            thread: Mutex::new(None),
+        })
     }
 
     /// Scans everything.
@@ -249,6 +267,9 @@ impl Home {
 impl Drop for Home {
     fn drop(&mut self) {
         self.stop();
+        self.inner
+            .store
+            .remove_borrow_reader(self.inner.files.space());
     }
 }
 
@@ -290,7 +311,12 @@ struct Follow<'h> {
 
 impl<'h> Follow<'h> {
     fn new(home: &'h Inner, listener: ScanListener) -> Self {
-        Self { home, listener, quiet: Quiet::default(), last_full: home.elapsed() }
+        Self {
+            home,
+            listener,
+            quiet: Quiet::default(),
+            last_full: home.elapsed(),
+        }
     }
 
     fn run(mut self) {
@@ -300,7 +326,10 @@ impl<'h> Follow<'h> {
             let now = self.home.elapsed();
             let is_time = now >= self.last_full + self.full_every();
             if self.home.scan_asked.swap(false, Ordering::AcqRel) || is_time {
-                self.scan(&Due { everything: true, ..Due::default() });
+                self.scan(&Due {
+                    everything: true,
+                    ..Due::default()
+                });
             } else if let Some(due) = self.quiet.take(now) {
                 self.scan(&due);
             } else {
@@ -318,16 +347,26 @@ impl<'h> Follow<'h> {
 
     fn wait(&mut self) {
         let now = self.home.elapsed();
-        let next = self.quiet.next().unwrap_or(Duration::MAX).min(self.last_full + self.full_every());
+        let next = self
+            .quiet
+            .next()
+            .unwrap_or(Duration::MAX)
+            .min(self.last_full + self.full_every());
         let has_more = !self.home.scanner.lock().later.is_empty();
-        let timeout = if has_more { Duration::ZERO } else { next.saturating_sub(now) };
+        let timeout = if has_more {
+            Duration::ZERO
+        } else {
+            next.saturating_sub(now)
+        };
         let home = self.home;
         let Some(watcher) = &home.watcher else {
             std::thread::park_timeout(timeout.min(AGAIN));
             return;
         };
         let quiet = &mut self.quiet;
-        let waited = watcher.wait(timeout.min(WAIT_MAX), |event| quiet.event(home.elapsed(), event));
+        let waited = watcher.wait(timeout.min(WAIT_MAX), |event| {
+            quiet.event(home.elapsed(), event)
+        });
         if let Err(error) = waited {
             tracing::warn!(%error, "changes cannot be watched: scanning once a minute");
             *home.unwatched.lock() = Some(error.to_string());
@@ -341,7 +380,10 @@ impl<'h> Follow<'h> {
                 self.last_full = self.home.elapsed();
                 Part::Everything
             }
-            false => Part::Dirs { dirs: &due.dirs, open: &due.open },
+            false => Part::Dirs {
+                dirs: &due.dirs,
+                open: &due.open,
+            },
         };
         let result = {
             let mut scanner = self.home.scanner.lock();
@@ -376,7 +418,10 @@ impl<'h> Follow<'h> {
     fn tell(&mut self, result: Result<ScanReport, ScanError>) {
         if let Ok(report) = &result {
             let at = self.home.elapsed() + AGAIN;
-            report.again.iter().for_each(|dir| self.quiet.note_later(at, *dir));
+            report
+                .again
+                .iter()
+                .for_each(|dir| self.quiet.note_later(at, *dir));
         }
         (self.listener)(result);
     }
@@ -384,7 +429,10 @@ impl<'h> Follow<'h> {
 
 /// Whether `dir` may be a home. Returns its real path.
 fn check(dir: &Path, options: &HomeOptions) -> Result<PathBuf, OpenHomeError> {
-    let unreadable = |error| OpenHomeError::Unreadable { path: dir.to_owned(), error };
+    let unreadable = |error| OpenHomeError::Unreadable {
+        path: dir.to_owned(),
+        error,
+    };
     let path = dir.canonicalize().map_err(unreadable)?;
     if !path.is_dir() {
         return Err(OpenHomeError::NotADirectory(path));
@@ -393,7 +441,10 @@ fn check(dir: &Path, options: &HomeOptions) -> Result<PathBuf, OpenHomeError> {
         return Err(OpenHomeError::IsRoot);
     }
     std::fs::read_dir(&path).map_err(unreadable)?;
-    let state = options.state_dir.canonicalize().unwrap_or_else(|_| options.state_dir.clone());
+    let state = options
+        .state_dir
+        .canonicalize()
+        .unwrap_or_else(|_| options.state_dir.clone());
     if path.starts_with(&state) {
         return Err(OpenHomeError::InState { dir: path, state });
     }
@@ -410,8 +461,14 @@ fn check(dir: &Path, options: &HomeOptions) -> Result<PathBuf, OpenHomeError> {
         }
     }
     let above = path.ancestors().skip(1);
-    match above.into_iter().find(|above| above.join(OWN_DIR).join("home").exists()) {
-        Some(home) => Err(OpenHomeError::InHome { dir: path.clone(), home: home.to_owned() }),
+    match above
+        .into_iter()
+        .find(|above| above.join(OWN_DIR).join("home").exists())
+    {
+        Some(home) => Err(OpenHomeError::InHome {
+            dir: path.clone(),
+            home: home.to_owned(),
+        }),
         None => Ok(path),
     }
 }
@@ -419,9 +476,15 @@ fn check(dir: &Path, options: &HomeOptions) -> Result<PathBuf, OpenHomeError> {
 /// Whether the file system a path is on is one of our mounts, by the type that /proc/self/mountinfo has for its device.
 fn is_own_mount(path: &Path) -> io::Result<bool> {
     let stat = rustix::fs::stat(path)?;
-    let device = format!("{}:{}", rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    let device = format!(
+        "{}:{}",
+        rustix::fs::major(stat.st_dev),
+        rustix::fs::minor(stat.st_dev)
+    );
     let table = std::fs::read("/proc/self/mountinfo")?;
-    Ok(table.split(|byte| *byte == b'\n').any(|line| is_own_line(line, device.as_bytes())))
+    Ok(table
+        .split(|byte| *byte == b'\n')
+        .any(|line| is_own_line(line, device.as_bytes())))
 }
 
 fn is_own_line(line: &[u8], device: &[u8]) -> bool {

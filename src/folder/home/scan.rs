@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use bytes::Bytes;
-use ccbt_xet::store::SourceId;
 use parking_lot::Mutex;
 
 use super::Inner;
@@ -343,7 +342,7 @@ impl<'h> Scan<'h> {
     /// Drops what the home keeps in memory of what is gone.
     fn forget(&mut self, steps: &Steps) {
         for (_, row) in steps.removed.iter().chain(&steps.removed_dirs) {
-            self.home.store.unborrow(SourceId(row.id.0));
+            self.home.store.unborrow(self.home.files.source(row.id));
             self.home.files.set_place(row.id, None);
             self.home.unwatch_dir(row.id);
         }
@@ -459,7 +458,7 @@ impl<'h> Scan<'h> {
             if self.home.files.place(taken.row.id).as_ref() != Some(&take.at) {
                 continue;
             }
-            let source = SourceId(taken.row.id.0);
+            let source = self.home.files.source(taken.row.id);
             self.home.store.unborrow(source);
             self.home.store.borrow(source, &taken.ranges);
             self.scanner.entries += u64::from(take.base.is_none());
@@ -653,7 +652,7 @@ pub(super) fn load(home: &LoadFrom<'_>) -> Result<Scanner, NodesError<StoreError
         if let RowKind::File { content } = &row.kind {
             // Without its nodes a file is not lent; a reading makes them again.
             match ranges_of(home.store, content, row.stamp.size) {
-                Ok(ranges) => home.store.borrow(SourceId(row.id.0), &ranges),
+                Ok(ranges) => home.store.borrow(home.files.source(row.id), &ranges),
                 Err(NodesError::Missing(_)) => scanner.later.push_back(row.id),
                 Err(error) => return Err(error),
             }

@@ -18,6 +18,26 @@ use crate::index::{Slot, Table, prefix};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SourceId(pub u64);
 
+/// Bits of a source that number it within its space.
+const SPACE_SHIFT: u32 = 48;
+
+impl SourceId {
+    /// Source `number` of a space: each space has a reader of its own. `None` if the number takes more than 48 bits.
+    pub fn new(space: u16, number: u64) -> Option<Self> {
+        (number >> SPACE_SHIFT == 0).then_some(Self(u64::from(space) << SPACE_SHIFT | number))
+    }
+
+    /// The space it belongs to.
+    pub fn space(self) -> u16 {
+        (self.0 >> SPACE_SHIFT) as u16
+    }
+
+    /// Its number within the space.
+    pub fn number(self) -> u64 {
+        self.0 & ((1 << SPACE_SHIFT) - 1)
+    }
+}
+
 /// Reads plain files for the store.
 pub trait BorrowedFiles: Send + Sync + std::fmt::Debug {
     /// Fills `buf` from byte `offset` of a source.
@@ -167,6 +187,21 @@ impl BorrowTable {
         let dead = self.dead.fetch_add(dead, Ordering::Relaxed) + dead;
         if dead > 1024 && dead > self.entries() / SWEEP_DIVISOR {
             self.sweep();
+        }
+    }
+
+    pub(crate) fn remove_space(&self, space: u16) {
+        let gone: Vec<SourceId> = {
+            let sources = self.sources.read();
+            sources
+                .numbers
+                .keys()
+                .copied()
+                .filter(|source| source.space() == space)
+                .collect()
+        };
+        for source in gone {
+            self.remove_source(source);
         }
     }
 

@@ -1,0 +1,43 @@
+//! The live folder as the ledger of a home.
+
+use bytes::Bytes;
+use ccbt_mount::VolumeError;
+
+use super::ledger::{Ledger, LedgerError, Txn};
+use crate::folder::state::{By, Change, OpError, State};
+use crate::folder::work::{self, Folder};
+
+impl Ledger for Folder {
+    fn rows(&self, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
+        self.update(|txn| txn.rows(prefix)).unwrap_or_default()
+    }
+
+    fn update(&self, work: &mut dyn FnMut(&mut dyn Txn)) -> Result<(), LedgerError> {
+        self.update(|txn| work(txn)).map_err(|error| match error {
+            VolumeError::NoSpace => LedgerError::NoSpace,
+            VolumeError::ReadOnly => LedgerError::Closed,
+            error => LedgerError::Io(std::io::Error::other(error)),
+        })
+    }
+}
+
+impl Txn for work::Txn<'_, '_> {
+    fn state(&self) -> &State {
+        self.state()
+    }
+
+    fn operate(
+        &mut self,
+        op: &mut dyn FnMut(&mut State, By) -> Result<Vec<Change>, OpError>,
+    ) -> Result<(), OpError> {
+        self.apply(|state, by| Ok(((), op(state, by)?)))
+    }
+
+    fn row(&self, key: &[u8]) -> Option<Bytes> {
+        self.row(key)
+    }
+
+    fn set_row(&mut self, key: Bytes, row: Option<Bytes>) {
+        self.set_row(key, row);
+    }
+}
