@@ -184,10 +184,11 @@ impl Heads {
         }
     }
 
-    /// The highest counter each incarnation has signed, as far as we know, counting `also`.
-    pub fn counters(&self, also: &Head) -> Counters {
+    /// The highest counter each incarnation has signed, as far as we know, counting `also`: heads that were checked, but
+    /// whose snapshots are not merged yet. A signature counts from the moment it is verified.
+    pub fn counters<'h>(&'h self, also: impl IntoIterator<Item = &'h Head>) -> Counters {
         let mut counters = BTreeMap::new();
-        for head in self.heads.values().chain([also]) {
+        for head in self.heads.values().chain(also) {
             let signed = counters.entry(head.claims().incarnation).or_insert(0);
             *signed = head.claims().ctr.max(*signed);
         }
@@ -433,7 +434,7 @@ mod tests {
         assert_eq!(offer(&mut w, &head(5, 1, 1, 10)), Ok(true));
         let by_6 = head(6, 2, 1, 3);
         let inc = |n| Incarnation::from_bytes([n; 8]);
-        let signed = |w: &World| w.heads.counters(&by_6);
+        let signed = |w: &World| w.heads.counters([&by_6]);
         let check = |w: &World, a, b| signed(w).uncovered([(inc(1), a), (inc(2), b)]);
         assert_eq!(check(&w, 10, 3), None);
         assert_eq!(check(&w, 11, 3), Some(Incarnation::from_bytes([1; 8])));

@@ -159,7 +159,9 @@ impl Daemon {
         }
     }
 
+    /// kill -9. Its mounts stay, dead, for the next daemon to find.
     pub(crate) fn kill(&mut self) {
+        self.mounts.clear();
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
             child.wait().unwrap();

@@ -1,5 +1,6 @@
 //! Publishing what changed here: one job at a time, then DELTA to every connected peer.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::{JobDone, Swarm};
@@ -8,6 +9,7 @@ use crate::folder::changes;
 use crate::folder::work::{Publication, Unsigned};
 use crate::proto::ut_xet::{Delta, Frame};
 use crate::share::head::FLAG_HOME;
+use crate::share::heads::Heads;
 use crate::share::{Head, HeadClaims};
 
 /// DELTA must fit a frame of 256 KiB with its head and snapshot. Without it the receiver fetches the nodes it lacks.
@@ -33,6 +35,7 @@ impl Swarm {
         let incarnation = self.config.incarnation;
         let epoch = self.config.epoch;
         let flags = if self.config.keeper { FLAG_HOME } else { 0 };
+        let (heads, heads_file) = (self.heads.clone(), self.config.heads_file.clone());
         self.jobs.spawn_blocking(move || {
             let sign = |unsigned: Unsigned| {
                 let claims = HeadClaims {
@@ -51,7 +54,10 @@ impl Swarm {
             let published = folder.publish(&sign);
             JobDone::Published(Outcome(match published {
                 Ok(None) => Ok(None),
-                Ok(Some(publication)) => announce(publication).map(Some),
+                Ok(Some(publication)) => announce(publication).and_then(|(head, frame)| {
+                    remember(heads, &head, &heads_file)?;
+                    Ok(Some((head, frame)))
+                }),
                 Err(error) => Err(error.to_string()),
             }))
         });
@@ -84,6 +90,13 @@ impl Swarm {
             let _nobody = waiter.send(result.clone());
         }
     }
+}
+
+/// Keeps our own head before anybody hears of it. Without it nobody could believe what a later incarnation of this device
+/// builds on it (docs/bep_xet.md, "Heads").
+fn remember(mut heads: Heads, head: &Head, file: &Path) -> Result<(), String> {
+    heads.take(head.clone());
+    crate::state_file::replace(file, &heads.encode()).map_err(|error| error.to_string())
 }
 
 /// The frame that tells peers: with the change list if it is short enough.
