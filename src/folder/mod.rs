@@ -1,5 +1,6 @@
 //! One folder's working tree: its [`state`] (what a folder is, how two copies of it come together,
-//! what the user sees of it), and the bytes that the state is stored and sent as.
+//! what the user sees of it), the bytes that the state is stored and sent as, and the live file system
+//! over all of it ([`work`]).
 
 pub mod changes;
 pub mod codec;
@@ -8,3 +9,4 @@ pub mod encoding;
 pub mod snapshot;
 pub mod state;
 pub mod tree;
+pub mod work;

@@ -20,6 +20,7 @@ mod label;
 mod merge;
 mod ops;
 mod plan;
+mod redot;
 mod values;
 mod view;
 
@@ -39,6 +40,7 @@ use graph::{Declined, Graph, Touched};
 pub use label::{Tag, conflict_tag};
 pub use merge::EntryError;
 pub use ops::{Base, Body, By, NewFile, OpError, RenameMode, Target};
+pub use redot::Redot;
 pub use values::{
     BIRTH_LEVELS_MAX, BirthPath, Content, ContentDigest, DirMeta, Dot, Entry, Fid, FileEntry,
     FileKind, FileMeta, Head, Hlc, Inc, Key, LinkId, NAME_BYTES_MAX, Name, Place, Rank, Time,

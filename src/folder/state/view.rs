@@ -133,6 +133,11 @@ impl State {
         self.graph.is_shown(fid).then(|| self.dir_node(fid))
     }
 
+    /// How many directories `dir` shows.
+    pub fn subdirs(&self, dir: Fid) -> usize {
+        self.graph.children(dir).map(|(_, group)| group.len()).sum()
+    }
+
     /// The directory above and the name a directory is shown under; none for the root and for one that is not shown.
     pub fn location(&self, fid: Fid) -> Option<(Fid, Name)> {
         self.dir_spot(fid).map(|spot| (spot.dir, spot.name))

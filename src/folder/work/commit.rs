@@ -1,0 +1,366 @@
+//! Commits: what was written becomes chunks in the store and a new version in the state.
+//!
+//! Only the changed part of a file is chunked again. The version is made after its chunks are durable, and the written
+//! bytes are let go after the version is, so a crash finds the old version with the written bytes or the new one.
+
+use std::sync::Arc;
+
+use ccbt_xet::chunk;
+use ccbt_xet::hash::{ChunkHash, NodeId, chunk_hash};
+use ccbt_xet::rechunk::{Change, rechunk};
+use ccbt_xet::recipe::ChunkRef;
+use ccbt_xet::store::{Store, WriteError};
+
+use super::body::{Body, Cut, Stored};
+use super::nodes::{StoreError, StoreNodes};
+use super::record::Settled;
+use super::{Dirty, Inner, Priority, WantedChunk, read};
+use crate::folder::content::{self, ContentReader, ContentWriter};
+use crate::folder::state::{Body as NewBody, Content};
+use crate::folder::tree::NodesError;
+
+/// An open file that goes on being written is committed this often, in nanoseconds.
+const OPEN_COMMIT_NS: u64 = 5_000_000_000;
+
+/// Bytes read, chunked and hashed at once when a file is chunked from end to end.
+const BLOCK_LEN: usize = 8 << 20;
+
+/// From this length on a block's chunks are hashed by two threads.
+const PARALLEL_MIN: usize = 1 << 20;
+
+/// Why a file could not be committed. Nothing is lost: it stays as it was written.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    #[error("{} chunks of the version it was based on are not here", .0.len())]
+    MissingChunks(Vec<WantedChunk>),
+    #[error("{} nodes of the version it was based on are not here", .0.len())]
+    MissingNodes(Vec<(u8, NodeId)>),
+    #[error("no space left for its chunks")]
+    NoSpace,
+    #[error("its bytes cannot be read")]
+    Unreadable,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("its chunks cannot be listed: {0}")]
+    Recipe(String),
+}
+
+impl From<WriteError> for CommitError {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::NoSpace { .. } => Self::NoSpace,
+            error => Self::Store(error.into()),
+        }
+    }
+}
+
+impl From<NodesError<StoreError>> for CommitError {
+    fn from(error: NodesError<StoreError>) -> Self {
+        match error {
+            NodesError::Missing(nodes) => Self::MissingNodes(
+                nodes
+                    .iter()
+                    .map(|node| (node.kind.code(), node.id))
+                    .collect(),
+            ),
+            NodesError::Store(StoreError::Write(error)) => error.into(),
+            NodesError::Store(error) => Self::Store(error),
+            error => Self::Recipe(error.to_string()),
+        }
+    }
+}
+
+/// A commit whose chunks are in the store.
+struct Ready {
+    body: Arc<Body>,
+    cut: Cut,
+    stored: Stored,
+}
+
+impl Inner {
+    /// Commits the files that are closed or synced, or (`all`) every changed one. Those that cannot be now are left as
+    /// they are; the first reason is given back.
+    pub(super) fn commit_due(self: &Arc<Self>, all: bool) -> Result<(), CommitError> {
+        let mut ready = Vec::new();
+        let mut failed = Ok(());
+        for body in self.due(all) {
+            let cut = body.freeze();
+            match self.encode(&cut) {
+                Ok(stored) => ready.push(Ready { body, cut, stored }),
+                Err(error) => {
+                    self.defer(&body, &error);
+                    failed = failed.and(Err(error));
+                }
+            }
+        }
+        if !ready.is_empty() {
+            self.config.store.sync()?;
+            for ready in ready {
+                self.settle(ready)?;
+            }
+        }
+        failed
+    }
+
+    fn due(&self, all: bool) -> Vec<Arc<Body>> {
+        let now = self.now_ns();
+        let core = self.core.lock();
+        let bodies = core.dirty.values().filter(|body| {
+            let page = body.page();
+            let old = page
+                .since
+                .is_some_and(|since| now.saturating_sub(since) > OPEN_COMMIT_NS);
+            page.is_dirty() && !page.waiting && (all || page.due || page.writers == 0 || old)
+        });
+        bodies.cloned().collect()
+    }
+
+    /// What is missing is asked for, and the commit tried again when it is here.
+    fn defer(self: &Arc<Self>, body: &Arc<Body>, error: &CommitError) {
+        tracing::warn!(%error, ino = body.ino.0, "a file is not committed yet");
+        body.page().due = true;
+        let (inner, body) = (self.clone(), body.clone());
+        let again = {
+            let body = body.clone();
+            Box::new(move |result: Result<(), super::FetchError>| {
+                body.page().waiting = false;
+                if result.is_ok() {
+                    inner.config.observer.dirty(Dirty::Closed);
+                }
+            })
+        };
+        let fetch = &self.config.fetch;
+        match error {
+            CommitError::MissingChunks(want) => {
+                body.page().waiting = true;
+                fetch.chunks(want.clone(), Priority::Blocking, again);
+            }
+            CommitError::MissingNodes(want) => {
+                body.page().waiting = true;
+                fetch.nodes(want.clone(), Priority::Blocking, again);
+            }
+            _ => {}
+        }
+    }
+
+    /// Puts the content of a cut into the store.
+    fn encode(&self, cut: &Cut) -> Result<Stored, CommitError> {
+        let nodes = StoreNodes(&self.config.store);
+        let new_len = cut.overlay.size();
+        let changed = cut.overlay.changed();
+        let whole = changed.first().is_some_and(|range| *range == (0..new_len));
+        let chunks = if whole || cut.stored.size == 0 {
+            let read = |offset, buf: &mut [u8]| self.read_cut(cut, offset, buf);
+            chunk_all(new_len, read, |batch| {
+                store_batch(&self.config.store, batch)
+            })?
+        } else {
+            let reader = ContentReader::new(&nodes, &cut.stored.content.0, cut.stored.size)
+                .map_err(NodesError::Input)?;
+            let located = reader.locate(0..cut.stored.size)?;
+            let old: Vec<ChunkRef> = located
+                .iter()
+                .map(|located| ChunkRef {
+                    hash: located.chunk.hash,
+                    len: located.chunk.len,
+                })
+                .collect();
+            let change = Change {
+                old: &old,
+                new_len,
+                dirty: &changed,
+            };
+            rechunk(
+                &change,
+                |offset, buf| self.read_cut(cut, offset, buf),
+                |chunk, bytes| {
+                    self.config.store.put_chunk(&chunk.hash, bytes)?;
+                    Ok::<(), CommitError>(())
+                },
+            )?
+        };
+        let mut writer = ContentWriter::new(&nodes);
+        for chunk in chunks {
+            writer.push(content::ChunkRef {
+                hash: chunk.hash,
+                len: chunk.len,
+            })?;
+        }
+        let (content, size) = writer.finish()?;
+        Ok(Stored {
+            content: Content::from(&content[..]),
+            size,
+        })
+    }
+
+    fn read_cut(&self, cut: &Cut, offset: u64, buf: &mut [u8]) -> Result<(), CommitError> {
+        let extract = cut.extract(offset..offset + buf.len() as u64);
+        let bytes = self.assemble(&extract).map_err(|lack| match lack {
+            read::Lack::Chunks(want) => CommitError::MissingChunks(want),
+            read::Lack::Nodes(want) => CommitError::MissingNodes(want),
+            read::Lack::Failed(_) => CommitError::Unreadable,
+        })?;
+        if bytes.len() != buf.len() {
+            return Err(CommitError::Unreadable);
+        }
+        buf.copy_from_slice(&bytes);
+        Ok(())
+    }
+
+    /// Makes the new version of a file whose chunks are durable.
+    fn settle(&self, ready: Ready) -> Result<(), CommitError> {
+        let Ready { body, cut, stored } = ready;
+        let _gate = self.gate.read();
+        let ticket = {
+            let mut core = self.core.lock();
+            let mut op = core.op(self.now_ns());
+            let mut page = body.page();
+            if page.unlinked {
+                return Ok(());
+            }
+            let new = NewBody {
+                content: stored.content.clone(),
+                size: stored.size,
+                mtime: cut.mtime,
+            };
+            let digest = u64::from_be_bytes(stored.content.digest().0);
+            let changes = match op.core.state.write(&mut page.at, new, op.by) {
+                Ok(changes) => changes,
+                Err(error) => return Err(CommitError::Recipe(error.to_string())),
+            };
+            let idle = body.try_pen();
+            op.core.trash.extend(page.settle(&cut, stored));
+            page.listed = page.is_dirty() || idle.is_none();
+            op.record.settled.push(Settled {
+                body: body.id,
+                stamp: cut.overlay.stamp(),
+                base: page.base(),
+            });
+            let (listed, dir, shown) = (page.listed, page.at.key.dir, page.at.shown.clone());
+            drop(page);
+            drop(idle);
+            if !listed {
+                op.core.dirty.remove(&body.id);
+            }
+            op.rehome(body.ino, dir, shown, digest);
+            op.follow(changes);
+            op.core.release_body(body.ino);
+            op.finish().0.map(|record| self.journal.queue(record))
+        };
+        if let Some(ticket) = ticket
+            && let Err(error) = self.journal.write_out(ticket)
+        {
+            tracing::error!(%error, "a commit waits for room in the journal");
+            return Err(CommitError::NoSpace);
+        }
+        Ok(())
+    }
+}
+
+impl Body {
+    fn try_pen(&self) -> Option<parking_lot::MutexGuard<'_, super::body::Pen>> {
+        self.pen.try_lock()
+    }
+}
+
+/// Chunks and hashes `len` bytes from end to end. `store` is given every chunk in file order, in batches.
+pub(super) fn chunk_all<E>(
+    len: u64,
+    mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
+    mut store: impl FnMut(&[(ChunkHash, &[u8])]) -> Result<(), E>,
+) -> Result<Vec<ChunkRef>, E> {
+    let mut out = Vec::new();
+    let mut buffer: Vec<u8> = Vec::new();
+    let mut at = 0;
+    while at < len {
+        let kept = buffer.len();
+        let take = (len - at).min(BLOCK_LEN as u64) as usize;
+        buffer.resize(kept + take, 0);
+        read(at, &mut buffer[kept..])?;
+        at += take as u64;
+        let mut cut: Vec<&[u8]> = chunk::chunks(&buffer).collect();
+        let mut done = buffer.len();
+        // The last one may go on in the next block.
+        if at < len
+            && let Some(open) = cut.pop()
+        {
+            done -= open.len();
+        }
+        let batch = hash_all(&cut);
+        store(&batch)?;
+        out.extend(batch.iter().map(|(hash, bytes)| ChunkRef {
+            hash: *hash,
+            len: bytes.len() as u32,
+        }));
+        drop(batch);
+        buffer.drain(..done);
+    }
+    Ok(out)
+}
+
+fn hash_all<'c>(chunks: &[&'c [u8]]) -> Vec<(ChunkHash, &'c [u8])> {
+    let hash = |part: &[&'c [u8]]| -> Vec<(ChunkHash, &'c [u8])> {
+        part.iter()
+            .map(|bytes| (chunk_hash(bytes), *bytes))
+            .collect()
+    };
+    let total: usize = chunks.iter().map(|chunk| chunk.len()).sum();
+    if total < PARALLEL_MIN {
+        return hash(chunks);
+    }
+    let (one, two) = chunks.split_at(chunks.len() / 2);
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| hash(two));
+        let mut all = hash(one);
+        all.extend(second.join().unwrap_or_else(|_| hash(two)));
+        all
+    })
+}
+
+fn store_batch(store: &Store, batch: &[(ChunkHash, &[u8])]) -> Result<(), CommitError> {
+    store.put_chunks(batch)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    #[test]
+    fn blocks_do_not_show_in_the_chunks() {
+        let mut random = 1_u64;
+        let bytes: Vec<u8> = std::iter::repeat_with(|| {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (random >> 56) as u8
+        })
+        .take(BLOCK_LEN * 2 + 12_345)
+        .collect();
+        let mut stored = Vec::new();
+        let chunks = chunk_all::<Infallible>(
+            bytes.len() as u64,
+            |offset, buf| {
+                buf.copy_from_slice(&bytes[offset as usize..][..buf.len()]);
+                Ok(())
+            },
+            |batch| {
+                batch
+                    .iter()
+                    .for_each(|(_, bytes)| stored.extend_from_slice(bytes));
+                Ok(())
+            },
+        )
+        .unwrap();
+        let whole: Vec<ChunkRef> = chunk::chunks(&bytes)
+            .map(|chunk| ChunkRef {
+                hash: chunk_hash(chunk),
+                len: chunk.len() as u32,
+            })
+            .collect();
+        assert!(stored == bytes, "bytes lost or doubled between blocks");
+        assert_eq!(chunks, whole);
+    }
+}

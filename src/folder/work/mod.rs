@@ -1,0 +1,232 @@
+//! One folder's working tree: a live file system over the shared state.
+//!
+//! The state (`folder::state`) *is* the namespace: every operation is applied to it at once, as one operation with one
+//! dot. Beside it are inode numbers (`inodes.rs`), contents being written (`body.rs`, `extents.rs`) and the journal
+//! (`journal.rs`) that makes all of it survive. A commit (`commit.rs`) turns written bytes into chunks and a new
+//! version, a publication (`publish.rs`) the state into nodes and a snapshot, a merge (`merge.rs`) brings a peer's
+//! snapshot in.
+//!
+//! Locks, in the order they are taken: `turn` (one commit, publication, merge or checkpoint at a time), `gate` (shared
+//! by every change, exclusive while a checkpoint is cut), a body's pen, `core`, a body's page, the journal's. No file
+//! data is read, written or hashed and nothing is synced under `core`.
+
+mod attr;
+mod body;
+mod checkpoint;
+mod commit;
+mod core;
+mod extents;
+mod ingest;
+mod inodes;
+mod journal;
+mod merge;
+mod namespace;
+mod nodes;
+mod open;
+mod publish;
+mod read;
+mod record;
+mod recover;
+mod stats;
+mod txn;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use ccbt_mount::{Notifier, VolumeError};
+use ccbt_xet::disk::Disk;
+use ccbt_xet::hash::{ChunkHash, NodeId};
+use ccbt_xet::store::Store;
+use parking_lot::{Mutex, RwLock};
+
+use crate::folder::state::Inc;
+
+use self::core::{Core, Op, Refused};
+use self::journal::Journal;
+
+pub use self::commit::CommitError;
+pub use self::ingest::{IngestError, Ingested, Keep};
+pub use self::merge::{MergeError, Merged};
+pub use self::nodes::StoreError;
+pub use self::open::OpenFile;
+pub use self::publish::{FlushError, HEAD_LEN, Publication, PublishError, Unsigned};
+pub use self::read::Presence;
+pub use self::recover::OpenFolderError;
+pub use self::stats::{FolderStats, Found, Missing};
+pub use self::txn::Txn;
+
+/// The wall clock.
+pub trait Clock: Send + Sync {
+    /// Nanoseconds since the Unix epoch.
+    fn now_ns(&self) -> u64;
+}
+
+/// How much somebody waits for what is fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// An application is blocked on it.
+    Blocking,
+    /// An application will probably ask for it soon.
+    ReadAhead,
+    /// To keep the folder whole.
+    Replica,
+    /// Nobody waits.
+    Probe,
+}
+
+/// A chunk that is not here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WantedChunk {
+    pub hash: ChunkHash,
+    /// Bytes.
+    pub len: u32,
+    /// The segment of the file's recipe it stands in, and its place there: availability is told per segment.
+    pub segment: Option<(NodeId, u16)>,
+}
+
+/// Why something could not be fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FetchError {
+    #[error("no peer has it")]
+    NoPeer,
+    #[error("it did not arrive in time")]
+    TimedOut,
+    #[error("there is no room to keep it")]
+    NoSpace,
+    #[error("the folder is closed")]
+    Closed,
+}
+
+/// Called once when what was wanted is in the store, or will not come.
+pub type Fetched = Box<dyn FnOnce(Result<(), FetchError>) + Send>;
+
+/// The way to peers. Returns at once; the deadline is the fetcher's.
+pub trait Fetch: Send + Sync {
+    fn chunks(&self, want: Vec<WantedChunk>, priority: Priority, done: Fetched);
+    /// Nodes by kind and name.
+    fn nodes(&self, want: Vec<(u8, NodeId)>, priority: Priority, done: Fetched);
+}
+
+/// What changed a folder, for the timer that decides when to publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dirty {
+    Closed,
+    Renamed,
+    Fsynced,
+    Writing,
+    Namespace,
+}
+
+/// Hears of local changes. Called from any thread; must be quick and call nothing back.
+pub trait Observer: Send + Sync {
+    fn dirty(&self, why: Dirty);
+}
+
+/// The name a conflict is labelled with, by incarnation.
+pub type DeviceName = Arc<dyn Fn(Inc) -> Option<String> + Send + Sync>;
+
+/// What a folder is opened with.
+#[derive(Clone)]
+pub struct FolderConfig {
+    /// Where journal, checkpoint and staging files lie.
+    pub dir: PathBuf,
+    pub disk: Arc<dyn Disk>,
+    pub store: Arc<Store>,
+    /// Signs for what is done here; a fresh one starts its own counters.
+    pub inc: Inc,
+    pub clock: Arc<dyn Clock>,
+    pub read_only: bool,
+    pub fetch: Arc<dyn Fetch>,
+    pub observer: Arc<dyn Observer>,
+    pub device_name: DeviceName,
+    /// Longest a read waits for a peer.
+    pub read_timeout: Duration,
+}
+
+/// One folder. Cheap to clone; all clones are the same folder.
+#[derive(Clone)]
+pub struct Folder {
+    inner: Arc<Inner>,
+}
+
+/// A folder alive. Its file system calls are what a mount needs, one for one.
+pub(crate) struct Inner {
+    config: FolderConfig,
+    journal: Journal,
+    core: Mutex<Core>,
+    gate: RwLock<()>,
+    turn: Mutex<publish::Turn>,
+    /// Number of the next body and the next staging file.
+    next_number: AtomicU64,
+    notifier: Mutex<Option<Arc<dyn Notifier>>>,
+    reads: read::Reads,
+}
+
+impl Folder {
+    /// The file system.
+    pub(crate) fn live(&self) -> &Arc<Inner> {
+        &self.inner
+    }
+
+    /// Kernel caches are told of merges through `notifier` from now on.
+    pub fn attach(&self, notifier: Arc<dyn Notifier>) {
+        *self.inner.notifier.lock() = Some(notifier);
+    }
+
+    /// Commits what is written and leaves a checkpoint, so that the next open is quick. What cannot be committed stays
+    /// in the journal.
+    pub fn shutdown(&self) -> Result<(), PublishError> {
+        let _turn = self.inner.turn.lock();
+        let committed = self.inner.commit_possible(true);
+        self.inner.checkpoint()?;
+        Ok(committed?)
+    }
+}
+
+impl Inner {
+    fn now_ns(&self) -> u64 {
+        self.config.clock.now_ns()
+    }
+
+    /// Applies one operation and logs it. What is in the log when this returns survives the process.
+    fn operate<R>(
+        &self,
+        why: Dirty,
+        apply: impl FnOnce(&mut Op<'_>) -> Result<R, Refused>,
+    ) -> Result<R, VolumeError> {
+        if self.config.read_only {
+            return Err(VolumeError::ReadOnly);
+        }
+        let _gate = self.gate.read();
+        self.journal.ready().map_err(|error| disk_error(&error))?;
+        let (result, ticket) = {
+            let mut core = self.core.lock();
+            let mut op = core.op(self.now_ns());
+            let result = apply(&mut op).map_err(|Refused(error)| error)?;
+            let (record, _) = op.finish();
+            (result, record.map(|record| self.journal.queue(record)))
+        };
+        if let Some(ticket) = ticket {
+            self.journal
+                .write_out(ticket)
+                .map_err(|error| disk_error(&error))?;
+            self.config.observer.dirty(why);
+        }
+        Ok(result)
+    }
+}
+
+/// What a caller is told of an error of our own disk.
+fn disk_error(error: &std::io::Error) -> VolumeError {
+    if journal::is_full(error) {
+        return VolumeError::NoSpace;
+    }
+    tracing::error!(%error, "the folder's own files cannot be read or written");
+    VolumeError::Io
+}

@@ -1,0 +1,427 @@
+//! Reading: what is here is answered at once, what is not is fetched with the reply moved along, never with a thread
+//! waiting.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use ccbt_mount::{Reply, VolumeError};
+use ccbt_xet::hash::NodeId;
+use parking_lot::Mutex;
+
+use super::body::{Extract, Stored};
+use super::extents::Source;
+use super::inodes::Ino;
+use super::nodes::StoreNodes;
+use super::open::OpenFile;
+use super::{FetchError, Inner, Priority, WantedChunk};
+use crate::folder::content::{ContentReader, Located};
+use crate::folder::tree::NodesError;
+
+/// A chunk that did not come is not asked for again so soon: the kernel repeats a failed read at once, and an
+/// application would wait twice the timeout.
+const FAILED_FOR_NS: u64 = 10_000_000_000;
+
+/// Most failed chunks remembered.
+const FAILED_MAX: usize = 4096;
+
+/// A read that is still incomplete after so many answers of the fetcher fails.
+const ROUNDS_MAX: u32 = 16;
+
+/// First read-ahead: what one more second of a slow reader needs.
+const AHEAD_MIN: u64 = (1 << 20) + (128 << 10);
+const AHEAD_MAX: u64 = 32 << 20;
+
+/// How far a read may be from where a sequential one would be: the kernel's read-ahead arrives out of order.
+const AHEAD_SLACK: u64 = 1 << 20;
+
+/// Bytes asked for ahead of all readers of a folder together.
+const AHEAD_BUDGET: u64 = 256 << 20;
+
+/// What readers of a folder share.
+#[derive(Debug, Default)]
+pub(super) struct Reads {
+    /// When the fetch of a chunk or node failed, in nanoseconds.
+    failed: Mutex<HashMap<[u8; 32], u64>>,
+    ahead_bytes: AtomicU64,
+}
+
+/// The read-ahead of one handle.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    /// Where a sequential reader goes on.
+    next: u64,
+    window: u64,
+    /// Everything before this offset was asked for.
+    asked: u64,
+}
+
+/// How much of a file is here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    Remote,
+    Partial,
+    Local,
+    Dirty,
+}
+
+/// What a read lacks.
+pub(super) enum Lack {
+    Chunks(Vec<WantedChunk>),
+    Nodes(Vec<(u8, NodeId)>),
+    Failed(VolumeError),
+}
+
+struct Job {
+    inner: Arc<Inner>,
+    extract: Extract,
+    reply: Reply<Bytes>,
+    rounds: u32,
+}
+
+impl Inner {
+    pub(crate) fn read(
+        self: &Arc<Self>,
+        file: &OpenFile,
+        offset: u64,
+        size: u32,
+        reply: Reply<Bytes>,
+    ) {
+        let range = offset..offset.saturating_add(u64::from(size));
+        let extract = file.body.extract(range);
+        let wanted = file.ahead.lock().advance(offset, u64::from(size));
+        let stored = extract.stored.clone();
+        Job {
+            inner: self.clone(),
+            extract,
+            reply,
+            rounds: 0,
+        }
+        .run();
+        if let Some(wanted) = wanted {
+            self.read_ahead(&stored, wanted);
+        }
+    }
+
+    pub(super) fn assemble(&self, extract: &Extract) -> Result<Bytes, Lack> {
+        let len = match (extract.pieces.first(), extract.pieces.last()) {
+            (Some((first, _)), Some((last, _))) => last.range.end - first.range.start,
+            _ => return Ok(Bytes::new()),
+        };
+        let mut out = vec![0; len as usize];
+        let mut rest = &mut out[..];
+        let mut lacking = Vec::new();
+        for (piece, file) in &extract.pieces {
+            let (buf, after) = rest.split_at_mut((piece.range.end - piece.range.start) as usize);
+            rest = after;
+            match (piece.source, file) {
+                (Source::Zero, _) => {}
+                (Source::Data { at, .. }, Some(file)) => {
+                    let read = file.read_at(at, buf);
+                    read.map_err(|error| Lack::Failed(super::disk_error(&error)))?;
+                }
+                (Source::Data { .. }, None) => return Err(Lack::Failed(VolumeError::Io)),
+                (Source::Base, _) => {
+                    self.read_stored(&extract.stored, piece.range.clone(), buf, &mut lacking)?;
+                }
+            }
+        }
+        match lacking.is_empty() {
+            true => Ok(Bytes::from(out)),
+            false => Err(Lack::Chunks(lacking)),
+        }
+    }
+
+    /// Fills `buf` with a range of a version; what is not here is added to `lacking`.
+    fn read_stored(
+        &self,
+        stored: &Stored,
+        range: Range<u64>,
+        buf: &mut [u8],
+        lacking: &mut Vec<WantedChunk>,
+    ) -> Result<(), Lack> {
+        for located in self.locate(stored, range.clone())? {
+            let chunk_end = located.offset + u64::from(located.chunk.len);
+            let from = located.offset.max(range.start);
+            let to = chunk_end.min(range.end);
+            let slot = (from - range.start) as usize..(to - range.start) as usize;
+            let Some(part) = buf.get_mut(slot) else {
+                return Err(Lack::Failed(VolumeError::Io));
+            };
+            let skip = (from - located.offset) as u32;
+            if !self.read_chunk(&located, skip, part)? {
+                lacking.push(wanted(&located));
+            }
+        }
+        Ok(())
+    }
+
+    fn read_chunk(&self, located: &Located, skip: u32, part: &mut [u8]) -> Result<bool, Lack> {
+        let store = &self.config.store;
+        let hash = &located.chunk.hash;
+        let failed = |error| {
+            tracing::error!(%error, chunk = %hash, "a chunk cannot be read");
+            Lack::Failed(VolumeError::Io)
+        };
+        if store.read_stored(hash, skip, part).map_err(failed)? {
+            return Ok(true);
+        }
+        let Some(bytes) = store.chunk(hash).map_err(failed)? else {
+            return Ok(false);
+        };
+        let skip = skip as usize;
+        match bytes.get(skip..skip + part.len()) {
+            Some(found) if bytes.len() == located.chunk.len as usize => {
+                part.copy_from_slice(found);
+                Ok(true)
+            }
+            // The recipe lies about the length of a chunk it names.
+            _ => Err(Lack::Failed(VolumeError::Io)),
+        }
+    }
+
+    fn locate(&self, stored: &Stored, range: Range<u64>) -> Result<Vec<Located>, Lack> {
+        let nodes = StoreNodes(&self.config.store);
+        let malformed = |error: &dyn std::fmt::Display| {
+            tracing::error!(%error, "the recipe of a file is damaged");
+            Lack::Failed(VolumeError::Io)
+        };
+        let reader = ContentReader::new(&nodes, &stored.content.0, stored.size)
+            .map_err(|error| malformed(&error))?;
+        reader.locate(range).map_err(|error| match error {
+            NodesError::Missing(nodes) => Lack::Nodes(
+                nodes
+                    .iter()
+                    .map(|node| (node.kind.code(), node.id))
+                    .collect(),
+            ),
+            error => malformed(&error),
+        })
+    }
+
+    /// Asks for what a sequential reader will want. Nothing here waits for it or minds its failing.
+    fn read_ahead(self: &Arc<Self>, stored: &Stored, range: Range<u64>) {
+        let range = range.start..range.end.min(stored.size);
+        if range.is_empty() {
+            return;
+        }
+        let chunks = match self.locate(stored, range) {
+            Ok(chunks) => chunks,
+            Err(Lack::Nodes(nodes)) => {
+                self.config
+                    .fetch
+                    .nodes(nodes, Priority::ReadAhead, Box::new(|_| {}));
+                return;
+            }
+            Err(_) => return,
+        };
+        let store = &self.config.store;
+        let want: Vec<WantedChunk> = chunks
+            .iter()
+            .filter(|located| !store.contains(&located.chunk.hash))
+            .map(wanted)
+            .collect();
+        let bytes: u64 = want.iter().map(|chunk| u64::from(chunk.len)).sum();
+        if bytes == 0 {
+            return;
+        }
+        let before = self.reads.ahead_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before + bytes > AHEAD_BUDGET {
+            self.reads.ahead_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return;
+        }
+        let inner = self.clone();
+        let done = Box::new(move |_| {
+            inner.reads.ahead_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        });
+        self.config.fetch.chunks(want, Priority::ReadAhead, done);
+    }
+
+    /// How much of a file is here.
+    pub(super) fn presence(&self, ino: Ino) -> Result<Presence, VolumeError> {
+        let stored = {
+            let core = self.core.lock();
+            let inode = core.inode(ino)?;
+            if inode.body.as_ref().is_some_and(|body| body.is_dirty()) {
+                return Ok(Presence::Dirty);
+            }
+            let (_, node) = core.node_of(inode).ok_or(VolumeError::NoAttribute)?;
+            Stored {
+                content: node.version.content,
+                size: node.version.size,
+            }
+        };
+        Ok(self.presence_of(&stored))
+    }
+
+    pub(super) fn presence_of(&self, stored: &Stored) -> Presence {
+        let Ok(chunks) = self.locate(stored, 0..stored.size) else {
+            return Presence::Remote;
+        };
+        let store = &self.config.store;
+        let here = chunks
+            .iter()
+            .filter(|located| store.contains(&located.chunk.hash))
+            .count();
+        match here {
+            n if n == chunks.len() => Presence::Local,
+            0 => Presence::Remote,
+            _ => Presence::Partial,
+        }
+    }
+
+    /// Adds what of a version is not here to `missing`: chunks, or the nodes it takes to know them.
+    pub(super) fn lacking(
+        &self,
+        stored: &Stored,
+        missing: &mut super::Missing,
+    ) -> Result<(), VolumeError> {
+        match self.locate(stored, 0..stored.size) {
+            Ok(chunks) => {
+                let store = &self.config.store;
+                let lacking = chunks
+                    .iter()
+                    .filter(|found| !store.contains(&found.chunk.hash));
+                missing.chunks.extend(lacking.map(wanted));
+                Ok(())
+            }
+            Err(Lack::Nodes(nodes)) => {
+                missing.nodes.extend(nodes);
+                Ok(())
+            }
+            Err(Lack::Chunks(chunks)) => {
+                missing.chunks.extend(chunks);
+                Ok(())
+            }
+            Err(Lack::Failed(error)) => Err(error),
+        }
+    }
+}
+
+fn wanted(located: &Located) -> WantedChunk {
+    WantedChunk {
+        hash: located.chunk.hash,
+        len: located.chunk.len,
+        segment: located.segment,
+    }
+}
+
+impl Job {
+    fn run(mut self) {
+        let lack = match self.inner.assemble(&self.extract) {
+            Ok(bytes) => return self.reply.send(Ok(bytes)),
+            Err(Lack::Failed(error)) => return self.reply.send(Err(error)),
+            Err(lack) => lack,
+        };
+        let names = lack.names();
+        self.rounds += 1;
+        if self.rounds > ROUNDS_MAX || self.inner.reads.has_failed(&names, self.inner.now_ns()) {
+            return self.reply.send(Err(VolumeError::TimedOut));
+        }
+        let inner = self.inner.clone();
+        let done = Box::new(move |result| self.resume(&names, result));
+        match lack {
+            Lack::Chunks(want) => inner.config.fetch.chunks(want, Priority::Blocking, done),
+            Lack::Nodes(want) => inner.config.fetch.nodes(want, Priority::Blocking, done),
+            Lack::Failed(_) => {}
+        }
+    }
+
+    fn resume(self, names: &[[u8; 32]], result: Result<(), FetchError>) {
+        match result {
+            Ok(()) => self.run(),
+            Err(error) => {
+                self.inner.reads.note_failed(names, self.inner.now_ns());
+                let error = match error {
+                    FetchError::NoSpace => VolumeError::NoSpace,
+                    FetchError::NoPeer | FetchError::TimedOut | FetchError::Closed => {
+                        VolumeError::TimedOut
+                    }
+                };
+                self.reply.send(Err(error));
+            }
+        }
+    }
+}
+
+impl Lack {
+    fn names(&self) -> Vec<[u8; 32]> {
+        match self {
+            Self::Chunks(chunks) => chunks.iter().map(|chunk| *chunk.hash.as_bytes()).collect(),
+            Self::Nodes(nodes) => nodes.iter().map(|(_, id)| *id.as_bytes()).collect(),
+            Self::Failed(_) => Vec::new(),
+        }
+    }
+}
+
+impl Reads {
+    fn has_failed(&self, names: &[[u8; 32]], now_ns: u64) -> bool {
+        let failed = self.failed.lock();
+        names.iter().any(|name| {
+            failed
+                .get(name)
+                .is_some_and(|at| now_ns.saturating_sub(*at) < FAILED_FOR_NS)
+        })
+    }
+
+    fn note_failed(&self, names: &[[u8; 32]], now_ns: u64) {
+        let mut failed = self.failed.lock();
+        if failed.len() + names.len() > FAILED_MAX {
+            failed.retain(|_, at| now_ns.saturating_sub(*at) < FAILED_FOR_NS);
+        }
+        let room = FAILED_MAX.saturating_sub(failed.len());
+        failed.extend(names.iter().take(room).map(|name| (*name, now_ns)));
+    }
+}
+
+impl Ahead {
+    /// Notes a read; the range to ask for, if it is time.
+    fn advance(&mut self, offset: u64, len: u64) -> Option<Range<u64>> {
+        let end = offset.saturating_add(len);
+        let near = offset.abs_diff(self.next) <= AHEAD_SLACK;
+        if !near {
+            *self = Self {
+                next: end,
+                window: 0,
+                asked: end,
+            };
+            return None;
+        }
+        self.next = self.next.max(end);
+        self.asked = self.asked.max(end);
+        if self.asked - self.next > self.window / 2 {
+            return None;
+        }
+        self.window = (self.window * 2).clamp(AHEAD_MIN, AHEAD_MAX);
+        let from = self.asked;
+        self.asked = self.next.saturating_add(self.window);
+        (from < self.asked).then_some(from..self.asked)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sequential_reader_is_read_ahead_in_growing_steps_and_a_random_one_not() {
+        let mut ahead = Ahead::default();
+        let mut asked = 0;
+        let mut steps = Vec::new();
+        for i in 0..1024 {
+            if let Some(range) = ahead.advance(i * 131_072, 131_072) {
+                assert!(range.start >= asked, "asked twice");
+                asked = range.end;
+                steps.push(range.end - range.start);
+            }
+        }
+        assert!(steps.len() < 24, "{} requests", steps.len());
+        assert!(asked <= 1024 * 131_072 + AHEAD_MAX, "{asked}");
+        let mut random = Ahead::default();
+        for i in 1..100 {
+            assert_eq!(random.advance((i * 7919 % 100) << 24, 4096), None, "{i}");
+        }
+    }
+}

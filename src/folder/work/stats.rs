@@ -1,0 +1,187 @@
+//! What a folder holds, what of it is here, and what it takes to have it whole.
+
+use ccbt_mount::{Ino, VolumeError};
+use ccbt_xet::hash::NodeId;
+
+use super::body::Stored;
+use super::read::Presence;
+use super::{Folder, WantedChunk};
+use crate::folder::state::{EntryRef, Fid, FileKind, Inc, Name, Node, State};
+
+/// Numbers of a folder. Files count once for each name; conflicting versions count beside them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FolderStats {
+    pub files: u64,
+    pub dirs: u64,
+    pub bytes: u64,
+    /// Files with content that is not committed.
+    pub dirty: u64,
+    /// Files whose newest version was made by this incarnation: perhaps nobody else has them.
+    pub only_here_files: u64,
+    pub only_here_bytes: u64,
+    /// Files of which not every chunk is here.
+    pub missing_files: u64,
+    pub missing_bytes: u64,
+}
+
+/// What it takes to have the folder whole. Nodes come first: which chunks a file has is in them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Missing {
+    pub chunks: Vec<WantedChunk>,
+    /// By kind and name.
+    pub nodes: Vec<(u8, NodeId)>,
+}
+
+/// What a path leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    pub ino: Ino,
+    pub node: Node,
+}
+
+impl Folder {
+    pub fn stats(&self) -> FolderStats {
+        let inner = &self.inner;
+        let (mut stats, files) = {
+            let core = inner.core.lock();
+            let mut stats = count(&core.state, inner.config.inc);
+            stats.dirty = core.dirty.values().filter(|body| body.is_dirty()).count() as u64;
+            (stats, contents(&core.state))
+        };
+        for stored in files {
+            if inner.presence_of(&stored) != Presence::Local {
+                stats.missing_files += 1;
+                stats.missing_bytes += stored.size;
+            }
+        }
+        stats
+    }
+
+    /// At most about `limit` of the chunks and nodes that are not here. Fails if a recipe that is here is damaged.
+    pub fn missing(&self, limit: usize) -> Result<Missing, VolumeError> {
+        let files = contents(&self.inner.core.lock().state);
+        self.missing_of(files, limit)
+    }
+
+    /// The same for what lies at or below `path`.
+    pub fn missing_below(&self, path: &[&[u8]], limit: usize) -> Result<Missing, VolumeError> {
+        let files = {
+            let core = self.inner.core.lock();
+            let mut files = Vec::new();
+            match node_at(&core.state, path) {
+                Some(Node::Dir(dir)) => below(&core.state, dir.fid, &mut files),
+                Some(node) => files.extend(stored_of(&node)),
+                None => {}
+            }
+            files
+        };
+        self.missing_of(files, limit)
+    }
+
+    fn missing_of(&self, files: Vec<Stored>, limit: usize) -> Result<Missing, VolumeError> {
+        let mut missing = Missing::default();
+        for stored in files {
+            if missing.chunks.len() + missing.nodes.len() >= limit {
+                break;
+            }
+            self.inner.lacking(&stored, &mut missing)?;
+            missing.chunks.truncate(limit);
+        }
+        Ok(missing)
+    }
+
+    /// What is shown at a path of names from the root.
+    pub fn lookup_path(&self, path: &[&[u8]]) -> Option<Found> {
+        let mut core = self.inner.core.lock();
+        let Some((name, above)) = path.split_last() else {
+            let node = core.state.dir(Fid::ROOT)?;
+            return Some(Found {
+                ino: Ino::ROOT,
+                node: Node::Dir(node),
+            });
+        };
+        let Node::Dir(parent) = node_at(&core.state, above)? else {
+            return None;
+        };
+        let node = core.state.lookup(parent.fid, name)?;
+        let spot = super::inodes::Spot {
+            dir: parent.fid,
+            name: Name::from(*name),
+        };
+        let ino = core.numbered(spot, node.clone()).ino();
+        Some(Found { ino, node })
+    }
+}
+
+fn node_at(state: &State, path: &[&[u8]]) -> Option<Node> {
+    let mut node = Node::Dir(state.dir(Fid::ROOT)?);
+    for name in path {
+        let Node::Dir(dir) = node else {
+            return None;
+        };
+        node = state.lookup(dir.fid, name)?;
+    }
+    Some(node)
+}
+
+fn count(state: &State, own: Inc) -> FolderStats {
+    let mut stats = FolderStats::default();
+    for (key, entry) in state.entries() {
+        match entry {
+            EntryRef::Head { .. } => {
+                stats.dirs += u64::from(key.dir != Fid::ROOT && state.dir(key.dir).is_some());
+            }
+            EntryRef::File(entry) => {
+                stats.files += entry.versions.len() as u64;
+                for version in &entry.versions {
+                    stats.bytes += version.size;
+                    if version.dot.inc == own {
+                        stats.only_here_files += 1;
+                        stats.only_here_bytes += version.size;
+                    }
+                }
+            }
+        }
+    }
+    stats
+}
+
+/// The contents of all versions.
+fn contents(state: &State) -> Vec<Stored> {
+    let mut out = Vec::new();
+    for (_, entry) in state.entries() {
+        if let EntryRef::File(entry) = entry {
+            let files = entry
+                .versions
+                .iter()
+                .filter(|version| version.kind == FileKind::File);
+            out.extend(files.map(|version| Stored {
+                content: version.content.clone(),
+                size: version.size,
+            }));
+        }
+    }
+    out
+}
+
+fn below(state: &State, dir: Fid, out: &mut Vec<Stored>) {
+    let mut dirs = vec![dir];
+    while let Some(dir) = dirs.pop() {
+        for (_, node) in state.list(dir) {
+            match &node {
+                Node::Dir(dir) => dirs.push(dir.fid),
+                Node::File(_) => out.extend(stored_of(&node)),
+            }
+        }
+    }
+}
+
+fn stored_of(node: &Node) -> Option<Stored> {
+    match node {
+        Node::File(file) if file.version.kind == FileKind::File => Some(Stored {
+            content: file.version.content.clone(),
+            size: file.version.size,
+        }),
+        Node::File(_) | Node::Dir(_) => None,
+    }
+}

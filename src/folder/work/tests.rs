@@ -1,0 +1,6 @@
+//! The working tree as a mount drives it, on a disk that can crash.
+
+mod basic;
+mod merging;
+mod random;
+mod rig;

@@ -1,0 +1,83 @@
+//! Changes of the state by a scanner of a plain directory: any number of operations and rows of its own table, in the
+//! log together or not at all.
+
+use bytes::Bytes;
+use ccbt_mount::VolumeError;
+
+use super::core::{Op, Refused};
+use super::{Dirty, Folder, disk_error};
+use crate::folder::state::{By, Change, Hlc, OpError, State};
+
+/// Operations under way. What is done through it is seen by nobody else before it ends.
+pub struct Txn<'o, 'c> {
+    op: &'o mut Op<'c>,
+}
+
+impl Txn<'_, '_> {
+    /// What the folder is.
+    pub fn state(&self) -> &State {
+        &self.op.core.state
+    }
+
+    /// Does one operation on the state. Each gets its own reading of the clock.
+    pub fn apply<R>(
+        &mut self,
+        operation: impl FnOnce(&mut State, By) -> Result<(R, Vec<Change>), OpError>,
+    ) -> Result<R, OpError> {
+        let core = &mut *self.op.core;
+        core.hlc = Hlc(core.hlc.0 + 1);
+        let by = By {
+            inc: core.inc,
+            hlc: core.hlc,
+        };
+        let (result, changes) = operation(&mut core.state, by)?;
+        self.op.follow(changes);
+        Ok(result)
+    }
+
+    /// A row of the caller's table.
+    pub fn row(&self, key: &[u8]) -> Option<Bytes> {
+        self.op.core.table.get(key).cloned()
+    }
+
+    /// Every row whose key begins with `prefix`, ascending.
+    pub fn rows(&self, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
+        let from = Bytes::copy_from_slice(prefix);
+        let rows = self.op.core.table.range(from..);
+        rows.take_while(|(key, _)| key.starts_with(prefix))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect()
+    }
+
+    /// Sets or removes a row.
+    pub fn set_row(&mut self, key: Bytes, value: Option<Bytes>) {
+        match &value {
+            Some(value) => drop(self.op.core.table.insert(key.clone(), value.clone())),
+            None => drop(self.op.core.table.remove(&key)),
+        }
+        self.op.record.table.push((key, value));
+    }
+}
+
+impl Folder {
+    /// Runs `change`; what it did is one record of the log. It must not wait for anything: everybody else does.
+    pub fn update<R>(&self, change: impl FnOnce(&mut Txn<'_, '_>) -> R) -> Result<R, VolumeError> {
+        let inner = &self.inner;
+        let (result, touched) = inner.operate(Dirty::Namespace, |op| {
+            let result = change(&mut Txn { op });
+            let changes = std::mem::take(&mut op.changes);
+            let touched = op.core.reconcile_all(&changes, op.now);
+            Ok::<_, Refused>((result, touched))
+        })?;
+        inner.tell(&touched);
+        Ok(result)
+    }
+
+    /// Makes every update that returned before the call durable.
+    pub fn sync(&self) -> Result<(), VolumeError> {
+        self.inner
+            .journal
+            .sync()
+            .map_err(|error| disk_error(&error))
+    }
+}
