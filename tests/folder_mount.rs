@@ -1,5 +1,7 @@
 //! A folder mounted through the kernel, on a real disk: what programs do, and that it is all there after a remount.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
