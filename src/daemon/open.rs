@@ -146,7 +146,6 @@ impl Daemon {
                 disk: Arc::new(RealDisk),
                 store: Arc::clone(&self.0.store),
                 inc: Inc(*incarnation.as_bytes()),
-                abandoned: record.abandoned().map(|inc| Inc(*inc.as_bytes())).collect(),
                 rename_row: ledger::rename_row,
                 clock: Arc::new(WallClock),
                 read_only: credentials.writer.is_none(),
@@ -165,7 +164,6 @@ impl Daemon {
                     )
                 })?
         };
-        record.taken_over(&dir)?;
         let config = SwarmConfig {
             name: record.name.clone(),
             credentials: Arc::clone(&credentials),

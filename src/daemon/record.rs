@@ -56,8 +56,6 @@ struct IncarnationRecord {
     clean: bool,
     /// Machine and file the record was written on: a copied state directory differs.
     fingerprint: String,
-    /// Given up, but perhaps with operations in the journal that were not published.
-    abandoned: Vec<[u8; 8]>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +92,6 @@ impl FolderRecord {
                 id: random::bytes(),
                 clean: true,
                 fingerprint: String::new(),
-                abandoned: Vec::new(),
             },
         }
     }
@@ -148,7 +145,6 @@ impl FolderRecord {
         let known = &mut self.incarnation;
         let fresh = known.fingerprint.is_empty();
         if !fresh && (!known.clean || known.fingerprint != fingerprint) {
-            known.abandoned.push(known.id);
             known.id = random::bytes();
         }
         known.fingerprint = fingerprint;
@@ -156,23 +152,6 @@ impl FolderRecord {
         let id = known.id;
         self.save(dir)?;
         Ok(Incarnation::from_bytes(id))
-    }
-
-    /// Incarnations whose unpublished operations are still to be taken over.
-    pub(super) fn abandoned(&self) -> impl Iterator<Item = Incarnation> + '_ {
-        self.incarnation
-            .abandoned
-            .iter()
-            .map(|id| Incarnation::from_bytes(*id))
-    }
-
-    /// They have been taken over, durably.
-    pub(super) fn taken_over(&mut self, dir: &Path) -> Result<(), RecordError> {
-        if self.incarnation.abandoned.is_empty() {
-            return Ok(());
-        }
-        self.incarnation.abandoned.clear();
-        self.save(dir)
     }
 
     pub(super) fn release_incarnation(&mut self, dir: &Path) -> Result<(), RecordError> {
@@ -223,7 +202,6 @@ mod tests {
         let mut crashed = FolderRecord::load(dir.path()).unwrap();
         let third = crashed.take_incarnation(dir.path()).unwrap();
         assert_ne!(second, third);
-        assert_eq!(crashed.abandoned().collect::<Vec<_>>(), [second]);
         crashed.release_incarnation(dir.path()).unwrap();
         let copy = tempfile::tempdir().unwrap();
         fs::copy(dir.path().join(FILE), copy.path().join(FILE)).unwrap();

@@ -1,5 +1,8 @@
 //! One folder: what it is ([`state`]), the nodes it is stored as ([`tree`], [`content`]), and the live file system over
 //! all of it ([`work`]).
+//! One folder's working tree: its [`state`] (what a folder is, how two copies of it come together,
+//! what the user sees of it), the bytes that the state is stored and sent as, and the live file system
+//! over all of it ([`work`]).
 
 pub mod changes;
 pub mod codec;

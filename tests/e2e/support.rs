@@ -173,6 +173,7 @@ impl Daemon {
         let Some(mut child) = self.child.take() else {
             return 0;
         };
+        self.mounts.clear();
         let pid = rustix::process::Pid::from_child(&child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         let end = Instant::now() + PATIENCE;

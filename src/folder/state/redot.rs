@@ -13,27 +13,17 @@ pub struct Redot {
     /// The last counter of `from` that was published.
     published: u64,
     to: Inc,
-    /// What `to` has done already.
-    used: u64,
 }
 
 impl Redot {
-    /// Of what `from` did, everything after `published` becomes `to`'s, following the `used` operations `to` has done.
-    pub fn new(from: Inc, published: u64, to: Inc, used: u64) -> Self {
-        Self {
-            from,
-            published,
-            to,
-            used,
-        }
+    /// Of what `from` did, everything after `published` becomes `to`'s, which has done nothing before.
+    pub fn new(from: Inc, published: u64, to: Inc) -> Self {
+        Self { from, published, to }
     }
 
     pub fn dot(&self, dot: Dot) -> Dot {
         if dot.inc == self.from && dot.ctr > self.published {
-            Dot {
-                inc: self.to,
-                ctr: self.used + (dot.ctr - self.published),
-            }
+            Dot { inc: self.to, ctr: dot.ctr - self.published }
         } else {
             dot
         }
@@ -42,11 +32,7 @@ impl Redot {
     pub fn vector(&self, vv: &VersionVector) -> VersionVector {
         let mut out = VersionVector::default();
         for (inc, ctr) in vv.iter() {
-            let kept = if inc == self.from {
-                ctr.min(self.published)
-            } else {
-                ctr
-            };
+            let kept = if inc == self.from { ctr.min(self.published) } else { ctr };
             if kept > 0 {
                 out.see(Dot { inc, ctr: kept });
             }
@@ -68,9 +54,7 @@ impl Redot {
         };
         match entry {
             Entry::Head(head) => {
-                head.places
-                    .iter_mut()
-                    .for_each(|place| rename(&mut place.dot));
+                head.places.iter_mut().for_each(|place| rename(&mut place.dot));
                 head.metas.iter_mut().for_each(|meta| rename(&mut meta.dot));
                 if changed {
                     head.places.sort_by(|a, b| b.cmp(a));
@@ -109,12 +93,11 @@ mod tests {
 
     #[test]
     fn only_what_was_not_published_is_renamed() {
-        let redot = Redot::new(OLD, 5, NEW, 0);
+        let redot = Redot::new(OLD, 5, NEW);
         assert_eq!(redot.dot(dot(OLD, 5)), dot(OLD, 5));
         assert_eq!(redot.dot(dot(OLD, 6)), dot(NEW, 1));
         assert_eq!(redot.dot(dot(OLD, 9)), dot(NEW, 4));
         assert_eq!(redot.dot(dot(OTHER, 9)), dot(OTHER, 9));
-        assert_eq!(Redot::new(OLD, 5, NEW, 10).dot(dot(OLD, 6)), dot(NEW, 11));
     }
 
     #[test]
@@ -122,14 +105,11 @@ mod tests {
         let mut vv = VersionVector::default();
         vv.see(dot(OLD, 9));
         vv.see(dot(OTHER, 7));
-        let out = Redot::new(OLD, 5, NEW, 0).vector(&vv);
+        let out = Redot::new(OLD, 5, NEW).vector(&vv);
         assert_eq!((out.get(OLD), out.get(NEW), out.get(OTHER)), (5, 4, 7));
-        let nothing = Redot::new(OLD, 0, NEW, 0).vector(&vv);
-        assert_eq!(
-            (nothing.get(OLD), nothing.get(NEW), nothing.len()),
-            (0, 9, 2)
-        );
-        let all = Redot::new(OLD, 9, NEW, 0).vector(&vv);
+        let nothing = Redot::new(OLD, 0, NEW).vector(&vv);
+        assert_eq!((nothing.get(OLD), nothing.get(NEW), nothing.len()), (0, 9, 2));
+        let all = Redot::new(OLD, 9, NEW).vector(&vv);
         assert_eq!((all.get(OLD), all.get(NEW)), (9, 0));
     }
 }

@@ -286,7 +286,7 @@ impl Inner {
             }
             let (name, value) = (Bytes::copy_from_slice(name), Bytes::copy_from_slice(value));
             op.change_xattrs(ino, |xattrs| {
-                drop(xattrs.insert(name.clone(), value.clone()))
+                drop(xattrs.insert(name.clone(), value.clone()));
             })
         })
     }

@@ -37,6 +37,8 @@ pub(super) const JOURNAL_BYTES: u64 = 64 << 20;
 pub(super) struct Checkpoint {
     /// The first generation to replay over it.
     pub(super) journal: u64,
+    /// The incarnation whose operations it and the journal after it hold as our own.
+    pub(super) inc: Inc,
     pub(super) tip: Tip,
     pub(super) vv: Vec<(Inc, u64)>,
     pub(super) hlc: Hlc,
@@ -138,6 +140,7 @@ impl Checkpoint {
     fn encode(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         put_varint(&mut out, self.journal);
+        out.extend_from_slice(&self.inc.0);
         out.extend_from_slice(self.tip.tree.root.as_bytes());
         out.push(self.tip.tree.height);
         out.extend_from_slice(self.tip.shared.as_bytes());
@@ -187,6 +190,7 @@ impl Checkpoint {
         }
         let checkpoint = Self {
             journal: r.varint()?,
+            inc: Inc(r.array()?),
             tip: Tip {
                 tree: Tree {
                     root: NodeId::from_bytes(r.array()?),
@@ -323,6 +327,7 @@ impl Core {
         let bodies = self.dirty.values();
         Checkpoint {
             journal,
+            inc: self.inc,
             tip: self.tip,
             vv: self.state.vv().iter().collect(),
             hlc: self.hlc,

@@ -22,8 +22,8 @@ const MAGIC: &[u8; 8] = b"ccbtjrn1";
 /// `len u32 | crc u32` before each body.
 const FRAME_LEN: u64 = 8;
 
-/// Longest record: what a reader allocates for one. Merges that would need more are written as checkpoints.
-pub(super) const RECORD_LEN_MAX: usize = 64 << 20;
+/// Longest record. A reader allocates no more than the file has left.
+pub(super) const RECORD_LEN_MAX: usize = 1 << 30;
 
 /// Enough for the records of every operation that can be under way when the disk is found full.
 const BALLAST_LEN: usize = 256 << 10;

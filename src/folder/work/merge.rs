@@ -75,7 +75,8 @@ impl Folder {
             let gate = inner.gate.read();
             if let Some(merged) = inner.merge_entries(snapshot, &theirs)? {
                 drop(gate);
-                return inner.after_merge(merged, theirs.len(), snapshot);
+                inner.write_merged(snapshot);
+                return inner.after_merge(merged, theirs.len());
             }
         }
         let merged = {
@@ -85,7 +86,10 @@ impl Folder {
             merged.map(|merged| (merged, theirs.len()))
         };
         match merged {
-            Some((merged, len)) => inner.after_merge(merged, len, snapshot),
+            Some((merged, len)) => {
+                inner.write_merged(snapshot);
+                inner.after_merge(merged, len)
+            }
             None => Ok(Merged { changed: false }),
         }
     }
@@ -178,19 +182,7 @@ impl Inner {
         Ok(Some(After { told, changed }))
     }
 
-    fn after_merge(
-        &self,
-        after: After,
-        entries: usize,
-        snapshot: &Snapshot,
-    ) -> Result<Merged, MergeError> {
-        // Peers have this root: the next change list leads on from it. And ours shows what was merged.
-        let flush = {
-            let mut core = self.core.lock();
-            core.tip.shared = snapshot.tree.root;
-            core.take_unflushed()
-        };
-        self.write_tree(flush)?;
+    fn after_merge(&self, after: After, entries: usize) -> Result<Merged, MergeError> {
         if entries > RECORD_ENTRIES_MAX {
             self.checkpoint()?;
         } else if let Err(error) = self.journal.write_queue() {
@@ -200,6 +192,16 @@ impl Inner {
         Ok(Merged {
             changed: after.changed,
         })
+    }
+
+    /// The root is that of the merged state at once, and `snapshot`'s is one that others have. If there is no room for
+    /// the nodes, the next publication writes them.
+    fn write_merged(&self, snapshot: &Snapshot) {
+        let flush = self.core.lock().take_unflushed();
+        match self.write_tree(flush) {
+            Ok(_) => self.core.lock().tip.shared = snapshot.tree.root,
+            Err(error) => tracing::warn!(%error, "the merged tree is not written yet"),
+        }
     }
 
     /// Tells the kernel what to forget. Not under any lock.

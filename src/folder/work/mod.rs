@@ -143,9 +143,8 @@ pub struct FolderConfig {
     pub store: Arc<Store>,
     /// Signs for what is done here; a fresh one starts its own counters.
     pub inc: Inc,
-    /// Incarnations of earlier runs that may not be gone on with: what they did and did not publish becomes `inc`'s.
-    pub abandoned: Vec<Inc>,
-    /// Renames the dots in a row of the caller's table, for the same reason. `None` if there are none in it.
+    /// Renames the dots in a row of the caller's table when a fresh incarnation takes over what another did not
+    /// publish. `None` if there are none in it.
     pub rename_row: fn(&Redot, &[u8]) -> Option<Bytes>,
     pub clock: Arc<dyn Clock>,
     pub read_only: bool,
@@ -191,10 +190,8 @@ impl Folder {
 
     /// Undoes [`Self::attach`].
     pub fn detach(&self, number: u64) {
-        self.inner
-            .notifiers
-            .write()
-            .retain(|(other, _)| *other != number);
+        let mut notifiers = self.inner.notifiers.write();
+        notifiers.retain(|(other, _)| *other != number);
     }
 
     /// Tells the caches of every mount but one: that one's kernel did the change itself.
@@ -209,7 +206,7 @@ impl Folder {
     /// in the journal.
     pub fn shutdown(&self) -> Result<(), PublishError> {
         let _turn = self.inner.turn.lock();
-        let committed = self.inner.commit_due(true);
+        let committed = self.inner.commit_possible(true);
         self.inner.checkpoint()?;
         Ok(committed?)
     }

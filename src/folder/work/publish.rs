@@ -143,11 +143,7 @@ impl Folder {
     ) -> Result<Option<Publication>, PublishError> {
         let inner = &self.inner;
         let _turn = inner.turn.lock();
-        // What cannot be committed yet does not hold up the rest.
-        match inner.commit_due(false) {
-            Err(CommitError::MissingChunks(_) | CommitError::MissingNodes(_)) | Ok(()) => {}
-            Err(error) => return Err(error.into()),
-        }
+        inner.commit_possible(false)?;
         let published = inner.publish_state(sign)?;
         inner.empty_trash().map_err(FlushError::from)?;
         inner.checkpoint_if_long()?;
@@ -162,6 +158,14 @@ impl Folder {
 }
 
 impl Inner {
+    /// Commits what can be. A file that waits for a peer does not hold up the rest.
+    pub(super) fn commit_possible(self: &Arc<Self>, all: bool) -> Result<(), CommitError> {
+        match self.commit_due(all) {
+            Err(CommitError::MissingChunks(_) | CommitError::MissingNodes(_)) => Ok(()),
+            committed => committed,
+        }
+    }
+
     fn publish_state(
         self: &Arc<Self>,
         sign: &dyn Fn(Unsigned) -> [u8; HEAD_LEN],
@@ -289,11 +293,20 @@ impl Inner {
 
     fn changes_since(&self, base: NodeId, tree: Tree) -> Result<Option<Vec<Change>>, FlushError> {
         let nodes = StoreNodes(&self.config.store);
-        let old = nodes.tree(base)?;
+        let trees = Trees::new(&nodes);
+        // A base that was merged but not synced before a crash is no base.
+        let compared = nodes.tree(base).and_then(|old| trees.diff(&old, &tree));
+        let differences = match compared {
+            Err(NodesError::Missing(_)) => return Ok(None),
+            compared => compared?,
+        };
         let mut changes = Vec::new();
         let mut bytes = 0;
-        for difference in Trees::new(&nodes).diff(&old, &tree)? {
-            let difference = difference?;
+        for difference in differences {
+            let difference = match difference {
+                Err(NodesError::Missing(_)) => return Ok(None),
+                difference => difference?,
+            };
             bytes += difference.key.len() + difference.b.as_ref().map_or(0, Bytes::len) + 8;
             if bytes > MAX_CHANGES_LEN {
                 return Ok(None);

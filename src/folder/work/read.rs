@@ -397,7 +397,7 @@ impl Ahead {
         self.window = (self.window * 2).clamp(AHEAD_MIN, AHEAD_MAX);
         let from = self.asked;
         self.asked = self.next.saturating_add(self.window);
-        (from < self.asked).then(|| from..self.asked)
+        (from < self.asked).then_some(from..self.asked)
     }
 }
 

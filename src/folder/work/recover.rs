@@ -27,8 +27,8 @@ use super::{Folder, FolderConfig, Inner, read};
 use crate::folder::codec;
 use crate::folder::encoding::DecodeError;
 use crate::folder::state::{
-    Body as NewBody, By, Content, Entry, EntryError, FileKind, Hlc, Inc, Key, NewFile, Redot,
-    State, Time, VersionVector, conflict_tag,
+    Body as NewBody, By, Content, EntryError, FileKind, Hlc, Inc, Key, NewFile, Redot, State, Time,
+    VersionVector, conflict_tag,
 };
 use crate::folder::tree::{NodesError, Trees};
 
@@ -58,6 +58,8 @@ struct Replay {
     table: BTreeMap<Bytes, Bytes>,
     bodies: BTreeMap<BodyId, Replayed>,
     next_number: u64,
+    /// The checkpoint does not say what is so: there is none, or it is of another incarnation.
+    rewrite: bool,
 }
 
 /// A body and what was done to it since its base.
@@ -106,7 +108,7 @@ impl Folder {
             journal,
             core: Mutex::new(core),
             gate: RwLock::new(()),
-            turn: Mutex::new(Turn::default()),
+            turn: Mutex::new(Turn),
             next_number: AtomicU64::new(next_number),
             notifiers: RwLock::default(),
             reads: read::Reads::default(),
@@ -120,6 +122,8 @@ impl Folder {
             })?;
         if rewrite {
             inner.checkpoint()?;
+        } else {
+            inner.write_replayed();
         }
         Ok(Self {
             inner: Arc::new(inner),
@@ -197,10 +201,14 @@ impl Replay {
         let nodes = StoreNodes(&config.store);
         let trees = Trees::new(&nodes);
         let owner = owner();
+        let rewrite = loaded
+            .as_ref()
+            .is_none_or(|loaded| loaded.inc != config.inc);
         let checkpoint = match loaded {
             Some(checkpoint) => checkpoint,
             None => Checkpoint {
                 journal: 1,
+                inc: config.inc,
                 tip: Tip::empty(&trees)?,
                 vv: Vec::new(),
                 hlc: Hlc::default(),
@@ -249,6 +257,7 @@ impl Replay {
                 .collect(),
             next_number: checkpoint.next_number,
             checkpoint,
+            rewrite,
         })
     }
 
@@ -366,6 +375,17 @@ impl Replay {
         needed
     }
 
+    /// How to take what an earlier incarnation did not publish over to `inc`.
+    fn redot(&self, inc: Inc) -> Option<Redot> {
+        let from = self.checkpoint.inc;
+        let published = self
+            .checkpoint
+            .published
+            .as_ref()
+            .filter(|last| last.inc == from);
+        (from != inc).then(|| Redot::new(from, published.map_or(0, |last| last.ctr), inc))
+    }
+
     /// The live folder.
     fn revive(mut self, config: &FolderConfig) -> Result<Revived, OpenFolderError> {
         let damaged = |reason| OpenFolderError::Damaged {
@@ -373,15 +393,27 @@ impl Replay {
             reason,
         };
         let mut entries = Vec::with_capacity(self.entries.len());
+        let redot = self.redot(config.inc);
         for (key, entry) in &self.entries {
             let key = codec::decode_key(key).map_err(damaged)?;
-            let entry = codec::decode_entry(&key, entry).map_err(damaged)?;
+            let mut entry = codec::decode_entry(&key, entry).map_err(damaged)?;
+            if redot.is_some_and(|redot| redot.entry(&mut entry)) {
+                self.changed.insert(key.clone());
+            }
             entries.push((key, entry));
         }
-        let vv: VersionVector = std::mem::take(&mut self.vv).into_iter().collect();
-        let (vv, renamed) = self.rename(config, &mut entries, vv);
+        if let Some(redot) = &redot {
+            self.bodies.values_mut().for_each(|body| body.redot(redot));
+            for row in self.table.values_mut() {
+                if let Some(renamed) = (config.rename_row)(redot, row) {
+                    *row = renamed;
+                }
+            }
+        }
         let names = config.device_name.clone();
         let tag = conflict_tag(move |inc| names(inc));
+        let seen: VersionVector = self.vv.into_iter().collect();
+        let vv = redot.map_or_else(|| seen.clone(), |redot| redot.vector(&seen));
         let state = State::from_entries(entries, vv, tag)?;
         let mut core = Core {
             state,
@@ -398,7 +430,7 @@ impl Replay {
         };
         core.inodes.take_touched();
         let mut next_number = self.next_number;
-        let mut rewrite = renamed;
+        let mut rewrite = self.rewrite;
         for (id, body) in self.bodies {
             next_number = next_number.max(id.0 + 1);
             rewrite |= !body.revive(&mut core, config);
@@ -411,48 +443,6 @@ impl Replay {
     }
 }
 
-impl Replay {
-    /// Takes what abandoned incarnations did not publish over to the one of this run. Whether there was anything.
-    fn rename(
-        &mut self,
-        config: &FolderConfig,
-        entries: &mut [(Key, Entry)],
-        mut vv: VersionVector,
-    ) -> (VersionVector, bool) {
-        let mut any = false;
-        for old in config.abandoned.iter().filter(|old| **old != config.inc) {
-            let last = self
-                .checkpoint
-                .published
-                .as_ref()
-                .filter(|last| last.inc == *old);
-            let published = last.map_or(0, |last| last.ctr);
-            if vv.get(*old) <= published {
-                continue;
-            }
-            any = true;
-            let redot = Redot::new(*old, published, config.inc, vv.get(config.inc));
-            vv = redot.vector(&vv);
-            for (key, entry) in entries.iter_mut() {
-                if redot.entry(entry) {
-                    self.changed.insert(key.clone());
-                }
-            }
-            for body in self.bodies.values_mut() {
-                for dot in &mut body.saved.base.anchor.dots {
-                    *dot = redot.dot(*dot);
-                }
-            }
-            for row in self.table.values_mut() {
-                if let Some(renamed) = (config.rename_row)(&redot, row) {
-                    *row = renamed;
-                }
-            }
-        }
-        (vv, any)
-    }
-}
-
 fn owner() -> (u32, u32) {
     (
         rustix::process::getuid().as_raw(),
@@ -461,6 +451,11 @@ fn owner() -> (u32, u32) {
 }
 
 impl Replayed {
+    fn redot(&mut self, redot: &Redot) {
+        let dots = &mut self.saved.base.anchor.dots;
+        dots.iter_mut().for_each(|dot| *dot = redot.dot(*dot));
+    }
+
     fn settle(&mut self, stamp: u64, base: super::record::Base) {
         self.changes.retain(|change| change.stamp() > stamp);
         let saved = &mut self.saved;
@@ -659,6 +654,15 @@ impl Alter {
 }
 
 impl Inner {
+    /// Writes what the journal said into the tree, so that its root is the state's. If there is no room, the next
+    /// publication does it.
+    fn write_replayed(&self) {
+        let flush = self.core.lock().take_unflushed();
+        if let Err(error) = self.write_tree(flush) {
+            tracing::warn!(%error, "the recovered tree is not written yet");
+        }
+    }
+
     /// Removes what an earlier run left and nothing refers to.
     fn drop_unneeded(&self, needed: &BTreeSet<FileId>) -> io::Result<()> {
         let disk = self.config.disk.as_ref();

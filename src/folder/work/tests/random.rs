@@ -261,6 +261,11 @@ impl History {
                 seen.push(is);
             }
         }
+        // A name may be durable before the bytes of its file are.
+        if let Step::Rename(from, to) | Step::Link(from, to) = step {
+            let moved = self.0.get(&absolute(from)).cloned().unwrap_or_default();
+            self.0.entry(absolute(to)).or_default().extend(moved);
+        }
     }
 
     fn synced(&mut self, path: &str, now: &Reference) {
@@ -293,8 +298,9 @@ fn crash_after(seed: u64, limit: u64) -> bool {
     disk.fail_after(limit);
     if let Ok(rig) = Rig::on(disk.clone(), 1, Arc::new(Ticks::default())) {
         stopped = false;
-        for _ in 0..40 {
-            let step = step(&mut dice);
+        let dirs = DIRS[1..].iter().map(|dir| Step::Mkdir((*dir).to_owned()));
+        let steps = std::iter::repeat_with(|| step(&mut dice)).take(60);
+        for step in dirs.chain(steps) {
             let mut after = reference.clone();
             if after.run(&step).is_ok() {
                 history.may_become(&step, &reference, &after);
@@ -309,7 +315,7 @@ fn crash_after(seed: u64, limit: u64) -> bool {
                 match run(&rig, &step) {
                     Err(VolumeError::Io) => stopped = true,
                     result => {
-                        assert_eq!(result, reference.clone().run(&step), "{what}: {step:.40?}")
+                        assert_eq!(result, reference.clone().run(&step), "{what}: {step:.40?}");
                     }
                 }
             }
@@ -350,7 +356,7 @@ fn a_power_failure_at_any_disk_operation_keeps_what_was_synced_and_tears_nothing
             limit += 1;
         }
         assert!(
-            limit > 100,
+            limit > 50,
             "seed {seed}: the workload has only {limit} operations"
         );
     }
@@ -358,6 +364,7 @@ fn a_power_failure_at_any_disk_operation_keeps_what_was_synced_and_tears_nothing
 
 #[test]
 fn a_full_disk_refuses_writes_and_loses_nothing() {
+    let mut refused = 0;
     for seed in 0..cases(10) {
         let mut dice = Dice::new(seed);
         let mut rig = Rig::new(1);
@@ -367,7 +374,6 @@ fn a_full_disk_refuses_writes_and_loses_nothing() {
             assert_eq!(run(&rig, &step), reference.run(&step), "seed {seed}");
         }
         rig.disk.limit_space(Some(dice.below(400_000)));
-        let mut refused = 0;
         for _ in 0..60 {
             let step = step(&mut dice);
             let mut after = reference.clone();
@@ -394,7 +400,6 @@ fn a_full_disk_refuses_writes_and_loses_nothing() {
                 }
             }
         }
-        assert!(refused > 0, "seed {seed}: the disk was never full");
         assert_equal(&rig, &reference, &format!("seed {seed} full"));
         rig.disk.limit_space(None);
         rig = rig.killed();
@@ -403,4 +408,5 @@ fn a_full_disk_refuses_writes_and_loses_nothing() {
         rig.publish().unwrap();
         rig.volume.statfs().unwrap();
     }
+    assert!(refused > 10, "the disk was hardly ever full");
 }

@@ -126,7 +126,6 @@ impl Rig {
         let peers = Arc::new(Peers::default());
         *peers.own.lock() = Some(store.clone());
         let config = FolderConfig {
-            abandoned: Vec::new(),
             rename_row: |_, _| None,
             dir: "/folder".into(),
             disk: arc,
