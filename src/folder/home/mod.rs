@@ -225,7 +225,7 @@ impl Home {
         Ok(())
     }
 
-    /// Regular files opened so far.
+    /// Files opened so far to be taken in.
     pub fn opens(&self) -> u64 {
         self.inner.files.opens()
     }
@@ -286,11 +286,14 @@ struct Follow<'h> {
     listener: ScanListener,
     quiet: Quiet,
     last_full: Duration,
+    /// Files that were not where the records say: read when a scan has found where they are.
+    astray: Vec<HomeId>,
 }
 
 impl<'h> Follow<'h> {
     fn new(home: &'h Inner, listener: ScanListener) -> Self {
-        Self { home, listener, quiet: Quiet::default(), last_full: home.elapsed() }
+        let last_full = home.elapsed();
+        Self { home, listener, quiet: Quiet::default(), last_full, astray: Vec::new() }
     }
 
     fn run(mut self) {
@@ -347,7 +350,13 @@ impl<'h> Follow<'h> {
             let mut scanner = self.home.scanner.lock();
             Scan::new(self.home, &mut scanner, &|_| ()).run(&part)
         };
+        let is_done = result.is_ok();
         self.tell(result);
+        let mut astray = std::mem::take(&mut self.astray);
+        astray.retain(|id| self.home.files.place(*id).is_some());
+        if is_done && !astray.is_empty() {
+            self.reread(&astray);
+        }
     }
 
     /// What was found changed while it was served is read at once.
@@ -375,6 +384,7 @@ impl<'h> Follow<'h> {
 
     fn tell(&mut self, result: Result<ScanReport, ScanError>) {
         if let Ok(report) = &result {
+            self.astray.extend_from_slice(&report.astray);
             let at = self.home.elapsed() + AGAIN;
             report.again.iter().for_each(|dir| self.quiet.note_later(at, *dir));
         }

@@ -60,6 +60,8 @@ pub struct ScanReport {
     pub blocked: Vec<(Vec<u8>, OpError)>,
     /// Directories to be looked at again.
     pub again: Vec<HomeId>,
+    /// Files to be read that were not where the records say.
+    pub astray: Vec<HomeId>,
 }
 
 /// Why a scan published nothing, or not everything.
@@ -554,27 +556,35 @@ impl<'h> Scan<'h> {
         if let Some(reason) = self.scanner.held.clone() {
             return Err(ScanError::Held(reason));
         }
-        let takes = ids.iter().filter_map(|id| {
-            let at = self.home.files.place(*id)?;
-            let path = self.home.files.path(*id)?;
-            let base = Some(self.home.row(&at)?).filter(|row| !row.is_dir());
-            let found = self.home.files.stat(&path).ok()?;
-            let is_file = matches!(found.kind, FoundKind::File | FoundKind::Symlink);
-            (is_file && base.is_some()).then_some(Take {
-                at,
-                path,
-                found,
-                base,
-                source: None,
-            })
-        });
-        let takes: Vec<Take> = takes.collect();
+        let (mut takes, mut astray) = (Vec::new(), Vec::new());
+        for id in ids {
+            match self.take_again(*id) {
+                Some(take) => takes.push(take),
+                None => astray.push(*id),
+            }
+        }
+        self.report.astray = astray;
         for batch in takes.chunks(BATCH_FILES) {
             let taken = self.read_batch(batch)?;
             self.report.read += taken.len() as u64;
             self.publish(taken)?;
         }
         Ok(self.report)
+    }
+
+    fn take_again(&self, id: HomeId) -> Option<Take> {
+        let at = self.home.files.place(id)?;
+        let path = self.home.files.path(id)?;
+        let base = Some(self.home.row(&at)?).filter(|row| !row.is_dir())?;
+        let found = self.home.files.stat(&path).ok()?;
+        let is_file = matches!(found.kind, FoundKind::File | FoundKind::Symlink);
+        is_file.then_some(Take {
+            at,
+            path,
+            found,
+            base: Some(base),
+            source: None,
+        })
     }
 
     fn fresh_id(&mut self) -> HomeId {
