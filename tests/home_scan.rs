@@ -560,7 +560,7 @@ fn a_file_that_changes_while_it_is_read_is_never_published_torn() {
     let stop = Arc::new(AtomicBool::new(false));
     let path = t.path("busy");
     let writer = std::thread::spawn({
-        let (stop, path) = (stop.clone(), path.clone());
+        let (stop, path) = (stop.clone(), path);
         move || {
             use std::os::unix::fs::FileExt;
             let file = fs::File::create(path).unwrap();
@@ -606,7 +606,7 @@ fn a_borrowed_range_that_changed_is_not_served() {
     assert_eq!(t.store.chunk(&hash).unwrap(), None);
     let (told, tell) = mpsc::channel();
     home.watch(Box::new(move |result| {
-        told.send(result.unwrap().read).unwrap()
+        told.send(result.unwrap().read).unwrap();
     }))
     .unwrap();
     assert_eq!(
@@ -716,7 +716,7 @@ fn changes_are_followed() {
     let home = t.open();
     t.scan(&home);
     home.watch(Box::new(|result| {
-        assert!(result.unwrap().blocked.is_empty())
+        assert!(result.unwrap().blocked.is_empty());
     }))
     .unwrap();
 

@@ -30,6 +30,9 @@ pub trait Ledger: Send + Sync {
     /// The rows of its table whose keys begin with `prefix`, in order.
     fn rows(&self, prefix: &[u8]) -> Vec<(Bytes, Bytes)>;
 
+    /// One row of its table.
+    fn row(&self, key: &[u8]) -> Option<Bytes>;
+
     /// Runs `work`, called once, and keeps what it did: all of it, or nothing if it fails.
     fn update(&self, work: &mut dyn FnMut(&mut dyn Txn)) -> Result<(), LedgerError>;
 }

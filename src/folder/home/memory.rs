@@ -67,6 +67,10 @@ impl Ledger for MemoryLedger {
         rows.map(|(key, row)| (key.clone(), row.clone())).collect()
     }
 
+    fn row(&self, key: &[u8]) -> Option<Bytes> {
+        self.inner.lock().table.get(key).cloned()
+    }
+
     fn update(&self, work: &mut dyn FnMut(&mut dyn Txn)) -> Result<(), LedgerError> {
         let mut inner = self.inner.lock();
         inner.updates += 1;

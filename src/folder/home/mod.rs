@@ -47,9 +47,8 @@ const FULL_SCAN_EVERY: Duration = Duration::from_secs(3600);
 /// The same where not everything can be watched.
 const POLL_EVERY: Duration = Duration::from_secs(60);
 
-/// Before what could not be read, or may have changed since, is looked at again: longer than the clock of file times
-/// ticks.
-const AGAIN: Duration = Duration::from_millis(50);
+/// Pause where there are no events to wait for.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Longest wait of the watching thread, so that it sees that it is to stop.
 const WAIT_MAX: Duration = Duration::from_secs(3600);
@@ -140,11 +139,18 @@ impl Home {
         options: &HomeOptions,
     ) -> Result<Self, OpenHomeError> {
         let path = check(dir, options)?;
-        let unreadable = |error| OpenHomeError::Unreadable { path: path.clone(), error };
+        let unreadable = |error| OpenHomeError::Unreadable {
+            path: path.clone(),
+            error,
+        };
         let waker = Waker::new().map_err(unreadable)?;
         let files = Arc::new(HomeFiles::open(&path, waker.clone()).map_err(unreadable)?);
         let scanner = {
-            let from = LoadFrom { ledger: &*ledger, store: &store, files: &files };
+            let from = LoadFrom {
+                ledger: &*ledger,
+                store: &store,
+                files: &files,
+            };
             scan::load(&from)?
         };
         match marker::read(files.root()).map_err(unreadable)? {
@@ -152,8 +158,12 @@ impl Home {
             Some(_) => return Err(OpenHomeError::OfAnother(path)),
             // With records but without a marker it may be the mount point of a disk that is not there.
             None if scanner.entries > 0 => {}
-            None => marker::write(files.root(), &options.marker)
-                .map_err(|error| OpenHomeError::Marker { dir: path.clone(), error })?,
+            None => marker::write(files.root(), &options.marker).map_err(|error| {
+                OpenHomeError::Marker {
+                    dir: path.clone(),
+                    error,
+                }
+            })?,
         }
         store.set_borrow_reader(files.clone());
         let watcher = Watcher::new(waker.clone());
@@ -173,7 +183,10 @@ impl Home {
             stop: AtomicBool::new(false),
             scan_asked: AtomicBool::new(false),
         };
-        Ok(Self { inner: Arc::new(inner), thread: Mutex::new(None) })
+        Ok(Self {
+            inner: Arc::new(inner),
+            thread: Mutex::new(None),
+        })
     }
 
     /// Scans everything.
@@ -258,10 +271,7 @@ impl Inner {
     }
 
     fn row(&self, at: &At) -> Option<Row> {
-        let key = at.key();
-        let rows = self.ledger.rows(&key).into_iter();
-        let found = rows.into_iter().find(|(other, _)| *other == key);
-        found.and_then(|(_, row)| Row::decode(&row).ok())
+        Row::decode(&self.ledger.row(&at.key())?).ok()
     }
 
     fn watch_dir(&self, dir: HomeId, fd: &OwnedFd) {
@@ -293,7 +303,13 @@ struct Follow<'h> {
 impl<'h> Follow<'h> {
     fn new(home: &'h Inner, listener: ScanListener) -> Self {
         let last_full = home.elapsed();
-        Self { home, listener, quiet: Quiet::default(), last_full, astray: Vec::new() }
+        Self {
+            home,
+            listener,
+            quiet: Quiet::default(),
+            last_full,
+            astray: Vec::new(),
+        }
     }
 
     fn run(mut self) {
@@ -303,7 +319,10 @@ impl<'h> Follow<'h> {
             let now = self.home.elapsed();
             let is_time = now >= self.last_full + self.full_every();
             if self.home.scan_asked.swap(false, Ordering::AcqRel) || is_time {
-                self.scan(&Due { everything: true, ..Due::default() });
+                self.scan(&Due {
+                    everything: true,
+                    ..Due::default()
+                });
             } else if let Some(due) = self.quiet.take(now) {
                 self.scan(&due);
             } else {
@@ -321,20 +340,30 @@ impl<'h> Follow<'h> {
 
     fn wait(&mut self) {
         let now = self.home.elapsed();
-        let next = self.quiet.next().unwrap_or(Duration::MAX).min(self.last_full + self.full_every());
+        let next = self
+            .quiet
+            .next()
+            .unwrap_or(Duration::MAX)
+            .min(self.last_full + self.full_every());
         let has_more = !self.home.scanner.lock().later.is_empty();
-        let timeout = if has_more { Duration::ZERO } else { next.saturating_sub(now) };
+        let timeout = if has_more {
+            Duration::ZERO
+        } else {
+            next.saturating_sub(now)
+        };
         let home = self.home;
         let Some(watcher) = &home.watcher else {
-            std::thread::park_timeout(timeout.min(AGAIN));
+            std::thread::park_timeout(timeout.min(PAUSE));
             return;
         };
         let quiet = &mut self.quiet;
-        let waited = watcher.wait(timeout.min(WAIT_MAX), |event| quiet.event(home.elapsed(), event));
+        let waited = watcher.wait(timeout.min(WAIT_MAX), |event| {
+            quiet.event(home.elapsed(), event)
+        });
         if let Err(error) = waited {
             tracing::warn!(%error, "changes cannot be watched: scanning once a minute");
             *home.unwatched.lock() = Some(error.to_string());
-            std::thread::park_timeout(AGAIN);
+            std::thread::park_timeout(PAUSE);
         }
     }
 
@@ -344,7 +373,10 @@ impl<'h> Follow<'h> {
                 self.last_full = self.home.elapsed();
                 Part::Everything
             }
-            false => Part::Dirs { dirs: &due.dirs, open: &due.open },
+            false => Part::Dirs {
+                dirs: &due.dirs,
+                open: &due.open,
+            },
         };
         let result = {
             let mut scanner = self.home.scanner.lock();
@@ -385,8 +417,11 @@ impl<'h> Follow<'h> {
     fn tell(&mut self, result: Result<ScanReport, ScanError>) {
         if let Ok(report) = &result {
             self.astray.extend_from_slice(&report.astray);
-            let at = self.home.elapsed() + AGAIN;
-            report.again.iter().for_each(|dir| self.quiet.note_later(at, *dir));
+            let now = self.home.elapsed();
+            report
+                .again
+                .iter()
+                .for_each(|(dir, wait)| self.quiet.note_later(now + *wait, *dir));
         }
         (self.listener)(result);
     }
@@ -394,7 +429,10 @@ impl<'h> Follow<'h> {
 
 /// Whether `dir` may be a home. Returns its real path.
 fn check(dir: &Path, options: &HomeOptions) -> Result<PathBuf, OpenHomeError> {
-    let unreadable = |error| OpenHomeError::Unreadable { path: dir.to_owned(), error };
+    let unreadable = |error| OpenHomeError::Unreadable {
+        path: dir.to_owned(),
+        error,
+    };
     let path = dir.canonicalize().map_err(unreadable)?;
     if !path.is_dir() {
         return Err(OpenHomeError::NotADirectory(path));
@@ -403,7 +441,10 @@ fn check(dir: &Path, options: &HomeOptions) -> Result<PathBuf, OpenHomeError> {
         return Err(OpenHomeError::IsRoot);
     }
     std::fs::read_dir(&path).map_err(unreadable)?;
-    let state = options.state_dir.canonicalize().unwrap_or_else(|_| options.state_dir.clone());
+    let state = options
+        .state_dir
+        .canonicalize()
+        .unwrap_or_else(|_| options.state_dir.clone());
     if path.starts_with(&state) {
         return Err(OpenHomeError::InState { dir: path, state });
     }
@@ -420,8 +461,14 @@ fn check(dir: &Path, options: &HomeOptions) -> Result<PathBuf, OpenHomeError> {
         }
     }
     let above = path.ancestors().skip(1);
-    match above.into_iter().find(|above| above.join(OWN_DIR).join("home").exists()) {
-        Some(home) => Err(OpenHomeError::InHome { dir: path.clone(), home: home.to_owned() }),
+    match above
+        .into_iter()
+        .find(|above| above.join(OWN_DIR).join("home").exists())
+    {
+        Some(home) => Err(OpenHomeError::InHome {
+            dir: path.clone(),
+            home: home.to_owned(),
+        }),
         None => Ok(path),
     }
 }
@@ -429,9 +476,15 @@ fn check(dir: &Path, options: &HomeOptions) -> Result<PathBuf, OpenHomeError> {
 /// Whether the file system a path is on is one of our mounts, by the type that /proc/self/mountinfo has for its device.
 fn is_own_mount(path: &Path) -> io::Result<bool> {
     let stat = rustix::fs::stat(path)?;
-    let device = format!("{}:{}", rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    let device = format!(
+        "{}:{}",
+        rustix::fs::major(stat.st_dev),
+        rustix::fs::minor(stat.st_dev)
+    );
     let table = std::fs::read("/proc/self/mountinfo")?;
-    Ok(table.split(|byte| *byte == b'\n').any(|line| is_own_line(line, device.as_bytes())))
+    Ok(table
+        .split(|byte| *byte == b'\n')
+        .any(|line| is_own_line(line, device.as_bytes())))
 }
 
 fn is_own_line(line: &[u8], device: &[u8]) -> bool {

@@ -128,8 +128,8 @@ pub struct Steps {
     pub touched: Vec<Look>,
     /// Directories whose attributes may have changed.
     pub touched_dirs: Vec<Look>,
-    /// Directories that could not be read to their end where they were expected.
-    pub unread: Vec<HomeId>,
+    /// Directories that could not be read to their end where they were expected, with that path.
+    pub unread: Vec<(HomeId, Vec<u8>)>,
     pub report: Counts,
 }
 
@@ -260,7 +260,7 @@ impl<'r> Plan<'r> {
         self.steps.report.dirs += 1;
         if !listing.complete || listing.ino != visit.ino {
             self.steps.report.unknown.push(visit.path.clone());
-            self.steps.unread.push(visit.dir);
+            self.steps.unread.push((visit.dir, visit.path.clone()));
         }
         if listing.ino != visit.ino {
             return;

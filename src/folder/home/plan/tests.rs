@@ -388,7 +388,7 @@ impl Model {
                 self.next_id = plan.next_id();
                 plan.finish()
             };
-            let unread: BTreeSet<HomeId> = steps.unread.iter().copied().collect();
+            let unread: BTreeSet<HomeId> = steps.unread.iter().map(|(dir, _)| *dir).collect();
             self.apply(steps, full)?;
             dirs = self
                 .dirty_dirs()
