@@ -744,3 +744,94 @@ fn changes_are_followed() {
     fs::remove_dir_all(t.path("new")).unwrap();
     wait_until_same(&t);
 }
+
+/// Random numbers from a seed.
+struct Dice(blake3::OutputReader);
+
+impl Dice {
+    fn new(seed: u64) -> Self {
+        Self(
+            blake3::Hasher::new()
+                .update(&seed.to_le_bytes())
+                .finalize_xof(),
+        )
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        let mut bytes = [0; 8];
+        self.0.fill(&mut bytes);
+        (u64::from_le_bytes(bytes) % n as u64) as usize
+    }
+
+    fn pick<'a, T>(&mut self, things: &'a [T]) -> &'a T {
+        &things[self.below(things.len())]
+    }
+}
+
+/// Everything below a directory, itself first.
+fn paths(dir: &Path, dirs_only: bool) -> Vec<PathBuf> {
+    let mut out = vec![dir.to_owned()];
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let is_dir = fs::symlink_metadata(&path).unwrap().is_dir();
+        if path.ends_with(".ccbt") {
+            continue;
+        } else if is_dir {
+            out.extend(paths(&path, dirs_only));
+        } else if !dirs_only {
+            out.push(path);
+        }
+    }
+    out
+}
+
+/// One random edit; most errors mean that it makes no sense here.
+fn random_edit(root: &Path, dice: &mut Dice) {
+    let name = ["a", "b", "c", "d", "e"][dice.below(5)];
+    let (all, dirs) = (paths(root, false), paths(root, true));
+    let target = dice.pick(&dirs).join(name);
+    let any = dice.pick(&all).clone();
+    let _refused = match dice.below(12) {
+        0..=2 => fs::write(&target, noise(dice.below(256) as u8, dice.below(30_000))),
+        3..=4 => fs::create_dir(&target),
+        5 => symlink(name, &target),
+        6 => fs::hard_link(&any, &target),
+        7 if any.is_dir() && any != root => fs::remove_dir_all(&any),
+        7 if any != root => fs::remove_file(&any),
+        8 if !any.is_symlink() && any != root => fs::set_permissions(
+            &any,
+            fs::Permissions::from_mode(0o700 | dice.below(0o100) as u32),
+        ),
+        9 if any != root => {
+            let (one, flags) = (any, rustix::fs::RenameFlags::EXCHANGE);
+            let two = dice.pick(&all);
+            let cwd = rustix::fs::CWD;
+            rustix::fs::renameat_with(cwd, &one, cwd, two, flags).map_err(Into::into)
+        }
+        _ if any != root => fs::rename(&any, &target),
+        _ => Ok(()),
+    };
+}
+
+#[test]
+fn any_edits_between_scans_are_shown() {
+    for seed in 0..40 {
+        println!("seed {seed}");
+        let (t, mut dice) = (Fixture::new(), Dice::new(seed));
+        let home = t.open();
+        for _scan in 0..8 {
+            for _edit in 0..dice.below(12) {
+                random_edit(&t.path(""), &mut dice);
+            }
+            let report = loop {
+                t.settle();
+                match home.scan(&|_| ()) {
+                    Err(ScanError::Held(_)) => home.confirm().unwrap(),
+                    other => break other.unwrap(),
+                }
+            };
+            assert!(report.blocked.is_empty(), "{report:?}");
+            assert_eq!(t.shown(), t.on_disk());
+        }
+    }
+}

@@ -376,6 +376,12 @@ impl<'r> Plan<'r> {
             let (dir, step) = match renamed {
                 Some((from, row)) => {
                     self.moved.insert(row.id);
+                    self.steps.touched_dirs.push(Look {
+                        at: at.clone(),
+                        path: path.clone(),
+                        found,
+                        row: row.clone(),
+                    });
                     let id = row.id;
                     let path = path.clone();
                     (

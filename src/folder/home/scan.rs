@@ -353,7 +353,7 @@ impl<'h> Scan<'h> {
                 };
                 (xattrs, row)
             }
-            // Its attributes are compared when it is next looked at: its ctime is not noted.
+            // Its attributes are compared afterwards.
             DirStep::Moved(moved) => (Xattrs::new(), moved.row.clone()),
         });
         dirs.collect()
