@@ -175,7 +175,7 @@ impl Fixture {
 
     /// Past the time in which a change could go unseen.
     fn settle(&self) {
-        std::thread::sleep(Duration::from_millis(25));
+        std::thread::sleep(Duration::from_millis(130));
     }
 
     fn scan(&self, home: &Home) -> ScanReport {
@@ -727,6 +727,8 @@ fn changes_are_followed() {
     t.write("new/deep/er/file", "x");
     symlink("x", t.path("new/link")).unwrap();
     wait_until_same(&t);
+    // What was read right after a change is read once more.
+    std::thread::sleep(Duration::from_millis(500));
     let opens = home.opens();
     fs::rename(t.path("new/deep"), t.path("dir/moved")).unwrap();
     wait_until_same(&t);
@@ -815,7 +817,7 @@ fn random_edit(root: &Path, dice: &mut Dice) {
 
 #[test]
 fn any_edits_between_scans_are_shown() {
-    for seed in 0..40 {
+    for seed in 0..12 {
         println!("seed {seed}");
         let (t, mut dice) = (Fixture::new(), Dice::new(seed));
         let home = t.open();

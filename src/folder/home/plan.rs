@@ -179,6 +179,8 @@ pub struct Plan<'r> {
     /// Every directory at or below `gone`, by inode.
     gone_dirs: HashMap<u64, (At, Row)>,
     moved: HashSet<HomeId>,
+    /// Directories that were listed: one may be found at its old path and, by its inode, as renamed there.
+    listed: HashSet<HomeId>,
     /// Files and symlinks that are new or changed.
     taken: Vec<Take>,
     steps: Steps,
@@ -227,6 +229,7 @@ impl<'r> Plan<'r> {
             indexed: 0,
             gone_dirs: HashMap::new(),
             moved: HashSet::new(),
+            listed: HashSet::new(),
             taken: Vec::new(),
             steps: Steps::default(),
         }
@@ -262,7 +265,7 @@ impl<'r> Plan<'r> {
             self.steps.report.unknown.push(visit.path.clone());
             self.steps.unread.push((visit.dir, visit.path.clone()));
         }
-        if listing.ino != visit.ino {
+        if listing.ino != visit.ino || !self.listed.insert(visit.dir) {
             return;
         }
         let mut rows: HashMap<Bytes, Row> = self.rows.children(visit.dir).into_iter().collect();

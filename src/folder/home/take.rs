@@ -20,9 +20,9 @@ use crate::folder::tree::{NodeKind, Nodes, NodesError};
 /// How often a file that changes while it is read is read again before it is left for later.
 const ATTEMPTS: u32 = 3;
 
-/// A change this soon before a reading may be followed by one with the same time: the clock of file times ticks every
-/// 4 ms at most, with slack.
-const TICK: Duration = Duration::from_millis(10);
+/// A change this soon before a reading may not be over, or be followed by one with the same time: the clock of file
+/// times ticks every 10 ms at most, and a write sets the time before it copies its bytes.
+const TICK: Duration = Duration::from_millis(100);
 
 /// The same where times are kept in whole or even seconds.
 const COARSE_TICK: Duration = Duration::from_secs(2);
