@@ -46,7 +46,11 @@ fn directories_that_cannot_be_shared_or_mounted() {
         "lie in one another",
     );
     fails(&run(&state, &["mount", &p(&full)]), 5, "is not empty");
-    fails(&run(&state, &["mount", &p(&file)]), 2, "is a file, and it holds no link");
+    fails(
+        &run(&state, &["mount", &p(&file)]),
+        2,
+        "is a file, and it holds no link",
+    );
     fails(
         &run(&state, &["mount", &p(&src), &p(&full)]),
         3,

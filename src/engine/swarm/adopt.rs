@@ -127,7 +127,9 @@ impl Swarm {
         self.adopting = true;
         let (incarnation, head, delta) =
             (*incarnation, adoption.head.clone(), adoption.delta.take());
-        let counters = self.heads.counters(self.adoptions.values().map(|pending| &pending.head));
+        let counters = self
+            .heads
+            .counters(self.adoptions.values().map(|pending| &pending.head));
         let (folder, store) = (self.config.folder.clone(), Arc::clone(&self.config.store));
         self.jobs.spawn_blocking(move || {
             let outcome = attempt(&folder, &store, &head, delta.as_deref(), &counters);

@@ -46,7 +46,7 @@ pub struct HomeFiles {
     places: RwLock<HashMap<HomeId, At>>,
     suspects: Mutex<Suspects>,
     waker: Waker,
-    /// Regular files opened, for tests and metrics.
+    /// Files opened to be taken in, for tests and metrics.
     opens: AtomicU64,
 }
 
@@ -85,7 +85,7 @@ impl HomeFiles {
         self.root_stamp
     }
 
-    /// Regular files opened so far.
+    /// Files opened so far to be taken in.
     pub fn opens(&self) -> u64 {
         self.opens.load(Ordering::Relaxed)
     }
@@ -136,6 +136,10 @@ impl HomeFiles {
     /// Opens a regular file for reading. What is there may be something else by now: check.
     pub fn open_file(&self, path: &[u8]) -> io::Result<OwnedFd> {
         self.opens.fetch_add(1, Ordering::Relaxed);
+        self.open_plain(path)
+    }
+
+    fn open_plain(&self, path: &[u8]) -> io::Result<OwnedFd> {
         self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)
     }
 
@@ -294,7 +298,7 @@ impl BorrowedFiles for HomeFiles {
         let path = self
             .path(HomeId(source.number()))
             .ok_or(io::ErrorKind::NotFound)?;
-        let file = self.open_file(&path)?;
+        let file = self.open_plain(&path)?;
         let mut done = 0;
         while done < buf.len() {
             let read = rustix::io::pread(&file, &mut buf[done..], offset + done as u64)?;

@@ -30,19 +30,22 @@ pub trait Ledger: Send + Sync {
     /// The rows of its table whose keys begin with `prefix`, in order.
     fn rows(&self, prefix: &[u8]) -> Vec<(Bytes, Bytes)>;
 
+    /// One row of its table.
+    fn row(&self, key: &[u8]) -> Option<Bytes>;
+
     /// Runs `work`, called once, and keeps what it did: all of it, or nothing if it fails.
     fn update(&self, work: &mut dyn FnMut(&mut dyn Txn)) -> Result<(), LedgerError>;
 }
+
+/// An operation on a state.
+pub type Operation<'o> = dyn FnMut(&mut State, By) -> Result<Vec<Change>, OpError> + 'o;
 
 /// A change of a folder under way.
 pub trait Txn {
     fn state(&self) -> &State;
 
     /// Does one operation on the state, and what follows from it.
-    fn operate(
-        &mut self,
-        op: &mut dyn FnMut(&mut State, By) -> Result<Vec<Change>, OpError>,
-    ) -> Result<(), OpError>;
+    fn operate(&mut self, op: &mut Operation<'_>) -> Result<(), OpError>;
 
     fn row(&self, key: &[u8]) -> Option<Bytes>;
 

@@ -3,13 +3,17 @@
 use bytes::Bytes;
 use ccbt_mount::VolumeError;
 
-use super::ledger::{Ledger, LedgerError, Txn};
-use crate::folder::state::{By, Change, OpError, State};
+use super::ledger::{Ledger, LedgerError, Operation, Txn};
+use crate::folder::state::{OpError, State};
 use crate::folder::work::{self, Folder};
 
 impl Ledger for Folder {
     fn rows(&self, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
         self.update(|txn| txn.rows(prefix)).unwrap_or_default()
+    }
+
+    fn row(&self, key: &[u8]) -> Option<Bytes> {
+        self.update(|txn| txn.row(key)).ok().flatten()
     }
 
     fn update(&self, work: &mut dyn FnMut(&mut dyn Txn)) -> Result<(), LedgerError> {
@@ -26,10 +30,7 @@ impl Txn for work::Txn<'_, '_> {
         self.state()
     }
 
-    fn operate(
-        &mut self,
-        op: &mut dyn FnMut(&mut State, By) -> Result<Vec<Change>, OpError>,
-    ) -> Result<(), OpError> {
+    fn operate(&mut self, op: &mut Operation<'_>) -> Result<(), OpError> {
         self.apply(|state, by| Ok(((), op(state, by)?)))
     }
 

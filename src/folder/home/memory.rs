@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 
-use super::ledger::{Ledger, LedgerError, Txn};
-use crate::folder::state::{By, Change, Hlc, Inc, OpError, State, conflict_tag};
+use super::ledger::{Ledger, LedgerError, Operation, Txn};
+use crate::folder::state::{By, Hlc, Inc, OpError, State, conflict_tag};
 
 /// The folder.
 pub struct MemoryLedger {
@@ -67,6 +67,10 @@ impl Ledger for MemoryLedger {
         rows.map(|(key, row)| (key.clone(), row.clone())).collect()
     }
 
+    fn row(&self, key: &[u8]) -> Option<Bytes> {
+        self.inner.lock().table.get(key).cloned()
+    }
+
     fn update(&self, work: &mut dyn FnMut(&mut dyn Txn)) -> Result<(), LedgerError> {
         let mut inner = self.inner.lock();
         inner.updates += 1;
@@ -80,10 +84,7 @@ impl Txn for Memory {
         &self.state
     }
 
-    fn operate(
-        &mut self,
-        op: &mut dyn FnMut(&mut State, By) -> Result<Vec<Change>, OpError>,
-    ) -> Result<(), OpError> {
+    fn operate(&mut self, op: &mut Operation<'_>) -> Result<(), OpError> {
         let by = self.by();
         op(&mut self.state, by).map(drop)
     }

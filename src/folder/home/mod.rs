@@ -48,9 +48,8 @@ const FULL_SCAN_EVERY: Duration = Duration::from_secs(3600);
 /// The same where not everything can be watched.
 const POLL_EVERY: Duration = Duration::from_secs(60);
 
-/// Before what could not be read, or may have changed since, is looked at again: longer than the clock of file times
-/// ticks.
-const AGAIN: Duration = Duration::from_millis(50);
+/// Pause where there are no events to wait for.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Longest wait of the watching thread, so that it sees that it is to stop.
 const WAIT_MAX: Duration = Duration::from_secs(3600);
@@ -243,7 +242,7 @@ impl Home {
         Ok(())
     }
 
-    /// Regular files opened so far.
+    /// Files opened so far to be taken in.
     pub fn opens(&self) -> u64 {
         self.inner.files.opens()
     }
@@ -279,10 +278,7 @@ impl Inner {
     }
 
     fn row(&self, at: &At) -> Option<Row> {
-        let key = at.key();
-        let rows = self.ledger.rows(&key).into_iter();
-        let found = rows.into_iter().find(|(other, _)| *other == key);
-        found.and_then(|(_, row)| Row::decode(&row).ok())
+        Row::decode(&self.ledger.row(&at.key())?).ok()
     }
 
     fn watch_dir(&self, dir: HomeId, fd: &OwnedFd) {
@@ -307,15 +303,19 @@ struct Follow<'h> {
     listener: ScanListener,
     quiet: Quiet,
     last_full: Duration,
+    /// Files that were not where the records say: read when a scan has found where they are.
+    astray: Vec<HomeId>,
 }
 
 impl<'h> Follow<'h> {
     fn new(home: &'h Inner, listener: ScanListener) -> Self {
+        let last_full = home.elapsed();
         Self {
             home,
             listener,
             quiet: Quiet::default(),
-            last_full: home.elapsed(),
+            last_full,
+            astray: Vec::new(),
         }
     }
 
@@ -360,7 +360,7 @@ impl<'h> Follow<'h> {
         };
         let home = self.home;
         let Some(watcher) = &home.watcher else {
-            std::thread::park_timeout(timeout.min(AGAIN));
+            std::thread::park_timeout(timeout.min(PAUSE));
             return;
         };
         let quiet = &mut self.quiet;
@@ -370,7 +370,7 @@ impl<'h> Follow<'h> {
         if let Err(error) = waited {
             tracing::warn!(%error, "changes cannot be watched: scanning once a minute");
             *home.unwatched.lock() = Some(error.to_string());
-            std::thread::park_timeout(AGAIN);
+            std::thread::park_timeout(PAUSE);
         }
     }
 
@@ -389,7 +389,13 @@ impl<'h> Follow<'h> {
             let mut scanner = self.home.scanner.lock();
             Scan::new(self.home, &mut scanner, &|_| ()).run(&part)
         };
+        let is_done = result.is_ok();
         self.tell(result);
+        let mut astray = std::mem::take(&mut self.astray);
+        astray.retain(|id| self.home.files.place(*id).is_some());
+        if is_done && !astray.is_empty() {
+            self.reread(&astray);
+        }
     }
 
     /// What was found changed while it was served is read at once.
@@ -417,11 +423,12 @@ impl<'h> Follow<'h> {
 
     fn tell(&mut self, result: Result<ScanReport, ScanError>) {
         if let Ok(report) = &result {
-            let at = self.home.elapsed() + AGAIN;
+            self.astray.extend_from_slice(&report.astray);
+            let now = self.home.elapsed();
             report
                 .again
                 .iter()
-                .for_each(|dir| self.quiet.note_later(at, *dir));
+                .for_each(|(dir, wait)| self.quiet.note_later(now + *wait, *dir));
         }
         (self.listener)(result);
     }

@@ -128,8 +128,8 @@ pub struct Steps {
     pub touched: Vec<Look>,
     /// Directories whose attributes may have changed.
     pub touched_dirs: Vec<Look>,
-    /// Directories that could not be read to their end where they were expected.
-    pub unread: Vec<HomeId>,
+    /// Directories that could not be read to their end where they were expected, with that path.
+    pub unread: Vec<(HomeId, Vec<u8>)>,
     pub report: Counts,
 }
 
@@ -179,6 +179,8 @@ pub struct Plan<'r> {
     /// Every directory at or below `gone`, by inode.
     gone_dirs: HashMap<u64, (At, Row)>,
     moved: HashSet<HomeId>,
+    /// Directories that were listed: one may be found at its old path and, by its inode, as renamed there.
+    listed: HashSet<HomeId>,
     /// Files and symlinks that are new or changed.
     taken: Vec<Take>,
     steps: Steps,
@@ -227,6 +229,7 @@ impl<'r> Plan<'r> {
             indexed: 0,
             gone_dirs: HashMap::new(),
             moved: HashSet::new(),
+            listed: HashSet::new(),
             taken: Vec::new(),
             steps: Steps::default(),
         }
@@ -260,9 +263,9 @@ impl<'r> Plan<'r> {
         self.steps.report.dirs += 1;
         if !listing.complete || listing.ino != visit.ino {
             self.steps.report.unknown.push(visit.path.clone());
-            self.steps.unread.push(visit.dir);
+            self.steps.unread.push((visit.dir, visit.path.clone()));
         }
-        if listing.ino != visit.ino {
+        if listing.ino != visit.ino || !self.listed.insert(visit.dir) {
             return;
         }
         let mut rows: HashMap<Bytes, Row> = self.rows.children(visit.dir).into_iter().collect();
@@ -376,6 +379,12 @@ impl<'r> Plan<'r> {
             let (dir, step) = match renamed {
                 Some((from, row)) => {
                     self.moved.insert(row.id);
+                    self.steps.touched_dirs.push(Look {
+                        at: at.clone(),
+                        path: path.clone(),
+                        found,
+                        row: row.clone(),
+                    });
                     let id = row.id;
                     let path = path.clone();
                     (

@@ -4,6 +4,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -17,7 +18,7 @@ use super::marker;
 use super::plan::{
     Counts, DirStep, FoundKind, Listing, Look, Plan, Rows, Seen, Steps, Take, Visit,
 };
-use super::take::{Miss, StoreError, Taken, ranges_of, take};
+use super::take::{Miss, StoreError, Taken, ranges_of, take, unsure_for};
 use crate::folder::state::{OpError, Xattrs};
 use crate::folder::tree::NodesError;
 
@@ -32,6 +33,12 @@ const READERS: usize = 2;
 
 /// Files from this many bytes on are read one at a time: they keep two threads busy by themselves.
 const BIG_BYTES: u64 = 32 << 20;
+
+/// Before a directory is looked at again that a rename took from where it was expected.
+const SOON: Duration = Duration::from_millis(50);
+
+/// Before a file is read again that changed each time it was read.
+const LATER: Duration = Duration::from_secs(5);
 
 /// What a scan is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -57,8 +64,10 @@ pub struct ScanReport {
     pub moving: Vec<Vec<u8>>,
     /// What a peer's work leaves no place for.
     pub blocked: Vec<(Vec<u8>, OpError)>,
-    /// Directories to be looked at again.
-    pub again: Vec<HomeId>,
+    /// Directories to be looked at again, and after what time.
+    pub again: Vec<(HomeId, Duration)>,
+    /// Files to be read that were not where the records say.
+    pub astray: Vec<HomeId>,
 }
 
 /// Why a scan published nothing, or not everything.
@@ -230,7 +239,7 @@ impl<'h> Scan<'h> {
 
     fn carry_out(&mut self, mut steps: Steps) -> Result<(), ScanError> {
         self.report.counts.add(std::mem::take(&mut steps.report));
-        self.report.again.append(&mut steps.unread);
+        let unread = std::mem::take(&mut steps.unread);
         (self.progress)(self.done);
         let renamed = std::mem::take(&mut steps.renamed);
         let taken = self.read_batch(&renamed)?;
@@ -242,7 +251,17 @@ impl<'h> Scan<'h> {
             self.publish(taken)?;
         }
         self.look(&steps.touched)?;
-        self.look_at_dirs(&steps.touched_dirs)
+        self.look_at_dirs(&steps.touched_dirs)?;
+        // Only those that a rename took elsewhere: what cannot be read now cannot be read at once again.
+        let is_elsewhere =
+            |dir, path: &Vec<u8>| self.home.files.path(dir).is_some_and(|now| now != *path);
+        let elsewhere = unread
+            .into_iter()
+            .filter(|(dir, path)| is_elsewhere(*dir, path));
+        self.report
+            .again
+            .extend(elsewhere.map(|(dir, _)| (dir, SOON)));
+        Ok(())
     }
 
     /// Removals, renames and new directories: one update, because together they are one change of the tree.
@@ -333,7 +352,7 @@ impl<'h> Scan<'h> {
                 };
                 (xattrs, row)
             }
-            // Its attributes are compared when it is next looked at: its ctime is not noted.
+            // Its attributes are compared afterwards.
             DirStep::Moved(moved) => (Xattrs::new(), moved.row.clone()),
         });
         dirs.collect()
@@ -411,18 +430,20 @@ impl<'h> Scan<'h> {
                     self.done.read += 1;
                     self.done.bytes += taken.file.size;
                     if taken.row.unsure {
-                        self.report.again.push(take.at.dir);
+                        let wait = unsure_for(taken.row.stamp.mtime);
+                        self.report.again.push((take.at.dir, wait));
                     }
                     out.push((take, taken));
                 }
                 Err(Miss::Store(error)) => return Err(error.into()),
-                Err(Miss::Unreadable(error))
-                    if error.kind() == std::io::ErrorKind::PermissionDenied =>
-                {
+                Err(Miss::Unreadable(error)) if !is_gone(&error) => {
+                    tracing::debug!(%error, "a file cannot be read");
                     self.report.unreadable.push(take.path);
                 }
-                Err(Miss::Unreadable(_) | Miss::Moving | Miss::Gone) => {
-                    self.report.again.push(take.at.dir);
+                // The event that says so is on its way.
+                Err(Miss::Unreadable(_) | Miss::Gone) => self.report.moving.push(take.path),
+                Err(Miss::Moving) => {
+                    self.report.again.push((take.at.dir, LATER));
                     self.report.moving.push(take.path);
                 }
             }
@@ -553,21 +574,14 @@ impl<'h> Scan<'h> {
         if let Some(reason) = self.scanner.held.clone() {
             return Err(ScanError::Held(reason));
         }
-        let takes = ids.iter().filter_map(|id| {
-            let at = self.home.files.place(*id)?;
-            let path = self.home.files.path(*id)?;
-            let base = Some(self.home.row(&at)?).filter(|row| !row.is_dir());
-            let found = self.home.files.stat(&path).ok()?;
-            let is_file = matches!(found.kind, FoundKind::File | FoundKind::Symlink);
-            (is_file && base.is_some()).then_some(Take {
-                at,
-                path,
-                found,
-                base,
-                source: None,
-            })
-        });
-        let takes: Vec<Take> = takes.collect();
+        let (mut takes, mut astray) = (Vec::new(), Vec::new());
+        for id in ids {
+            match self.take_again(*id) {
+                Some(take) => takes.push(take),
+                None => astray.push(*id),
+            }
+        }
+        self.report.astray = astray;
         for batch in takes.chunks(BATCH_FILES) {
             let taken = self.read_batch(batch)?;
             self.report.read += taken.len() as u64;
@@ -576,11 +590,35 @@ impl<'h> Scan<'h> {
         Ok(self.report)
     }
 
+    fn take_again(&self, id: HomeId) -> Option<Take> {
+        let at = self.home.files.place(id)?;
+        let path = self.home.files.path(id)?;
+        let base = Some(self.home.row(&at)?).filter(|row| !row.is_dir())?;
+        let found = self.home.files.stat(&path).ok()?;
+        let is_file = matches!(found.kind, FoundKind::File | FoundKind::Symlink);
+        is_file.then_some(Take {
+            at,
+            path,
+            found,
+            base: Some(base),
+            source: None,
+        })
+    }
+
     fn fresh_id(&mut self) -> HomeId {
         let id = HomeId(self.scanner.next_id);
         self.scanner.next_id += 1;
         id
     }
+}
+
+/// Whether an error says that a file is not there any more, or is another kind of thing.
+fn is_gone(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP)
+    )
 }
 
 /// Writes files into the folder, each in place of what its base record stands for. Returns what was placed.

@@ -1,6 +1,8 @@
 //! Taking a file in: its content and attributes as they were at one moment, proven by a stat before and after.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use bytes::Bytes;
 use ccbt_xet::hash::{ChunkHash, NodeId};
@@ -18,12 +20,12 @@ use crate::folder::tree::{NodeKind, Nodes, NodesError};
 /// How often a file that changes while it is read is read again before it is left for later.
 const ATTEMPTS: u32 = 3;
 
-/// A change this soon before a reading may be followed by one with the same time: the clock of file times ticks every
-/// 4 ms at most, with slack.
-const TICK_NS: u128 = 10_000_000;
+/// A change this soon before a reading may not be over, or be followed by one with the same time: the clock of file
+/// times ticks every 10 ms at most, and a write sets the time before it copies its bytes.
+const TICK: Duration = Duration::from_millis(100);
 
 /// The same where times are kept in whole or even seconds.
-const COARSE_TICK_NS: u128 = 2_000_000_000;
+const COARSE_TICK: Duration = Duration::from_secs(2);
 
 /// A range of a file by the chunk it holds: (hash, offset, length).
 pub(super) type Ranges = Vec<(ChunkHash, u64, u32)>;
@@ -81,14 +83,13 @@ impl Nodes for StoreNodes<'_> {
     }
 }
 
-/// Whether a later change could leave the same times on what was last changed at `mtime` and is read at `now`.
-pub(super) fn is_unsure(mtime: FileTime, now: FileTime) -> bool {
-    let tick = if mtime.nanos == 0 {
-        COARSE_TICK_NS
-    } else {
-        TICK_NS
-    };
-    mtime.distance(now) < tick
+/// For how long a later change could leave the same time on what was last changed at `mtime`.
+pub(super) fn unsure_for(mtime: FileTime) -> Duration {
+    if mtime.nanos == 0 { COARSE_TICK } else { TICK }
+}
+
+fn is_unsure(mtime: FileTime, now: FileTime) -> bool {
+    mtime.distance(now) < unsure_for(mtime).as_nanos()
 }
 
 /// Takes in a file or symlink as number `id`. `now` reads the wall clock.
@@ -208,11 +209,10 @@ fn taken(
 /// Chunks a file and makes the nodes of its content.
 fn read(
     store: &Store,
-    file: &std::os::fd::OwnedFd,
+    file: &OwnedFd,
     size: u64,
     is_sparse: bool,
 ) -> Result<(Bytes, Ranges), Miss> {
-    use std::os::fd::AsFd;
     let nodes = StoreNodes(store);
     let mut writer = ContentWriter::new(&nodes);
     let (mut ranges, mut offset) = (Ranges::new(), 0);

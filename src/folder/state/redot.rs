@@ -18,12 +18,19 @@ pub struct Redot {
 impl Redot {
     /// Of what `from` did, everything after `published` becomes `to`'s, which has done nothing before.
     pub fn new(from: Inc, published: u64, to: Inc) -> Self {
-        Self { from, published, to }
+        Self {
+            from,
+            published,
+            to,
+        }
     }
 
     pub fn dot(&self, dot: Dot) -> Dot {
         if dot.inc == self.from && dot.ctr > self.published {
-            Dot { inc: self.to, ctr: dot.ctr - self.published }
+            Dot {
+                inc: self.to,
+                ctr: dot.ctr - self.published,
+            }
         } else {
             dot
         }
@@ -32,7 +39,11 @@ impl Redot {
     pub fn vector(&self, vv: &VersionVector) -> VersionVector {
         let mut out = VersionVector::default();
         for (inc, ctr) in vv.iter() {
-            let kept = if inc == self.from { ctr.min(self.published) } else { ctr };
+            let kept = if inc == self.from {
+                ctr.min(self.published)
+            } else {
+                ctr
+            };
             if kept > 0 {
                 out.see(Dot { inc, ctr: kept });
             }
@@ -54,7 +65,9 @@ impl Redot {
         };
         match entry {
             Entry::Head(head) => {
-                head.places.iter_mut().for_each(|place| rename(&mut place.dot));
+                head.places
+                    .iter_mut()
+                    .for_each(|place| rename(&mut place.dot));
                 head.metas.iter_mut().for_each(|meta| rename(&mut meta.dot));
                 if changed {
                     head.places.sort_by(|a, b| b.cmp(a));
@@ -108,7 +121,10 @@ mod tests {
         let out = Redot::new(OLD, 5, NEW).vector(&vv);
         assert_eq!((out.get(OLD), out.get(NEW), out.get(OTHER)), (5, 4, 7));
         let nothing = Redot::new(OLD, 0, NEW).vector(&vv);
-        assert_eq!((nothing.get(OLD), nothing.get(NEW), nothing.len()), (0, 9, 2));
+        assert_eq!(
+            (nothing.get(OLD), nothing.get(NEW), nothing.len()),
+            (0, 9, 2)
+        );
         let all = Redot::new(OLD, 9, NEW).vector(&vv);
         assert_eq!((all.get(OLD), all.get(NEW)), (9, 0));
     }
