@@ -2,6 +2,8 @@
 //!
 //! Runs against `mainline`'s own test network; no packet leaves the machine.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 

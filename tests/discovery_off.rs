@@ -1,5 +1,7 @@
 //! Discovery with everything off opens no socket. A test binary of its own: it counts the sockets of its process.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use std::fs;
 use std::time::Duration;
 
