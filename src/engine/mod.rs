@@ -4,9 +4,11 @@
 //!   verifies and stores what the peer sends.
 //! - [`swarm`]: one actor per folder. Owns who is connected, which heads are believed, what is fetched from whom and when
 //!   the folder is published. Everything reaches it as a message; nothing else holds its state.
+//! - [`discovery`]: finds peers by DHT, trackers and local multicast.
 //! - `dial`, `serve`: the plain data these two decide with.
 
 mod dial;
+pub mod discovery;
 pub mod gate;
 pub mod peer;
 mod serve;

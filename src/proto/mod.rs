@@ -6,8 +6,12 @@ pub mod bencode;
 pub mod extension;
 pub mod frame;
 pub mod handshake;
+pub mod http_tracker;
+pub mod lsd;
 pub mod noise;
 pub mod scheduler;
 
 pub mod session;
+pub mod tracker;
+pub mod udp_tracker;
 pub mod ut_xet;

@@ -6,6 +6,7 @@
 
 pub mod auth;
 pub mod cert;
+pub mod dht_item;
 pub mod head;
 pub mod heads;
 pub mod ids;

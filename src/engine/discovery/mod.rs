@@ -1,0 +1,264 @@
+//! Finds peers of swarms: DHT, trackers and local discovery, each switchable.
+//!
+//! [`Discovery`] owns what is watched. Every watched swarm has one task for the DHT and one per tracker; local discovery
+//! is one task for all. What they find goes to the sink given with the swarm; a full sink slows its own swarm only. With
+//! everything off no socket is opened.
+
+pub mod dht;
+mod lsd;
+pub mod trackers;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use self::dht::{Dht, DhtConfig, DhtView};
+use self::lsd::LsdHandle;
+use self::trackers::{TrackerStatus, TrackerUrl};
+use crate::proto::lsd::GROUP_V4;
+use crate::random;
+use crate::share::SwarmId;
+
+/// Trackers announced to per swarm; a link could name hundreds.
+const TRACKERS_MAX: usize = 32;
+/// How long [`Discovery::close`] waits for good-byes to trackers and for the DHT's nodes to be saved.
+const CLOSE_TIME: Duration = Duration::from_secs(4);
+
+/// Who named an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// The mainline DHT.
+    Dht,
+    /// A tracker.
+    Tracker,
+    /// A neighbour's multicast.
+    Lsd,
+}
+
+/// A peer that somebody says is in a swarm. Nothing about it is checked but that it can be called.
+pub type Found = (SwarmId, SocketAddr, Source);
+
+/// What is used.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// The DHT, if it is on.
+    pub dht: Option<DhtConfig>,
+    /// Local discovery.
+    pub lsd: bool,
+    /// Trackers.
+    pub trackers: bool,
+}
+
+/// What discovery is doing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Nodes the DHT knew when last counted; nothing while it does not run.
+    pub dht_nodes: Option<usize>,
+    /// Whether local discovery has its socket.
+    pub lsd: bool,
+    /// Watched swarms and their trackers.
+    pub swarms: Vec<(SwarmId, Vec<TrackerStatus>)>,
+}
+
+/// Finds peers for any number of swarms. Dropping it ends its tasks; [`Discovery::close`] also waits for them.
+pub struct Discovery {
+    port: u16,
+    trackers: bool,
+    dht: Option<DhtView>,
+    lsd: Option<LsdHandle>,
+    watches: Mutex<HashMap<SwarmId, Watch>>,
+    /// Ends the tasks that serve all swarms.
+    stopper: Stopper,
+    shared: Vec<JoinHandle<()>>,
+}
+
+/// One watched swarm.
+struct Watch {
+    stopper: Stopper,
+    tasks: Vec<JoinHandle<()>>,
+    trackers: Vec<Arc<Mutex<TrackerStatus>>>,
+}
+
+impl Discovery {
+    /// Starts what `config` wants, on the current runtime. `port` is where we take connections; with 0 we look for others
+    /// and announce nothing but to trackers.
+    pub fn start(config: Config, port: u16) -> Self {
+        let (stopper, stop) = stop_pair();
+        let mut shared = Vec::new();
+        let dht = config.dht.map(|config| {
+            let (view, task) = dht::spawn(config, stop.clone());
+            shared.push(task);
+            view
+        });
+        let lsd = config.lsd.then(|| {
+            let (view, task) = lsd::spawn(GROUP_V4, port, stop.clone());
+            shared.push(task);
+            view
+        });
+        let watches = Mutex::default();
+        Self {
+            port,
+            trackers: config.trackers,
+            dht,
+            lsd,
+            watches,
+            stopper,
+            shared,
+        }
+    }
+
+    /// Looks for peers of `swarm` from now on, in place of an earlier watch of it. Addresses come to `sink`, any of them
+    /// more than once. Ends with [`Self::unwatch`] or when the other side of `sink` is dropped. URLs that are none are
+    /// reported in [`Self::status`].
+    pub fn watch(&self, swarm: SwarmId, trackers: Vec<String>, sink: mpsc::Sender<Found>) {
+        let (stopper, stop) = stop_pair();
+        let mut watch = Watch {
+            stopper,
+            tasks: Vec::new(),
+            trackers: Vec::new(),
+        };
+        if let Some(view) = self.dht.clone() {
+            let task = dht::follow(view, swarm, self.port, sink.clone(), stop.clone());
+            watch.tasks.push(tokio::spawn(task));
+        }
+        let mut urls = if self.trackers { trackers } else { Vec::new() };
+        urls.sort_unstable();
+        urls.dedup();
+        for url in urls.into_iter().take(TRACKERS_MAX) {
+            self.watch_tracker(&mut watch, url, swarm, &sink, &stop);
+        }
+        // Ends the earlier watch, if any.
+        drop(self.watches.lock().insert(swarm, watch));
+        if let Some(lsd) = &self.lsd {
+            lsd.watch(swarm, sink);
+        }
+    }
+
+    fn watch_tracker(
+        &self,
+        watch: &mut Watch,
+        url: String,
+        swarm: SwarmId,
+        sink: &mpsc::Sender<Found>,
+        stop: &Stop,
+    ) {
+        let parsed = TrackerUrl::parse(&url);
+        let error = parsed.as_ref().err().map(ToString::to_string);
+        let status = Arc::new(Mutex::new(TrackerStatus {
+            url,
+            peers: None,
+            error,
+        }));
+        watch.trackers.push(Arc::clone(&status));
+        if let Ok(url) = parsed {
+            let (sink, stop) = (sink.clone(), stop.clone());
+            let task = trackers::Task {
+                url,
+                swarm,
+                port: self.port,
+                sink,
+                status,
+                stop,
+            };
+            watch.tasks.push(tokio::spawn(task.run()));
+        }
+    }
+
+    /// Stops looking for peers of `swarm` and tells its trackers.
+    pub fn unwatch(&self, swarm: SwarmId) {
+        drop(self.watches.lock().remove(&swarm));
+        if let Some(lsd) = &self.lsd {
+            lsd.unwatch(swarm);
+        }
+    }
+
+    /// The DHT, once it runs.
+    pub fn dht(&self) -> Option<Arc<dyn Dht>> {
+        self.dht.as_ref()?.node.borrow().clone()
+    }
+
+    /// What is going on.
+    pub fn status(&self) -> Status {
+        let nodes = |view: &DhtView| {
+            view.node
+                .borrow()
+                .is_some()
+                .then(|| view.nodes.load(Ordering::Relaxed))
+        };
+        let of = |watch: &Watch| watch.trackers.iter().map(|t| t.lock().clone()).collect();
+        Status {
+            dht_nodes: self.dht.as_ref().and_then(nodes),
+            lsd: self.lsd.as_ref().is_some_and(LsdHandle::active),
+            swarms: self
+                .watches
+                .lock()
+                .iter()
+                .map(|(swarm, watch)| (*swarm, of(watch)))
+                .collect(),
+        }
+    }
+
+    /// Ends everything: says good-bye to trackers and saves the DHT's nodes, for a few seconds at most.
+    pub async fn close(self) {
+        let Self {
+            watches,
+            stopper,
+            shared,
+            ..
+        } = self;
+        let mut tasks = shared;
+        for (_, watch) in watches.into_inner() {
+            drop(watch.stopper);
+            tasks.extend(watch.tasks);
+        }
+        drop(stopper);
+        let all = async {
+            for task in tasks {
+                drop(task.await);
+            }
+        };
+        let _ = tokio::time::timeout(CLOSE_TIME, all).await;
+    }
+}
+
+/// Dropping it stops the tasks that hold its [`Stop`].
+#[derive(Debug)]
+struct Stopper(#[expect(dead_code, reason = "only its end matters")] watch::Sender<()>);
+
+/// Tells a task that it shall end.
+#[derive(Debug, Clone)]
+struct Stop(watch::Receiver<()>);
+
+fn stop_pair() -> (Stopper, Stop) {
+    let (sender, receiver) = watch::channel(());
+    (Stopper(sender), Stop(receiver))
+}
+
+impl Stop {
+    /// Returns when the [`Stopper`] is gone.
+    async fn stopped(&mut self) {
+        while self.0.changed().await.is_ok() {}
+    }
+}
+
+/// Hands an address to who asked for it; false once nobody does.
+async fn deliver(
+    sink: &mpsc::Sender<Found>,
+    swarm: SwarmId,
+    peer: SocketAddr,
+    source: Source,
+) -> bool {
+    sink.send((swarm, peer, source)).await.is_ok()
+}
+
+/// Up to a tenth longer, so that many swarms or devices do not fall into step.
+fn jittered(wait: Duration) -> Duration {
+    let [byte] = random::bytes();
+    wait + wait / 10 * u32::from(byte) / 255
+}
