@@ -8,6 +8,7 @@
 //! The daemon owns two tables, open folders and mounts. A call that changes them holds `turn`, so that two commands
 //! about one directory come one after the other; calls that only look take the tables' locks for a moment.
 
+mod discover;
 mod keep;
 mod mounts;
 mod open;
@@ -33,6 +34,7 @@ use crate::api::types::*;
 use crate::api::{ApiError, Control, ErrorKind, ProgressSink, Reply, Work, WorkItem, WorkKind};
 use crate::clock::Elapsed;
 use crate::config::{Config, StateDir};
+use crate::engine::discovery::Discovery;
 use crate::engine::gate::Gate;
 use crate::random;
 use crate::share::{DeviceKey, DeviceName, FolderId};
@@ -59,6 +61,8 @@ struct Inner {
     /// One change of the tables at a time.
     turn: tokio::sync::Mutex<()>,
     jobs: Mutex<BTreeMap<u64, JobStatus>>,
+    /// Runs once a folder is online.
+    discovery: Mutex<Option<Discovery>>,
     next_number: AtomicU64,
     next_space: AtomicU16,
     work: watch::Sender<Work>,
@@ -108,6 +112,7 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
         mounts: Mutex::default(),
         turn: tokio::sync::Mutex::new(()),
         jobs: Mutex::default(),
+        discovery: Mutex::default(),
         next_number: AtomicU64::new(0),
         next_space: AtomicU16::new(0),
         work,

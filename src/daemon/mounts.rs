@@ -361,6 +361,7 @@ impl Daemon {
         for open in folders {
             self.close_folder(&open).await;
         }
+        self.close_discovery().await;
         let store = Arc::clone(&self.0.store);
         let synced = tokio::task::spawn_blocking(move || store.sync()).await;
         if let Ok(Err(error)) = synced {

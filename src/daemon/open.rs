@@ -249,6 +249,7 @@ impl Daemon {
             name: open.record.lock().name.clone(),
         });
         open.swarm.set_online(true);
+        self.watch_for_members(open);
         Ok(())
     }
 
@@ -299,6 +300,7 @@ impl Daemon {
     pub(super) async fn close_folder(&self, open: &Arc<OpenFolder>) {
         self.0.folders.lock().remove(&open.id);
         self.0.gate.close(&open.credentials.swarm());
+        self.stop_looking(open);
         let home = open.home.lock().take();
         let _closed = tokio::task::spawn_blocking(move || drop(home)).await;
         open.swarm.shutdown().await;

@@ -98,6 +98,7 @@ impl Daemon {
         open.record.lock().shared = false;
         open.save()?;
         self.0.gate.close(&open.credentials.swarm());
+        self.stop_looking(&open);
         open.swarm.set_online(false);
         if self.mounts_of(&open.id).is_empty() {
             self.close_folder(&open).await;

@@ -32,7 +32,7 @@ impl Daemon {
             state: ApiPath(self.0.state.path().to_path_buf()),
             uptime_s: self.0.clock.now().as_secs(),
             listen: *self.0.listening.lock(),
-            dht_nodes: None,
+            dht_nodes: self.dht_nodes(),
             metrics: self.metrics(),
         };
         let jobs = self.0.jobs.lock().values().cloned().collect();

@@ -112,6 +112,13 @@ pub struct DhtConfig {
     pub request_timeout: Duration,
 }
 
+/// `host:port` of the nodes that a node of the public network asks first.
+pub fn public_bootstrap() -> Vec<String> {
+    mainline::DEFAULT_BOOTSTRAP_NODES
+        .map(str::to_owned)
+        .to_vec()
+}
+
 /// [`Dht`] by `mainline`.
 #[derive(Debug)]
 pub struct Mainline(AsyncDht);

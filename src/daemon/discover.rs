@@ -1,0 +1,79 @@
+//! Looking for members of the folders that are online: DHT, trackers, local discovery.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::Daemon;
+use super::open::OpenFolder;
+use crate::engine::discovery::dht::{self, DhtConfig};
+use crate::engine::discovery::{Config, Discovery, Found};
+
+/// Addresses waiting to be looked at by a folder's actor; discovery slows down beyond.
+const FOUND_MAX: usize = 256;
+/// Wait for one DHT node's answer.
+const DHT_REQUEST_TIME: Duration = Duration::from_secs(2);
+
+impl Daemon {
+    /// Looks for members of a folder from now on. Discovery itself starts with the first folder that is online, so a
+    /// daemon with private folders only opens no socket.
+    pub(super) fn watch_for_members(&self, open: &OpenFolder) {
+        let mut discovery = self.0.discovery.lock();
+        let discovery = discovery.get_or_insert_with(|| self.start_discovery());
+        let (sink, mut found) = mpsc::channel::<Found>(FOUND_MAX);
+        let mut trackers = self.0.config.trackers.clone();
+        trackers.extend(open.link.hints.trackers.iter().cloned());
+        discovery.watch(open.credentials.swarm(), trackers, sink);
+        let swarm = open.swarm.clone();
+        tokio::spawn(async move {
+            while let Some((_, addr, source)) = found.recv().await {
+                tracing::debug!(%addr, ?source, "member found");
+                swarm.found(addr);
+            }
+        });
+    }
+
+    pub(super) fn stop_looking(&self, open: &OpenFolder) {
+        if let Some(discovery) = &*self.0.discovery.lock() {
+            discovery.unwatch(open.credentials.swarm());
+        }
+    }
+
+    /// Says good-bye to trackers and saves the DHT's nodes.
+    pub(super) async fn close_discovery(&self) {
+        let discovery = self.0.discovery.lock().take();
+        if let Some(discovery) = discovery {
+            discovery.close().await;
+        }
+    }
+
+    /// Nodes the DHT knows; `None` while it does not run.
+    pub(super) fn dht_nodes(&self) -> Option<u32> {
+        let nodes = self.0.discovery.lock().as_ref()?.status().dht_nodes?;
+        Some(u32::try_from(nodes).unwrap_or(u32::MAX))
+    }
+
+    fn start_discovery(&self) -> Discovery {
+        let config = &self.0.config;
+        let port = self.0.listening.lock().map_or(0, |addr| addr.port());
+        let nodes = config.dht.then(|| DhtConfig {
+            bind: std::net::Ipv4Addr::UNSPECIFIED,
+            port: 0,
+            bootstrap: match config.dht_bootstrap.is_empty() {
+                true => dht::public_bootstrap(),
+                false => config.dht_bootstrap.clone(),
+            },
+            server: false,
+            nodes_file: Some(self.0.state.path().join("dht-nodes")),
+            request_timeout: DHT_REQUEST_TIME,
+        });
+        Discovery::start(
+            Config {
+                dht: nodes,
+                lsd: config.lsd,
+                trackers: true,
+            },
+            port,
+        )
+    }
+}
