@@ -96,7 +96,6 @@ fn socket_is_there(place: &Place) -> bool {
 }
 
 #[test]
-#[ignore = "needs a daemon that can start"]
 fn share_prints_the_links_and_stays_until_sigterm() {
     let place = shared_place();
     let mut share = Foreground::start(&place, &["share", "dir"]);
@@ -114,7 +113,6 @@ fn share_prints_the_links_and_stays_until_sigterm() {
 }
 
 #[test]
-#[ignore = "needs a daemon that can start"]
 fn a_background_daemon_takes_commands_and_stops() {
     let place = shared_place();
     let run = place.run(&[&["daemon", "-d"], &QUIET[..]].concat());
@@ -146,7 +144,6 @@ fn a_background_daemon_takes_commands_and_stops() {
 }
 
 #[test]
-#[ignore = "needs a daemon that can start"]
 fn the_background_daemon_is_in_a_session_of_its_own() {
     let place = shared_place();
     let _stop = Background(&place);
@@ -167,7 +164,6 @@ fn the_background_daemon_is_in_a_session_of_its_own() {
 }
 
 #[test]
-#[ignore = "needs a daemon that can start"]
 fn the_link_is_in_no_log() {
     let place = shared_place();
     let _stop = Background(&place);

@@ -264,7 +264,7 @@ impl Drop for Listed {
 
 impl Control for Daemon {
     fn share(&self, request: ShareRequest, progress: ProgressSink) -> Reply<'_, ShareResponse> {
-        let what = format!("share {}", request.dir.to_string());
+        let what = format!("share {}", request.dir);
         self.job(what, progress, |d, p| {
             Box::pin(async move { d.share_dir(request, p).await })
         })
@@ -275,14 +275,14 @@ impl Control for Daemon {
         request: UnshareRequest,
         progress: ProgressSink,
     ) -> Reply<'_, UnshareResponse> {
-        let what = format!("unshare {}", request.dir.to_string());
+        let what = format!("unshare {}", request.dir);
         self.job(what, progress, |d, _| {
             Box::pin(async move { d.unshare_dir(request).await })
         })
     }
 
     fn mount(&self, request: MountRequest, progress: ProgressSink) -> Reply<'_, MountResponse> {
-        let what = format!("mount {}", request.dir.to_string());
+        let what = format!("mount {}", request.dir);
         self.job(what, progress, |d, p| {
             Box::pin(async move { d.mount_source(request, p).await })
         })
@@ -293,7 +293,7 @@ impl Control for Daemon {
         request: UnmountRequest,
         progress: ProgressSink,
     ) -> Reply<'_, UnmountResponse> {
-        let what = format!("unmount {}", request.dir.to_string());
+        let what = format!("unmount {}", request.dir);
         self.job(what, progress, |d, _| {
             Box::pin(async move { d.unmount_dir(request).await })
         })
@@ -308,7 +308,7 @@ impl Control for Daemon {
     }
 
     fn pin(&self, request: PinRequest, progress: ProgressSink) -> Reply<'_, PinResponse> {
-        let what = format!("pin {}", request.path.to_string());
+        let what = format!("pin {}", request.path);
         self.job(what, progress, |d, p| {
             Box::pin(async move { d.pin_path(request, p).await })
         })

@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
-use super::peer::{self, Connection, FromPeer, PeerCounters, PeerEnd};
+use super::peer::{self, Connection, FromPeer, NewPeer, PeerCounters, PeerEnd};
 use super::swarm::{Dial, SwarmHandle};
 use crate::clock::{self, Elapsed};
 use crate::net;
@@ -248,14 +248,14 @@ impl Gate {
         let events = door.swarm.peer_events();
         let (commands_tx, commands) = mpsc::unbounded_channel();
         let counters = Arc::new(PeerCounters::default());
-        events.send(FromPeer::Up {
+        events.send(FromPeer::Up(Box::new(NewPeer {
             key,
             info,
             addr,
             called,
             commands: commands_tx,
             counters: Arc::clone(&counters),
-        });
+        })));
         let store = door.store;
         let events_of_task = events.clone();
         let connection = Connection {

@@ -51,14 +51,7 @@ const ZSTD_LEVEL: i32 = 1;
 
 /// What a connection's task tells the folder's actor.
 pub(super) enum FromPeer {
-    Up {
-        key: PeerKey,
-        info: PeerInfo,
-        addr: SocketAddr,
-        called: Option<SocketAddr>,
-        commands: mpsc::UnboundedSender<ToPeer>,
-        counters: Arc<PeerCounters>,
-    },
+    Up(Box<NewPeer>),
     Frame {
         key: PeerKey,
         frame: Frame,
@@ -75,6 +68,17 @@ pub(super) enum FromPeer {
         key: PeerKey,
         called: Option<SocketAddr>,
     },
+}
+
+/// A connection that has proven itself.
+pub(super) struct NewPeer {
+    pub(super) key: PeerKey,
+    pub(super) info: PeerInfo,
+    pub(super) addr: SocketAddr,
+    /// The address we called, if we did.
+    pub(super) called: Option<SocketAddr>,
+    pub(super) commands: mpsc::UnboundedSender<ToPeer>,
+    pub(super) counters: Arc<PeerCounters>,
 }
 
 /// What the actor tells a connection's task.

@@ -26,7 +26,7 @@ use self::replica::Replica;
 pub use self::status::{HeadView, PeerView, SwarmStatus};
 use super::dial::Dialer;
 use super::gate::Door;
-use super::peer::{FromPeer, PeerCounters, PeerInfo, ToPeer};
+use super::peer::{FromPeer, NewPeer, PeerCounters, PeerInfo, ToPeer};
 use crate::clock::{self, Elapsed};
 use crate::folder::work::{self, Dirty, Fetch, FetchError, Fetched, Folder, Observer, WantedChunk};
 use crate::proto::scheduler::{Failure, Item, JobId, Output, PeerKey, Priority, Scheduler};
@@ -257,8 +257,8 @@ struct Peer {
 
 /// What a finished job brings back.
 enum JobDone {
-    Adopted(Incarnation, adopt::Attempt),
-    Published(publish::Outcome),
+    Adopted(Incarnation, Box<adopt::Attempt>),
+    Published(Box<publish::Outcome>),
     Missing(replica::Missing),
     Other,
 }
@@ -413,10 +413,15 @@ impl Swarm {
         } else {
             self.pace.due()
         };
-        [self.scheduler.poll_timeout(), publish, dial]
-            .into_iter()
-            .flatten()
-            .fold(self.next_tick, Duration::min)
+        [
+            self.scheduler.poll_timeout(),
+            publish,
+            dial,
+            self.replica.poll_timeout(),
+        ]
+        .into_iter()
+        .flatten()
+        .fold(self.next_tick, Duration::min)
     }
 
     fn apply(&mut self, action: Action) {
@@ -478,8 +483,8 @@ impl Swarm {
 
     fn job_done(&mut self, done: JobDone) {
         match done {
-            JobDone::Adopted(incarnation, outcome) => self.adopted(incarnation, outcome),
-            JobDone::Published(outcome) => self.published(outcome),
+            JobDone::Adopted(incarnation, attempt) => self.adopted(incarnation, *attempt),
+            JobDone::Published(outcome) => self.published(*outcome),
             JobDone::Missing(missing) => self.replica_missing(missing),
             JobDone::Other => {}
         }
@@ -549,16 +554,7 @@ impl Swarm {
     fn peer_event(&mut self, event: FromPeer) {
         let now = self.clock.now();
         match event {
-            FromPeer::Up {
-                key,
-                info,
-                addr,
-                called,
-                commands,
-                counters,
-            } => {
-                self.peer_up(key, info, addr, called, commands, counters);
-            }
+            FromPeer::Up(new) => self.peer_up(*new),
             FromPeer::Frame { key, frame } => self.frame(key, frame),
             FromPeer::Arrived { key, items } => {
                 for item in items {
@@ -582,15 +578,15 @@ impl Swarm {
         }
     }
 
-    fn peer_up(
-        &mut self,
-        key: PeerKey,
-        info: PeerInfo,
-        addr: SocketAddr,
-        called: Option<SocketAddr>,
-        commands: mpsc::UnboundedSender<ToPeer>,
-        counters: Arc<PeerCounters>,
-    ) {
+    fn peer_up(&mut self, new: NewPeer) {
+        let NewPeer {
+            key,
+            info,
+            addr,
+            called,
+            commands,
+            counters,
+        } = new;
         let now = self.clock.now();
         let close = || {
             let _gone = commands.send(ToPeer::Close);
@@ -696,7 +692,8 @@ impl Swarm {
     fn frame(&mut self, key: PeerKey, frame: Frame) {
         match frame {
             Frame::Manifest(manifest) => {
-                if self.manifest_offered(*manifest).is_err() {
+                let offered = self.manifest_offered(*manifest);
+                if offered.is_err() {
                     self.drop_peer(key, "a manifest the owner did not sign");
                 }
             }

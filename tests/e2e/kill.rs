@@ -45,9 +45,9 @@ fn nothing_fsynced_is_lost_when_a_side_is_killed() {
             });
             std::thread::sleep(after);
             if kill_a {
-                a.kill()
+                a.kill();
             } else {
-                b.kill()
+                b.kill();
             }
             stop.store(true, Ordering::Relaxed);
             let [one, two] = writers.map(|w| w.join().unwrap());

@@ -2,6 +2,8 @@
 //!
 //! Each test has its own state directories and ports. Contents are compared by hash on every side.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod bad_input;
 mod conflicts;
 mod kill;

@@ -133,7 +133,14 @@ impl Swarm {
         let (folder, store) = (self.config.folder.clone(), Arc::clone(&self.config.store));
         self.jobs.spawn_blocking(move || {
             let outcome = attempt(&folder, &store, &head, delta.as_deref(), &counters);
-            JobDone::Adopted(incarnation, (head, delta, outcome).into())
+            JobDone::Adopted(
+                incarnation,
+                Box::new(Attempt {
+                    head,
+                    delta,
+                    outcome,
+                }),
+            )
         });
     }
 
@@ -272,16 +279,6 @@ pub(super) struct Attempt {
     head: Head,
     delta: Option<Arc<Delta>>,
     outcome: Outcome,
-}
-
-impl From<(Head, Option<Arc<Delta>>, Outcome)> for Attempt {
-    fn from((head, delta, outcome): (Head, Option<Arc<Delta>>, Outcome)) -> Self {
-        Self {
-            head,
-            delta,
-            outcome,
-        }
-    }
 }
 
 /// One attempt, on the blocking pool.

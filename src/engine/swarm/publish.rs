@@ -52,14 +52,14 @@ impl Swarm {
                 Head::sign(&device, claims).encode()
             };
             let published = folder.publish(&sign);
-            JobDone::Published(Outcome(match published {
+            JobDone::Published(Box::new(Outcome(match published {
                 Ok(None) => Ok(None),
                 Ok(Some(publication)) => announce(publication).and_then(|(head, frame)| {
                     remember(heads, &head, &heads_file)?;
                     Ok(Some((head, frame)))
                 }),
                 Err(error) => Err(error.to_string()),
-            }))
+            })))
         });
     }
 

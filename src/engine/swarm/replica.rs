@@ -11,6 +11,8 @@ use crate::proto::scheduler::{Item, Priority};
 const ROUND_ITEMS_MAX: usize = 4096;
 /// After a round that brought nothing the next one waits this long.
 const RETRY_TIME: Duration = Duration::from_secs(5);
+/// Looking through a folder takes at most one part in this many of the time.
+const LOOK_SHARE: u32 = 20;
 
 /// Whether and how far the content is kept whole.
 #[derive(Debug)]
@@ -26,6 +28,7 @@ pub(super) struct Replica {
 /// What a look at the folder found.
 pub(super) struct Missing {
     root: NodeId,
+    took: Duration,
     items: Result<Vec<(Item, u32)>, String>,
 }
 
@@ -53,6 +56,11 @@ impl Replica {
         self.stale = true;
     }
 
+    /// When there is something to look for.
+    pub(super) fn poll_timeout(&self) -> Option<Duration> {
+        (self.wanted && !self.running && self.stale).then_some(self.not_before)
+    }
+
     /// The root every chunk of which is here, as far as the last look knows.
     pub(super) fn whole(&self) -> Option<NodeId> {
         self.whole
@@ -77,8 +85,9 @@ impl Swarm {
         r.running = true;
         r.stale = false;
         let folder = self.config.folder.clone();
+        let clock = self.clock;
         self.jobs.spawn_blocking(move || {
-            let root = folder.root().0;
+            let (root, start) = (folder.root().0, clock.now());
             let lacking = folder
                 .missing(ROUND_ITEMS_MAX)
                 .map_err(|error| error.to_string());
@@ -90,12 +99,17 @@ impl Swarm {
                 let node = |(kind, id)| (Item::Node { kind, id }, NODE_BYTES_GUESS);
                 chunks.chain(missing.nodes.into_iter().map(node)).collect()
             });
-            JobDone::Missing(Missing { root, items })
+            JobDone::Missing(Missing {
+                root,
+                items,
+                took: clock.now() - start,
+            })
         });
     }
 
     pub(super) fn replica_missing(&mut self, missing: Missing) {
         let now = self.clock.now();
+        self.replica.not_before = now + missing.took * LOOK_SHARE;
         match missing.items {
             Ok(items) if items.is_empty() => {
                 self.replica.running = false;

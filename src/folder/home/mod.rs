@@ -365,7 +365,7 @@ impl<'h> Follow<'h> {
         };
         let quiet = &mut self.quiet;
         let waited = watcher.wait(timeout.min(WAIT_MAX), |event| {
-            quiet.event(home.elapsed(), event)
+            quiet.event(home.elapsed(), event);
         });
         if let Err(error) = waited {
             tracing::warn!(%error, "changes cannot be watched: scanning once a minute");
