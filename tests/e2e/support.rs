@@ -68,10 +68,10 @@ impl World {
     pub(crate) fn start(&self, state: &str, peers: &[u16], args: &[&str]) -> Daemon {
         let state = self.dir.path().join(state);
         let port = free_port();
-        let log = self
-            .dir
-            .path()
-            .join(format!("{}.log", state.file_name().unwrap().display()));
+        static STARTS: AtomicU16 = AtomicU16::new(0);
+        let n = STARTS.fetch_add(1, Ordering::Relaxed);
+        let name = state.file_name().unwrap().display();
+        let log = self.dir.path().join(format!("{name}-{n}.log"));
         let out = fs::OpenOptions::new()
             .create(true)
             .append(true)
