@@ -79,7 +79,7 @@ fn use_it(at: &Path, big: &[u8], folder: &Folder) {
     file.write_all_at(b"edited", 1_000_000).unwrap();
     file.sync_all().unwrap();
     folder
-        .publish(&|_: Unsigned| [0; 197])
+        .publish(&|_: Unsigned| Ok([0; 197]))
         .unwrap()
         .expect("something to publish");
     assert_eq!(fs::metadata(at.join("small")).unwrap().nlink(), 2);

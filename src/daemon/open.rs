@@ -81,7 +81,11 @@ impl Daemon {
         let result = async {
             let link = record.link(dir)?;
             let open = self.open_folder(record, &link).await?;
-            self.resume_work(&open).await
+            let resumed = self.resume_work(&open).await;
+            if resumed.is_err() {
+                self.close_folder(&open).await;
+            }
+            resumed
         };
         if let Err(error) = result.await {
             tracing::error!(folder = name, error = error.message, "folder not opened");
@@ -303,10 +307,17 @@ impl Daemon {
         self.stop_looking(open);
         let home = open.home.lock().take();
         let _closed = tokio::task::spawn_blocking(move || drop(home)).await;
+        let rolled_back = open
+            .swarm
+            .status()
+            .await
+            .is_some_and(|status| status.rolled_back);
         open.swarm.shutdown().await;
         let folder = open.folder.clone();
         let flushed = tokio::task::spawn_blocking(move || folder.shutdown()).await;
         match flushed {
+            // The next start must take a fresh incarnation.
+            Ok(Ok(())) if rolled_back => {}
             Ok(Ok(())) => {
                 if let Err(error) = open.record.lock().release_incarnation(&open.dir) {
                     tracing::warn!(%error, "the next start takes a new incarnation");

@@ -81,6 +81,9 @@ impl Dialer {
 
     /// When [`Self::due`] may have something, if at all.
     pub(super) fn poll_timeout(&self) -> Option<Now> {
+        if self.busy.len() >= DIALING_MAX {
+            return None;
+        }
         self.known
             .iter()
             .filter(|(addr, _)| !self.busy.contains(addr) && !self.connected.contains(addr))

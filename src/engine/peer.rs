@@ -37,6 +37,8 @@ const READ_BYTES: usize = 256 * 1024;
 const WRITE_BYTES: usize = 512 * 1024;
 /// Bytes waiting to be sent beyond which nothing more is read from the store.
 const QUEUED_BYTES_MAX: usize = 1 << 20;
+/// A peer that lets this much wait is closed: news would pile up without end.
+const UNREAD_BYTES_MAX: usize = 16 << 20;
 /// Received bytes that make a batch worth a job of its own.
 const BATCH_BYTES: usize = 512 * 1024;
 /// Batches being hashed and stored at once, per connection.
@@ -263,7 +265,10 @@ pub(super) async fn run(connection: Connection, mut inbuf: BytesMut) -> PeerEnd 
                         return end;
                     }
                 }
-                None => return PeerEnd::Closed,
+                None => {
+                    flush(&mut task.session, clock, &mut outbuf, &mut writer).await;
+                    return PeerEnd::Closed;
+                }
             },
             Some(done) = task.jobs.join_next() => match done {
                 Ok(done) => if let Err(end) = task.job_done(done) { return end },
@@ -301,6 +306,9 @@ async fn flush(
 impl Task {
     fn command(&mut self, command: ToPeer) -> Result<(), PeerEnd> {
         match command {
+            ToPeer::Send(_) if self.session.queued_len() > UNREAD_BYTES_MAX => {
+                return Err(PeerEnd::Protocol("the peer does not read"));
+            }
             ToPeer::Send(frame) => self.send(&frame),
             ToPeer::Ask { priority, items } => self.ask(priority, items),
             ToPeer::Close => return Err(PeerEnd::Closed),

@@ -31,10 +31,11 @@ use crate::clock::{self, Elapsed};
 use crate::folder::work::{self, Dirty, Fetch, FetchError, Fetched, Folder, Observer, WantedChunk};
 use crate::proto::scheduler::{Failure, Item, JobId, Output, PeerKey, Priority, Scheduler};
 use crate::proto::ut_xet::{Frame, Holding};
+use crate::share::head::HEAD_LEN;
 use crate::share::heads::{HeadError, Heads};
 use crate::share::pace::Pace;
 use crate::share::{
-    BadSignature, Certificate, DeviceKey, FolderCredentials, Head, Incarnation, Manifest,
+    BadSignature, Certificate, DeviceKey, FolderCredentials, Head, Incarnation, Manifest, Role,
     Unverified,
 };
 
@@ -44,6 +45,8 @@ const BATCH_MAX: usize = 256;
 const BACKGROUND_DEADLINE: Duration = Duration::from_secs(600);
 /// Guess for a node's size when it is asked for; nodes are at most 224 KiB and mostly far smaller.
 const NODE_BYTES_GUESS: u32 = 16 * 1024;
+/// Heads or certificates in one frame; the protocol allows 1024.
+const LIST_MAX: usize = 512;
 /// Addresses in one PEERS frame.
 const PEERS_MAX: usize = 64;
 /// How often things that need no exact time are looked at.
@@ -253,6 +256,8 @@ struct Peer {
     shows: Option<(NodeId, bool)>,
     /// It promised to keep this root's chunks.
     stored: Option<NodeId>,
+    /// The root of ours it was told all heads of because it showed another.
+    reminded: Option<NodeId>,
 }
 
 /// What a finished job brings back.
@@ -288,7 +293,10 @@ pub(super) struct Swarm {
     adopting: bool,
     pace: Pace,
     publishing: bool,
+    /// Who waits for the publication that runs, and who asked after it began.
     publish_waiters: Vec<oneshot::Sender<Result<(), String>>>,
+    next_publish_waiters: Vec<oneshot::Sender<Result<(), String>>>,
+    publish_again: bool,
     published_at: Option<Duration>,
     replica: Replica,
     /// The root last told to peers, with whether every chunk of it is here.
@@ -297,6 +305,8 @@ pub(super) struct Swarm {
     next_tick: Duration,
     ending: Option<oneshot::Sender<()>>,
     trouble: Option<String>,
+    /// Our state is older than what we published under this incarnation: nothing more is done under it.
+    rolled_back: bool,
 }
 
 /// Opens a connection and runs its task; the outcome comes back as messages.
@@ -335,6 +345,8 @@ pub fn spawn(inbox: SwarmInbox, config: SwarmConfig, dial: Arc<dyn Dial>) {
         pace: Pace::default(),
         publishing: false,
         publish_waiters: Vec::new(),
+        next_publish_waiters: Vec::new(),
+        publish_again: false,
         published_at: None,
         replica,
         told: None,
@@ -342,6 +354,7 @@ pub fn spawn(inbox: SwarmInbox, config: SwarmConfig, dial: Arc<dyn Dial>) {
         next_tick: Duration::ZERO,
         ending: None,
         trouble: None,
+        rolled_back: false,
     };
     tokio::spawn(async move { swarm.run().await });
 }
@@ -358,6 +371,26 @@ fn restore_heads(heads: &mut Heads, config: &SwarmConfig) {
     }
     if let Some(writer) = &config.credentials.writer {
         let _known = heads.offer_certificate(writer.certificate.clone().into(), today);
+    }
+    if let Some(head) = own_head(config) {
+        let _known = heads
+            .check(head, u64::MAX >> 16)
+            .map(|head| head.is_some_and(|h| heads.take(h)));
+    }
+}
+
+/// The head we signed last, if its number became durable. It may be missing in the table of heads.
+fn own_head(config: &SwarmConfig) -> Option<Unverified<Head>> {
+    let bytes = std::fs::read(config.own_head_file()).ok()?;
+    let is_last = config.folder.published_head() == Some(*blake3::hash(&bytes).as_bytes());
+    let bytes = <[u8; HEAD_LEN]>::try_from(bytes).ok().filter(|_| is_last)?;
+    Head::decode(&bytes).ok()
+}
+
+impl SwarmConfig {
+    /// Where our own newest head is kept, beside the table.
+    fn own_head_file(&self) -> PathBuf {
+        self.heads_file.with_file_name("head")
     }
 }
 
@@ -403,8 +436,14 @@ impl Swarm {
     }
 
     fn next_timeout(&self) -> Duration {
-        let dial = if self.config.online {
+        let awake = self.ending.is_none();
+        let dial = if self.config.online && awake {
             self.dialer.poll_timeout()
+        } else {
+            None
+        };
+        let replica = if awake {
+            self.replica.poll_timeout()
         } else {
             None
         };
@@ -413,15 +452,10 @@ impl Swarm {
         } else {
             self.pace.due()
         };
-        [
-            self.scheduler.poll_timeout(),
-            publish,
-            dial,
-            self.replica.poll_timeout(),
-        ]
-        .into_iter()
-        .flatten()
-        .fold(self.next_tick, Duration::min)
+        [self.scheduler.poll_timeout(), publish, dial, replica]
+            .into_iter()
+            .flatten()
+            .fold(self.next_tick, Duration::min)
     }
 
     fn apply(&mut self, action: Action) {
@@ -468,15 +502,24 @@ impl Swarm {
             Message::Found(addr) => self.dialer.found(addr),
             Message::Give(addr) => self.dialer.give(addr),
             Message::SetReplica(on) => self.replica.set(on),
-            Message::SetOnline(on) => self.config.online = on,
+            Message::SetOnline(on) => self.set_online(on),
             Message::Status(reply) => self.report_status(reply),
             Message::PublishNow(reply) => {
-                self.publish_waiters.push(reply);
-                self.start_publication();
+                self.next_publish_waiters.push(reply);
+                self.publish_soon();
             }
             Message::Shutdown(reply) => {
                 self.ending = Some(reply);
-                self.start_publication();
+                self.publish_soon();
+            }
+        }
+    }
+
+    fn set_online(&mut self, on: bool) {
+        self.config.online = on;
+        if !on {
+            for peer in self.peers.values() {
+                let _gone = peer.commands.send(ToPeer::Close);
             }
         }
     }
@@ -491,8 +534,47 @@ impl Swarm {
     }
 
     fn tick(&mut self) {
-        self.save_heads();
+        if !self.publishing {
+            self.save_heads();
+        }
         self.retry_adoptions();
+        self.remind();
+    }
+
+    /// Tells peers that show something else than we do all heads we know, once for each root of ours: a head is forwarded to
+    /// some peers only, and a frame may have been lost with a connection.
+    fn remind(&mut self) {
+        let Some((root, _)) = self.told else { return };
+        let behind: Vec<PeerKey> = self
+            .peers
+            .iter()
+            .filter(|(_, p)| p.shows.is_some_and(|(shown, _)| shown != root))
+            .filter(|(_, p)| p.reminded != Some(root))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in behind {
+            if let Some(peer) = self.peers.get_mut(&key) {
+                peer.reminded = Some(root);
+            }
+            if let Some(peer) = self.peers.get(&key) {
+                self.tell_heads(peer);
+            }
+        }
+    }
+
+    /// Who may write, and the newest heads.
+    fn tell_heads(&self, peer: &Peer) {
+        let send = |frame| {
+            let _gone = peer.commands.send(ToPeer::Send(frame));
+        };
+        let certificates: Vec<Certificate> = self.heads.certificates().cloned().collect();
+        for some in certificates.chunks(LIST_MAX) {
+            send(Frame::Certs(some.iter().cloned().map(Into::into).collect()));
+        }
+        let heads: Vec<Head> = self.heads.heads().cloned().collect();
+        for some in heads.chunks(LIST_MAX) {
+            send(Frame::Heads(some.iter().cloned().map(Into::into).collect()));
+        }
     }
 
     /// Turns state into requests, dials and jobs.
@@ -572,7 +654,12 @@ impl Swarm {
                     self.scheduler.peer_down(key);
                 }
                 if let Some(addr) = called.or_else(|| peer.and_then(|peer| peer.reach)) {
-                    self.dialer.failed(now, addr);
+                    let other = self.peers.values().any(|peer| peer.reach == Some(addr));
+                    if other {
+                        self.dialer.connected(addr);
+                    } else {
+                        self.dialer.failed(now, addr);
+                    }
                 }
             }
         }
@@ -609,7 +696,7 @@ impl Swarm {
                 .offer_certificate(certificate.into(), clock::unix_days());
         }
         let called = called.is_some();
-        let (since, shows, stored) = (now, None, None);
+        let (since, shows, stored, reminded) = (now, None, None, None);
         let peer = Peer {
             info,
             addr,
@@ -620,6 +707,7 @@ impl Swarm {
             counters,
             shows,
             stored,
+            reminded,
         };
         self.greet(&peer);
         self.introduce(&peer);
@@ -628,19 +716,25 @@ impl Swarm {
         self.retry_adoptions();
     }
 
-    /// Of two connections between the same two processes the one stays whose caller has the larger nonce; the other is
-    /// closed here or by the peer, which decides alike.
+    /// Of two connections between the same two processes, one called by either, the one stays whose caller has the larger
+    /// nonce; both sides decide alike. If the same side called twice, the caller knows whether its older call still lives;
+    /// who was called does not, and keeps both until the dead one falls silent.
     fn is_wanted(&self, info: &PeerInfo, called: Option<SocketAddr>) -> bool {
-        let double = self
+        let ours_stays = self.config.nonce > info.nonce;
+        for double in self
             .peers
             .values()
-            .find(|peer| peer.info.nonce == info.nonce);
-        let Some(double) = double else { return true };
-        let ours_stays = self.config.nonce > info.nonce;
-        if called.is_some() != ours_stays || double.called == ours_stays {
-            return false;
+            .filter(|peer| peer.info.nonce == info.nonce)
+        {
+            match (called.is_some(), double.called) {
+                (true, true) => return false,
+                (false, false) => {}
+                (ours, _) if ours != ours_stays => return false,
+                _ => {
+                    let _gone = double.commands.send(ToPeer::Close);
+                }
+            }
         }
-        let _gone = double.commands.send(ToPeer::Close);
         true
     }
 
@@ -659,19 +753,10 @@ impl Swarm {
         let send = |frame| {
             let _gone = peer.commands.send(ToPeer::Send(frame));
         };
-        let certificates: Vec<Certificate> = self.heads.certificates().cloned().collect();
         if let Some(manifest) = self.heads.manifest() {
             send(Frame::Manifest(Box::new(manifest.clone().into())));
         }
-        if !certificates.is_empty() {
-            send(Frame::Certs(
-                certificates.into_iter().map(Into::into).collect(),
-            ));
-        }
-        let heads: Vec<Head> = self.heads.heads().cloned().collect();
-        if !heads.is_empty() {
-            send(Frame::Heads(heads.into_iter().map(Into::into).collect()));
-        }
+        self.tell_heads(peer);
         let members: Vec<SocketAddr> = self
             .peers
             .values()
@@ -720,7 +805,7 @@ impl Swarm {
                     peer.shows = Some((root, what == Holding::All));
                 }
             }
-            Frame::Stored(root) => self.set_stored(key, Some(root)),
+            Frame::Stored(root) if self.is_keeper(key) => self.set_stored(key, Some(root)),
             Frame::Unstored(_) => self.set_stored(key, None),
             _ => {}
         }
@@ -747,6 +832,15 @@ impl Swarm {
             store: Arc::clone(&self.config.store),
             name: self.config.name.clone(),
         }
+    }
+
+    /// Only a device that the write key certified as a keeper may vouch for content.
+    fn is_keeper(&self, key: PeerKey) -> bool {
+        let certificate = self
+            .peers
+            .get(&key)
+            .and_then(|peer| peer.info.certificate.as_ref());
+        certificate.is_some_and(|certificate| certificate.role() == Role::Keeper)
     }
 
     fn set_stored(&mut self, key: PeerKey, root: Option<NodeId>) {
@@ -793,10 +887,22 @@ impl Swarm {
         }
     }
 
+    /// Makes the names of devices known to the folder, for the names of conflict files.
+    fn name_devices(&self) {
+        let mut names = self.config.names.write();
+        for head in self.heads.heads() {
+            let incarnation = head.claims().incarnation;
+            if let Some(name) = self.heads.device_name(&incarnation) {
+                names.insert(*incarnation.as_bytes(), name.to_owned());
+            }
+        }
+    }
+
     fn save_heads(&mut self) {
         if self.heads_saved {
             return;
         }
+        self.name_devices();
         self.heads_saved = true;
         let (file, bytes) = (self.config.heads_file.clone(), self.heads.encode());
         let saved = crate::state_file::replace(&file, &bytes);
@@ -806,7 +912,7 @@ impl Swarm {
     }
 
     fn ended(&self) -> bool {
-        self.ending.is_some() && !self.publishing && self.publish_waiters.is_empty()
+        self.ending.is_some() && !self.publishing && !self.publish_again
     }
 }
 

@@ -38,9 +38,9 @@ fn five_daemons_agree() {
     let at: Vec<_> = (0..5).map(|n| world.dir(&format!("at{n}"))).collect();
     a.mount_again(&src, &at[0]);
     let mut daemons: Vec<Daemon> = vec![a];
-    for n in 1..5 {
+    for (n, at) in at.iter().enumerate().skip(1) {
         let peers: Vec<&Daemon> = daemons.iter().take(2).collect();
-        let next = world.mount(&links.write, &at[n], &format!("m{n}"), &peers);
+        let next = world.mount(&links.write, at, &format!("m{n}"), &peers);
         daemons.push(next);
     }
     let mut rng = Rng(11);
@@ -58,7 +58,7 @@ fn five_daemons_agree() {
         }
     }
     let all: Vec<&Daemon> = daemons.iter().collect();
-    for n in 1..5 {
-        wait_equal(&at[0], &at[n], &all);
+    for other in &at[1..] {
+        wait_equal(&at[0], other, &all);
     }
 }

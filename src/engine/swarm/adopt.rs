@@ -20,6 +20,9 @@ use crate::share::{Head, Incarnation, Unverified};
 
 /// A head whose snapshot could not be had is tried again after this long.
 const RETRY_TIME: Duration = Duration::from_secs(3);
+/// What the user is told after a rollback. Nothing is merged or published until then.
+const ROLLED_BACK: &str = "the state directory is older than what this device has published (a restored backup?): \
+     stop the daemon and start it again, it then goes on as a new device and nothing is lost";
 /// Heads worked on or held back at once; more are refused until one is done.
 const ADOPTIONS_MAX: usize = 1024;
 
@@ -57,6 +60,8 @@ pub(super) enum Outcome {
     Invalid(String),
     /// Our own disk failed.
     Failed(String),
+    /// A snapshot knows more of what this incarnation did than we do: our state was rolled back.
+    RolledBack,
 }
 
 impl Swarm {
@@ -113,7 +118,7 @@ impl Swarm {
 
     /// Starts the next merge, if none runs.
     pub(super) fn start_adoption(&mut self) {
-        if self.adopting || self.ending.is_some() {
+        if self.adopting || self.ending.is_some() || self.rolled_back {
             return;
         }
         let ready = self
@@ -176,6 +181,12 @@ impl Swarm {
             Outcome::Invalid(error) => {
                 tracing::warn!(%incarnation, error, "snapshot refused");
                 self.trouble = Some(format!("a snapshot was refused: {error}"));
+                None
+            }
+            Outcome::RolledBack => {
+                tracing::error!("this device's state was rolled back");
+                self.rolled_back = true;
+                self.trouble = Some(ROLLED_BACK.to_owned());
                 None
             }
             Outcome::Failed(error) => {
@@ -304,6 +315,9 @@ fn attempt(
         Ok(snapshot) => snapshot,
         Err(error) => return Outcome::Invalid(error.to_string()),
     };
+    if folder.is_behind_itself(&snapshot) {
+        return Outcome::RolledBack;
+    }
     let vector = snapshot
         .vector
         .iter()
@@ -336,10 +350,12 @@ fn build(folder: &Folder, store: &Store, id: &NodeId, delta: &Delta) -> Result<(
         raw_len: delta.raw_len,
         zstd: delta.changes.clone(),
     };
-    let changes = changes::unpack(&packed).map_err(|e| invalid(&e))?;
+    // A bad change list may be the relayer's: the head and its snapshot are signed, so the nodes are fetched instead.
+    let Ok(changes) = changes::unpack(&packed) else {
+        return Ok(());
+    };
     match folder.apply_changes(delta.base_root, changes, snapshot.tree.root) {
-        Ok(_) | Err(MergeError::Missing(_)) => Ok(()),
         Err(error @ MergeError::Flush(_)) => Err(Outcome::Failed(error.to_string())),
-        Err(error) => Err(invalid(&error)),
+        _ => Ok(()),
     }
 }

@@ -1,6 +1,5 @@
 //! Publishing what changed here: one job at a time, then DELTA to every connected peer.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use super::{JobDone, Swarm};
@@ -9,7 +8,6 @@ use crate::folder::changes;
 use crate::folder::work::{Publication, Unsigned};
 use crate::proto::ut_xet::{Delta, Frame};
 use crate::share::head::FLAG_HOME;
-use crate::share::heads::Heads;
 use crate::share::{Head, HeadClaims};
 
 /// DELTA must fit a frame of 256 KiB with its head and snapshot. Without it the receiver fetches the nodes it lacks.
@@ -24,18 +22,26 @@ impl Swarm {
         self.pace.changed(self.clock.now());
     }
 
+    /// Publishes what there is now, after a publication that runs already.
+    pub(super) fn publish_soon(&mut self) {
+        self.publish_again = self.publishing;
+        self.start_publication();
+    }
+
     pub(super) fn start_publication(&mut self) {
-        if self.publishing {
+        if self.publishing || self.rolled_back {
+            self.refuse_waiters();
             return;
         }
         self.publishing = true;
+        self.publish_waiters.append(&mut self.next_publish_waiters);
         self.pace.published(self.clock.now());
         let folder = self.config.folder.clone();
         let device = Arc::clone(&self.config.device);
         let incarnation = self.config.incarnation;
         let epoch = self.config.epoch;
         let flags = if self.config.keeper { FLAG_HOME } else { 0 };
-        let (heads, heads_file) = (self.heads.clone(), self.config.heads_file.clone());
+        let head_file = self.config.own_head_file();
         self.jobs.spawn_blocking(move || {
             let sign = |unsigned: Unsigned| {
                 let claims = HeadClaims {
@@ -49,18 +55,26 @@ impl Swarm {
                     hlc: unsigned.hlc,
                     flags,
                 };
-                Head::sign(&device, claims).encode()
+                let head = Head::sign(&device, claims).encode();
+                crate::state_file::replace(&head_file, &head)?;
+                Ok(head)
             };
             let published = folder.publish(&sign);
             JobDone::Published(Box::new(Outcome(match published {
                 Ok(None) => Ok(None),
-                Ok(Some(publication)) => announce(publication).and_then(|(head, frame)| {
-                    remember(heads, &head, &heads_file)?;
-                    Ok(Some((head, frame)))
-                }),
+                Ok(Some(publication)) => announce(publication).map(Some),
                 Err(error) => Err(error.to_string()),
             })))
         });
+    }
+
+    /// After a rollback nothing is published: whoever asks is told.
+    fn refuse_waiters(&mut self) {
+        if self.rolled_back {
+            for waiter in self.next_publish_waiters.drain(..) {
+                let _nobody = waiter.send(Err("the state directory was rolled back".to_owned()));
+            }
+        }
     }
 
     pub(super) fn published(&mut self, outcome: Outcome) {
@@ -89,14 +103,10 @@ impl Swarm {
         for waiter in self.publish_waiters.drain(..) {
             let _nobody = waiter.send(result.clone());
         }
+        if std::mem::take(&mut self.publish_again) {
+            self.start_publication();
+        }
     }
-}
-
-/// Keeps our own head before anybody hears of it. Without it nobody could believe what a later incarnation of this device
-/// builds on it (docs/bep_xet.md, "Heads").
-fn remember(mut heads: Heads, head: &Head, file: &Path) -> Result<(), String> {
-    heads.take(head.clone());
-    crate::state_file::replace(file, &heads.encode()).map_err(|error| error.to_string())
 }
 
 /// The frame that tells peers: with the change list if it is short enough.

@@ -24,6 +24,8 @@ pub struct SwarmStatus {
     pub stored_elsewhere: bool,
     /// Why nothing is published or received, if something is in the way.
     pub trouble: Option<String>,
+    /// The state was rolled back: the incarnation must not be gone on with.
+    pub rolled_back: bool,
     /// Chunks and nodes that are being asked for.
     pub wanted: usize,
 }
@@ -70,6 +72,7 @@ impl Swarm {
             replica: self.replica.is_wanted(),
             stored_elsewhere: self.peers.values().any(|p| p.stored == Some(root)),
             trouble: self.trouble.clone(),
+            rolled_back: self.rolled_back,
             wanted: self.scheduler.wanted(),
             peers,
         };

@@ -135,11 +135,13 @@ impl Core {
 }
 
 impl Folder {
-    /// Commits what is to be committed and publishes the state, if anything was done here since the last time. When
+    /// Commits what is to be committed and publishes the state, if anything was done here since the last time. `sign` makes
+    /// the head and keeps it: durably, because its numbers become durable next and nobody could believe what follows
+    /// them without it. When
     /// this returns a head, everything it names is durable, and so are its numbers: they are never used again.
     pub fn publish(
         &self,
-        sign: &dyn Fn(Unsigned) -> [u8; HEAD_LEN],
+        sign: &dyn Fn(Unsigned) -> io::Result<[u8; HEAD_LEN]>,
     ) -> Result<Option<Publication>, PublishError> {
         let inner = &self.inner;
         let _turn = inner.turn.lock();
@@ -148,6 +150,22 @@ impl Folder {
         inner.empty_trash().map_err(FlushError::from)?;
         inner.checkpoint_if_long()?;
         Ok(published)
+    }
+
+    /// BLAKE3 of the last head whose numbers are durable.
+    pub fn published_head(&self) -> Option<[u8; 32]> {
+        self.inner
+            .core
+            .lock()
+            .published
+            .as_ref()
+            .map(|published| published.head)
+    }
+
+    /// Whether `snapshot` knows of operations of this incarnation that we do not: only if our state was rolled back.
+    pub fn is_behind_itself(&self, snapshot: &Snapshot) -> bool {
+        let inc = self.inner.config.inc;
+        snapshot.vector.get(inc) > self.inner.core.lock().state.vv().get(inc)
     }
 
     /// The root of the tree as last written and what it has seen.
@@ -168,7 +186,7 @@ impl Inner {
 
     fn publish_state(
         self: &Arc<Self>,
-        sign: &dyn Fn(Unsigned) -> [u8; HEAD_LEN],
+        sign: &dyn Fn(Unsigned) -> io::Result<[u8; HEAD_LEN]>,
     ) -> Result<Option<Publication>, FlushError> {
         let inc = self.config.inc;
         let (flush, last) = {
@@ -214,7 +232,7 @@ impl Inner {
             seq,
             prev: last.map_or([0; 32], |last| last.head),
             hlc: hlc.0,
-        });
+        })?;
         self.note_published(Published {
             inc,
             ctr,

@@ -365,13 +365,13 @@ impl Rig {
 }
 
 /// A head that holds what was to be signed, as far as tests look at it.
-pub(super) fn sign(unsigned: Unsigned) -> [u8; HEAD_LEN] {
+pub(super) fn sign(unsigned: Unsigned) -> std::io::Result<[u8; HEAD_LEN]> {
     let mut head = [0; HEAD_LEN];
     head[..32].copy_from_slice(unsigned.snapshot.as_bytes());
     head[32..40].copy_from_slice(&unsigned.ctr.to_le_bytes());
     head[40..48].copy_from_slice(&unsigned.seq.to_le_bytes());
     head[48..80].copy_from_slice(&unsigned.prev);
-    head
+    Ok(head)
 }
 
 /// Bytes that do not compress, by seed.
