@@ -92,7 +92,10 @@ impl Foreground {
             _ = self.signals.next() => Ok(None),
         };
         if !matches!(called, Ok(Some(_))) {
-            stop(&*self.control).await;
+            tokio::select! {
+                () = stop(&*self.control) => {}
+                _ = self.signals.next() => {}
+            }
         }
         called
     }

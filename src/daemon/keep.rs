@@ -56,6 +56,9 @@ impl Daemon {
             }
             let note = match fetch(&open, missing).await {
                 Ok(()) => "fetching",
+                Err(FetchError::Closed) => {
+                    return Err(ApiError::new(ErrorKind::NotFound, "the folder was closed"));
+                }
                 Err(_) => {
                     tokio::time::sleep(POLL).await;
                     "waiting for peers"

@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 
 use ccbt_mount::Mount;
 use ccbt_xet::disk::RealDisk;
@@ -64,6 +64,8 @@ struct Inner {
     /// Runs once a folder is online.
     discovery: Mutex<Option<Discovery>>,
     next_number: AtomicU64,
+    /// The daemon is on its way down.
+    stopping: AtomicBool,
     next_space: AtomicU16,
     work: watch::Sender<Work>,
 }
@@ -114,10 +116,12 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
         jobs: Mutex::default(),
         discovery: Mutex::default(),
         next_number: AtomicU64::new(0),
+        stopping: AtomicBool::new(false),
         next_space: AtomicU16::new(0),
         work,
     }));
     daemon.resume().await?;
+    daemon.announce_work();
     Ok(Arc::new(daemon))
 }
 

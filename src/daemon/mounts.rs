@@ -1,11 +1,12 @@
 //! `mount`, `unmount` and the end of the daemon.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ccbt_mount::{MountEnd, MountOptions};
+use ccbt_mount::{MountEnd, MountOptions, Unmounted};
 
 use super::open::OpenFolder;
 use super::record::{FolderRecord, MountRecord};
@@ -13,12 +14,14 @@ use super::share::new_folder;
 use super::{Daemon, Mounted, place};
 use crate::api::types::*;
 use crate::api::{ApiError, ErrorKind, ProgressSink};
-use crate::share::{FolderId, Link};
+use crate::share::{FolderId, Link, Right};
 use crate::volume::FolderVolume;
 
 /// How long `mount LINK` waits for the first listing before it mounts what there is.
 const LISTING_TIME: Duration = Duration::from_secs(10);
 const LISTING_POLL: Duration = Duration::from_millis(10);
+/// How long a stop waits for a call under way.
+const TURN_TIME: Duration = Duration::from_secs(3);
 
 impl Daemon {
     pub(super) async fn mount_source(
@@ -28,13 +31,16 @@ impl Daemon {
     ) -> Result<MountResponse, ApiError> {
         let _turn = self.0.turn.lock().await;
         let dir = self.mount_point(&request)?;
+        let mut read_only = request.read_only;
         let (open, content) = match &request.source {
             MountSource::Link(secret) => {
                 let link = parse_link(secret)?;
+                read_only |= link.right() < Right::Write;
                 self.check_mount_point(&dir, false)?;
                 let open = self.open_link(&link).await?;
+                remember_peers(&open, &link.hints.peers);
                 self.go_online(&open)?;
-                let content = wait_for_listing(&open, &progress).await;
+                let content = self.wait_for_listing(&open, &progress).await;
                 (open, content)
             }
             MountSource::Dir(source) => {
@@ -43,16 +49,13 @@ impl Daemon {
                 (open, Some(content))
             }
         };
+        remember_peers(&open, &request.peers);
         if request.offline {
             open.record.lock().pinned = true;
             open.swarm.set_replica(true);
         }
         let MountRequest {
-            read_only,
-            persist,
-            suid,
-            dev,
-            ..
+            persist, suid, dev, ..
         } = request;
         let mounted = self
             .mount_folder(&open, &dir, read_only, persist, suid, dev)
@@ -185,7 +188,7 @@ impl Daemon {
                 .hint("unmount it, then mount it with the new link"));
         }
         let hints = link.hints.clone();
-        let (mut record, link) = match self.known(&link.folder())? {
+        let (record, link) = match self.known(&link.folder())? {
             Some(mut record) => {
                 let dir = super::record::folder_dir(self.0.state.path(), &link.folder());
                 let old = record.link(&dir)?;
@@ -204,11 +207,6 @@ impl Daemon {
                 (FolderRecord::new(name, link), link.clone())
             }
         };
-        for peer in hints.peers {
-            if !record.peers.contains(&peer) {
-                record.peers.push(peer);
-            }
-        }
         self.open_folder(record, &link).await
     }
 
@@ -306,9 +304,12 @@ impl Daemon {
                 open.save()?;
             }
         }
-        self.take_down(mounted).await?;
-        if let Some(open) = self.folder(&folder) {
-            self.close_if_idle(&open).await;
+        let end = mounted.mount.end();
+        let left = self.take_down(mounted).await?;
+        match (self.folder(&folder), left) {
+            (Some(open), Unmounted::Done) => self.close_if_idle(&open).await,
+            (Some(open), Unmounted::StillInUse) => self.close_later(open, end),
+            (None, _) => {}
         }
         self.announce_work();
         Ok(UnmountResponse {
@@ -317,13 +318,23 @@ impl Daemon {
         })
     }
 
-    async fn take_down(&self, mounted: Mounted) -> Result<(), ApiError> {
+    async fn take_down(&self, mounted: Mounted) -> Result<Unmounted, ApiError> {
         let done = tokio::task::spawn_blocking(move || mounted.mount.unmount()).await;
         match done {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(left)) => Ok(left),
             Ok(Err(error)) => Err(ApiError::new(ErrorKind::Busy, error)),
             Err(error) => Err(ApiError::new(ErrorKind::Internal, error)),
         }
+    }
+
+    /// Programs still have files of the mount open: the folder serves them until they have closed them.
+    fn close_later(&self, open: Arc<OpenFolder>, end: MountEnd) {
+        let daemon = self.clone();
+        tokio::spawn(async move {
+            let _gone = tokio::task::spawn_blocking(move || end.wait()).await;
+            let _turn = daemon.0.turn.lock().await;
+            daemon.close_if_idle(&open).await;
+        });
     }
 
     pub(super) fn mounts_of(&self, folder: &FolderId) -> Vec<MountStatus> {
@@ -347,7 +358,12 @@ impl Daemon {
 
     /// Takes everything down in order.
     pub(super) async fn stop(&self) -> Result<ShutdownResponse, ApiError> {
-        let _turn = self.0.turn.lock().await;
+        self.0.stopping.store(true, Ordering::Relaxed);
+        for open in self.0.folders.lock().values() {
+            open.stop_scanning();
+        }
+        // A call that does not end in time is cut short by what is taken down below it.
+        let _turn = tokio::time::timeout(TURN_TIME, self.0.turn.lock()).await;
         let mounts = std::mem::take(&mut *self.0.mounts.lock());
         let mut unmounted = Vec::new();
         for (dir, mounted) in mounts {
@@ -375,6 +391,17 @@ impl Daemon {
     }
 }
 
+/// Addresses the user gave are called now and after every start.
+fn remember_peers(open: &OpenFolder, peers: &[SocketAddr]) {
+    let mut record = open.record.lock();
+    for peer in peers {
+        open.swarm.give(*peer);
+        if !record.peers.contains(peer) {
+            record.peers.push(*peer);
+        }
+    }
+}
+
 fn parse_link(secret: &Secret) -> Result<Link, ApiError> {
     let text = secret.reveal();
     if text.starts_with("magnet:") || text.starts_with("xet:") {
@@ -396,23 +423,25 @@ fn amount(open: &OpenFolder) -> Amount {
     }
 }
 
-/// Waits until a first head was merged, or there is something to see from an earlier run.
-async fn wait_for_listing(open: &OpenFolder, progress: &ProgressSink) -> Option<Amount> {
-    progress.report(Progress {
-        note: "waiting for peers".to_owned(),
-        ..Progress::default()
-    });
-    let end = tokio::time::Instant::now() + LISTING_TIME;
-    while tokio::time::Instant::now() < end {
-        if open
-            .swarm
-            .status()
-            .await
-            .is_none_or(|status| !status.heads.is_empty())
-        {
-            return Some(amount(open));
+impl Daemon {
+    /// Waits until a first head was merged, or there is something to see from an earlier run.
+    async fn wait_for_listing(&self, open: &OpenFolder, progress: &ProgressSink) -> Option<Amount> {
+        progress.report(Progress {
+            note: "waiting for peers".to_owned(),
+            ..Progress::default()
+        });
+        let end = tokio::time::Instant::now() + LISTING_TIME;
+        while tokio::time::Instant::now() < end && !self.0.stopping.load(Ordering::Relaxed) {
+            if open
+                .swarm
+                .status()
+                .await
+                .is_none_or(|status| !status.heads.is_empty())
+            {
+                return Some(amount(open));
+            }
+            tokio::time::sleep(LISTING_POLL).await;
         }
-        tokio::time::sleep(LISTING_POLL).await;
+        None
     }
-    None
 }

@@ -266,20 +266,23 @@ impl Daemon {
     ) -> Result<(), ApiError> {
         let (folder, store) = (Arc::new(open.folder.clone()), Arc::clone(&self.0.store));
         let (dir, options) = (dir.to_path_buf(), self.home_options(open));
-        let opened = tokio::task::spawn_blocking(move || {
+        let opened = blocking(move || {
             let clock = Arc::new(clock::unix_nanos);
-            let home = Home::open(&dir, folder, store, clock, &options)
-                .map_err(|error| ApiError::new(ErrorKind::Refused, error))?;
-            home.scan(&|done| progress.report(indexing(&done)))
-                .map_err(|error| ApiError::new(ErrorKind::Io, error))?;
+            Home::open(&dir, folder, store, clock, &options)
+                .map_err(|error| ApiError::new(ErrorKind::Refused, error))
+        });
+        let home = Arc::new(opened.await?);
+        *open.home.lock() = Some(Arc::clone(&home));
+        blocking(move || {
+            match home.scan(&|done| progress.report(indexing(&done))) {
+                // It says why in `status` and goes on once the user confirms.
+                Ok(_) | Err(ScanError::Held(_)) => {}
+                Err(error) => return Err(ApiError::new(ErrorKind::Io, error)),
+            }
             home.watch(Box::new(report_scan))
-                .map_err(|error| ApiError::io("cannot watch the directory", &error))?;
-            Ok::<_, ApiError>(home)
+                .map_err(|error| ApiError::io("cannot watch the directory", &error))
         })
         .await
-        .map_err(|error| ApiError::new(ErrorKind::Internal, error))??;
-        *open.home.lock() = Some(Arc::new(opened));
-        Ok(())
     }
 
     fn home_options(&self, open: &OpenFolder) -> HomeOptions {
@@ -329,6 +332,14 @@ impl Daemon {
     }
 }
 
+/// Runs what may take long on the blocking pool.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(ApiError::new(ErrorKind::Internal, error)))
+}
+
 fn indexing(done: &ScanProgress) -> Progress {
     Progress {
         files_done: done.found,
@@ -367,6 +378,13 @@ fn stored_manifest(link: &Link, dir: &Path) -> Option<Manifest> {
 impl OpenFolder {
     pub(super) fn save(&self) -> Result<(), ApiError> {
         Ok(self.record.lock().save(&self.dir)?)
+    }
+
+    /// Makes a scan of the home end early.
+    pub(super) fn stop_scanning(&self) {
+        if let Some(home) = &*self.home.lock() {
+            home.ask_to_stop();
+        }
     }
 
     pub(super) fn right(&self) -> ApiRight {

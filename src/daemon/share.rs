@@ -22,8 +22,13 @@ impl Daemon {
         let _turn = self.0.turn.lock().await;
         let open = match self.folder_at(&dir) {
             Some(open) => open,
-            None => self.new_home(&dir, request.name, progress).await?,
+            None => self.new_home(&dir, request.name.clone(), progress).await?,
         };
+        // A read-only member cannot hand out the links, so it is asked before anything changes.
+        self.links_of(&open)?;
+        for peer in &request.peers {
+            open.swarm.give(*peer);
+        }
         self.go_online(&open)?;
         open.record.lock().shared = true;
         open.save()?;
@@ -91,6 +96,12 @@ impl Daemon {
             )
             .hint("`ccbt status` lists what is")
         })?;
+        if !open.record.lock().shared {
+            let what = format!("{} is not shared", request.dir);
+            return Err(
+                ApiError::new(ErrorKind::NotFound, what).hint("`ccbt status` lists what is")
+            );
+        }
         let response = UnshareResponse {
             folder: open.id.to_string(),
             name: open.record.lock().name.clone(),
@@ -132,7 +143,8 @@ impl Daemon {
             .collect()
     }
 
-    fn share_response(&self, open: &OpenFolder) -> Result<ShareResponse, ApiError> {
+    /// The read-write and the read-only link.
+    fn links_of(&self, open: &OpenFolder) -> Result<(Secret, Secret), ApiError> {
         let link = |right| {
             open.link_for(right).map(Secret::new).ok_or_else(|| {
                 let what = "this device only has a read-only link to the folder";
@@ -140,12 +152,17 @@ impl Daemon {
                     .hint("hand on the link you were given, or share with a read-write one")
             })
         };
+        Ok((link(Right::Write)?, link(Right::Read)?))
+    }
+
+    fn share_response(&self, open: &OpenFolder) -> Result<ShareResponse, ApiError> {
+        let (read_write, read_only) = self.links_of(open)?;
         let stats = open.folder.stats();
         Ok(ShareResponse {
             folder: open.id.to_string(),
             name: open.record.lock().name.clone(),
-            read_write: link(Right::Write)?,
-            read_only: link(Right::Read)?,
+            read_write,
+            read_only,
             content: Amount {
                 files: stats.files,
                 bytes: stats.bytes,

@@ -253,9 +253,14 @@ impl Home {
         marker::remove(self.inner.files.root())
     }
 
-    fn stop(&self) {
+    /// Makes the watching, and a scan under way, end soon.
+    pub fn ask_to_stop(&self) {
         self.inner.stop.store(true, Ordering::Release);
         self.inner.waker.wake();
+    }
+
+    fn stop(&self) {
+        self.ask_to_stop();
         if let Some(thread) = self.thread.lock().take() {
             // A panic in it was reported where it happened.
             let _ended = thread.join();
