@@ -143,31 +143,9 @@ impl Daemon {
         let credentials = Arc::new(self.credentials(link, &dir)?);
         let (swarm, inbox) = swarm::channel();
         let names = Names::default();
-        let folder = {
-            let names = Arc::clone(&names);
-            let config = FolderConfig {
-                dir: dir.join("work"),
-                disk: Arc::new(RealDisk),
-                store: Arc::clone(&self.0.store),
-                inc: Inc(*incarnation.as_bytes()),
-                rename_row: ledger::rename_row,
-                clock: Arc::new(WallClock),
-                read_only: credentials.writer.is_none(),
-                fetch: Arc::new(swarm.clone()),
-                observer: Arc::new(swarm.clone()),
-                device_name: Arc::new(move |inc: Inc| names.read().get(&inc.0).cloned()),
-                read_timeout: self.0.config.read_timeout,
-            };
-            tokio::task::spawn_blocking(move || Folder::open(config))
-                .await
-                .map_err(|error| ApiError::new(ErrorKind::Internal, error))?
-                .map_err(|error| {
-                    ApiError::new(
-                        ErrorKind::Io,
-                        format_args!("cannot open the folder: {error}"),
-                    )
-                })?
-        };
+        let inc = Inc(*incarnation.as_bytes());
+        let read_only = credentials.writer.is_none();
+        let folder = self.open_work(&dir, inc, read_only, &swarm, &names).await?;
         let config = SwarmConfig {
             name: record.name.clone(),
             credentials: Arc::clone(&credentials),
@@ -206,6 +184,40 @@ impl Daemon {
         });
         self.0.folders.lock().insert(id, Arc::clone(&open));
         Ok(open)
+    }
+
+    /// Opens the working tree of a folder.
+    async fn open_work(
+        &self,
+        dir: &Path,
+        inc: Inc,
+        read_only: bool,
+        swarm: &SwarmHandle,
+        names: &Names,
+    ) -> Result<Folder, ApiError> {
+        let names = Arc::clone(names);
+        let config = FolderConfig {
+            dir: dir.join("work"),
+            disk: Arc::new(RealDisk),
+            store: Arc::clone(&self.0.store),
+            inc,
+            rename_row: ledger::rename_row,
+            clock: Arc::new(WallClock),
+            read_only,
+            fetch: Arc::new(swarm.clone()),
+            observer: Arc::new(swarm.clone()),
+            device_name: Arc::new(move |inc: Inc| names.read().get(&inc.0).cloned()),
+            read_timeout: self.0.config.read_timeout,
+        };
+        blocking(move || {
+            Folder::open(config).map_err(|error| {
+                ApiError::new(
+                    ErrorKind::Io,
+                    format_args!("cannot open the folder: {error}"),
+                )
+            })
+        })
+        .await
     }
 
     /// What this device shows to members.

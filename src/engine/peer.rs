@@ -216,22 +216,14 @@ struct Task {
 
 /// Runs an established connection until it ends.
 pub(super) async fn run(connection: Connection, mut inbuf: BytesMut) -> PeerEnd {
-    let Connection {
-        key,
-        mut stream,
-        session,
-        clock,
-        store,
-        events,
-        mut commands,
-        counters,
-    } = connection;
+    let (mut stream, mut commands, clock) =
+        (connection.stream, connection.commands, connection.clock);
     let mut task = Task {
-        key,
-        session,
-        store,
-        events,
-        counters,
+        key: connection.key,
+        session: connection.session,
+        store: connection.store,
+        events: connection.events,
+        counters: connection.counters,
         next_req: 0,
         asked: HashMap::new(),
         wanted: ServeQueue::default(),

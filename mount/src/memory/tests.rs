@@ -1,3 +1,5 @@
+//! The volume in memory: what programs see, and invariants under random operations.
+
 use proptest::prelude::*;
 
 use super::*;

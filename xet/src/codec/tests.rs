@@ -1,3 +1,5 @@
+//! The codecs: round trips, the vectors of other encoders, damaged frames.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,0 +1,262 @@
+//! Who is connected, and what members tell each other apart from content: manifest, certificates, heads, addresses,
+//! what they show.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ccbt_xet::hash::NodeId;
+
+use super::{Door, PEERS_MAX, Peer, Swarm, SwarmHandle, have};
+use crate::clock;
+use crate::engine::peer::{FromPeer, NewPeer, PeerInfo, ToPeer};
+use crate::proto::scheduler::PeerKey;
+use crate::proto::ut_xet::{Frame, Holding};
+use crate::share::heads::HeadError;
+use crate::share::{BadSignature, Certificate, Manifest, Role, Unverified};
+
+impl Swarm {
+    pub(super) fn peer_event(&mut self, event: FromPeer) {
+        let now = self.clock.now();
+        match event {
+            FromPeer::Up(new) => self.peer_up(*new),
+            FromPeer::Frame { key, frame } => self.frame(key, frame),
+            FromPeer::Arrived { key, items } => {
+                for item in items {
+                    self.scheduler.arrived(now, item, Some(key));
+                }
+            }
+            FromPeer::Missed { key, items } => {
+                for item in items {
+                    self.scheduler.missed(now, item, key);
+                }
+            }
+            FromPeer::Down { key, called } => {
+                let peer = self.peers.remove(&key);
+                if peer.is_some() {
+                    self.scheduler.peer_down(key);
+                }
+                if let Some(addr) = called.or_else(|| peer.and_then(|peer| peer.reach)) {
+                    let other = self.peers.values().any(|peer| peer.reach == Some(addr));
+                    if other {
+                        self.dialer.connected(addr);
+                    } else {
+                        self.dialer.failed(now, addr);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn peer_up(&mut self, new: NewPeer) {
+        let NewPeer {
+            key,
+            info,
+            addr,
+            called,
+            commands,
+            counters,
+        } = new;
+        let now = self.clock.now();
+        let close = || {
+            let _gone = commands.send(ToPeer::Close);
+        };
+        if !self.config.online || self.ending.is_some() || !self.is_wanted(&info, called) {
+            return close();
+        }
+        let reach = called.or_else(|| {
+            (info.listen_port != 0).then(|| SocketAddr::new(addr.ip(), info.listen_port))
+        });
+        if let Some(reach) = reach {
+            self.dialer.connected(reach);
+        }
+        if let Some(manifest) = info.manifest.clone() {
+            let _verified_in_auth = self.manifest_offered(manifest.into());
+        }
+        if let Some(certificate) = info.certificate.clone() {
+            let _known = self
+                .heads
+                .offer_certificate(certificate.into(), clock::unix_days());
+        }
+        let called = called.is_some();
+        let (since, shows, stored, reminded) = (now, None, None, None);
+        let peer = Peer {
+            info,
+            addr,
+            called,
+            reach,
+            since,
+            commands,
+            counters,
+            shows,
+            stored,
+            reminded,
+        };
+        self.greet(&peer);
+        self.introduce(&peer);
+        self.peers.insert(key, peer);
+        self.scheduler.peer_up(key);
+        self.retry_adoptions();
+    }
+
+    /// Of two connections between the same two processes, one called by either, the one stays whose caller has the larger
+    /// nonce; both sides decide alike. If the same side called twice, the caller knows whether its older call still lives;
+    /// who was called does not, and keeps both until the dead one falls silent.
+    pub(super) fn is_wanted(&self, info: &PeerInfo, called: Option<SocketAddr>) -> bool {
+        let ours_stays = self.config.nonce > info.nonce;
+        for double in self
+            .peers
+            .values()
+            .filter(|peer| peer.info.nonce == info.nonce)
+        {
+            match (called.is_some(), double.called) {
+                (true, true) => return false,
+                (false, false) => {}
+                (ours, _) if ours != ours_stays => return false,
+                _ => {
+                    let _gone = double.commands.send(ToPeer::Close);
+                }
+            }
+        }
+        true
+    }
+
+    /// Tells the others of a new member that can be called.
+    pub(super) fn introduce(&self, peer: &Peer) {
+        let Some(reach) = peer.reach.filter(|_| self.config.exchange) else {
+            return;
+        };
+        for other in self.peers.values() {
+            let _gone = other.commands.send(ToPeer::Send(Frame::Peers(vec![reach])));
+        }
+    }
+
+    /// What every new connection is told: who may write, the newest heads, where other members are, what we show.
+    pub(super) fn greet(&self, peer: &Peer) {
+        let send = |frame| {
+            let _gone = peer.commands.send(ToPeer::Send(frame));
+        };
+        if let Some(manifest) = self.heads.manifest() {
+            send(Frame::Manifest(Box::new(manifest.clone().into())));
+        }
+        self.tell_heads(peer);
+        let members: Vec<SocketAddr> = self
+            .peers
+            .values()
+            .filter_map(|peer| peer.reach)
+            .take(PEERS_MAX)
+            .collect();
+        if self.config.exchange && !members.is_empty() {
+            send(Frame::Peers(members));
+        }
+        if let Some((root, whole)) = self.told {
+            send(have(root, whole));
+            if whole && self.config.keeper {
+                send(Frame::Stored(root));
+            }
+        }
+    }
+
+    pub(super) fn frame(&mut self, key: PeerKey, frame: Frame) {
+        match frame {
+            Frame::Manifest(manifest) => {
+                let offered = self.manifest_offered(*manifest);
+                if offered.is_err() {
+                    self.drop_peer(key, "a manifest the owner did not sign");
+                }
+            }
+            Frame::Certs(certificates) => self.certificates(key, certificates),
+            Frame::Heads(heads) => {
+                for head in heads {
+                    self.head_offered(key, head, None);
+                }
+            }
+            Frame::Delta(delta) => {
+                let head = delta.head.clone();
+                self.head_offered(key, head, Some(Arc::from(delta)));
+            }
+            Frame::Peers(addrs) if self.config.exchange => {
+                for addr in addrs {
+                    self.dialer.found(addr);
+                }
+            }
+            Frame::Have {
+                snapshot: root,
+                what,
+            } => {
+                if let Some(peer) = self.peers.get_mut(&key) {
+                    peer.shows = Some((root, what == Holding::All));
+                }
+            }
+            Frame::Stored(root) if self.is_keeper(key) => self.set_stored(key, Some(root)),
+            Frame::Unstored(_) => self.set_stored(key, None),
+            _ => {}
+        }
+    }
+
+    /// Takes a manifest; new connections are then met with it, and a reader can check certificates.
+    pub(super) fn manifest_offered(
+        &mut self,
+        manifest: Unverified<Manifest>,
+    ) -> Result<(), BadSignature> {
+        if self.heads.offer_manifest(manifest)? {
+            self.heads_saved = false;
+            let mut credentials = (*self.credentials).clone();
+            credentials.manifest = self.heads.manifest().cloned();
+            self.credentials = Arc::new(credentials);
+            self.dial.reopen(self.door());
+        }
+        Ok(())
+    }
+
+    pub(super) fn door(&self) -> Door {
+        Door {
+            swarm: SwarmHandle {
+                tx: self.tx.clone(),
+            },
+            credentials: Arc::clone(&self.credentials),
+            store: Arc::clone(&self.config.store),
+            name: self.config.name.clone(),
+        }
+    }
+
+    /// Only a device that the write key certified as a keeper may vouch for content.
+    pub(super) fn is_keeper(&self, key: PeerKey) -> bool {
+        let certificate = self
+            .peers
+            .get(&key)
+            .and_then(|peer| peer.info.certificate.as_ref());
+        certificate.is_some_and(|certificate| certificate.role() == Role::Keeper)
+    }
+
+    pub(super) fn set_stored(&mut self, key: PeerKey, root: Option<NodeId>) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.stored = root;
+        }
+    }
+
+    pub(super) fn certificates(
+        &mut self,
+        key: PeerKey,
+        certificates: Vec<Unverified<Certificate>>,
+    ) {
+        let today = clock::unix_days();
+        for certificate in certificates {
+            match self.heads.offer_certificate(certificate, today) {
+                Ok(news) => self.heads_saved &= !news,
+                Err(HeadError::Certificate(crate::share::CertError::Expired { .. })) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "certificate refused");
+                    self.drop_peer(key, "a certificate the write key did not sign");
+                    return;
+                }
+            }
+        }
+    }
+
+    pub(super) fn drop_peer(&mut self, key: PeerKey, why: &str) {
+        if let Some(peer) = self.peers.get(&key) {
+            tracing::warn!(addr = %peer.addr, why, "peer dropped");
+            let _gone = peer.commands.send(ToPeer::Close);
+        }
+    }
+}
