@@ -250,8 +250,7 @@ impl Inner {
         if let Some(ticket) = ticket
             && let Err(error) = self.journal.write_out(ticket)
         {
-            tracing::error!(%error, "a commit waits for room in the journal");
-            return Err(CommitError::NoSpace);
+            tracing::error!(%error, "a commit waits to be written to the journal");
         }
         Ok(())
     }
