@@ -181,8 +181,12 @@ fn replay(config: &FolderConfig) -> Result<(Replay, u64, u64), OpenFolderError> 
                 path: journal::path(dir, generation),
                 reason,
             })?;
+        // The next checkpoint takes it for durable, and a killed process may not have synced it.
+        let file = disk.open(&journal::path(dir, generation), OpenMode::Read);
+        file.and_then(|file| file.sync()).map_err(at)?;
         last = generation;
     }
+    disk.sync_dir(dir).map_err(at)?;
     // What is beyond was never acknowledged as durable.
     for generation in generations.into_iter().filter(|n| *n > last) {
         disk.remove(&journal::path(dir, generation)).map_err(at)?;
@@ -529,6 +533,10 @@ impl Replayed {
             page.listed = true;
             for id in page.overlay.files() {
                 if let Some(file) = files.get(id) {
+                    if let FileId::Staging(_) = id {
+                        // Read back is not durable: after a kill it may be in the page cache only.
+                        page.unsynced.push(file.clone());
+                    }
                     page.files.insert(id, file);
                 }
             }
