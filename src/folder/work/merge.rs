@@ -16,7 +16,7 @@ use crate::folder::changes::Change as EntryChange;
 use crate::folder::codec;
 use crate::folder::encoding::DecodeError;
 use crate::folder::snapshot::Snapshot;
-use crate::folder::state::{Change, Entry, EntryError, Fid, FileNode, Key, Name, Node, Time};
+use crate::folder::state::{Change, Entry, EntryError, Fid, FileNode, Hlc, Key, Name, Node, Time};
 use crate::folder::tree::{NodesError, Trees};
 
 /// How often a merge starts over because something was done meanwhile, before it keeps everybody else waiting.
@@ -24,6 +24,10 @@ const TRIES: usize = 3;
 
 /// A merge of more entries than this is followed by a checkpoint, so that the next open need not replay them.
 const RECORD_ENTRIES_MAX: usize = 50_000;
+
+/// A snapshot's clock is not believed to be further ahead than this, in milliseconds: with a later one nobody would
+/// accept our heads.
+const AHEAD_MS_MAX: u64 = 10 * 60 * 1000;
 
 /// What a merge did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,7 +169,9 @@ impl Inner {
             .map(|(key, entry)| (key.clone(), entry.clone()));
         let changes = core.state.merge_entries(entries, &snapshot.vector)?;
         // What is done here from now on is later than anything seen.
-        core.hlc = core.hlc.max(snapshot.hlc);
+        let latest = (self.now_ns() / 1_000_000).saturating_add(AHEAD_MS_MAX);
+        let latest = Hlc::default().tick(latest);
+        core.hlc = core.hlc.max(snapshot.hlc.min(latest));
         let mut op = core.op(self.now_ns());
         let grown = op
             .core
