@@ -316,9 +316,13 @@ impl Inner {
     pub(super) fn sync_staging(&self, body: &Body) -> io::Result<()> {
         let mut failed = body.sync.lock();
         let unsynced = {
-            let mut page = body.page();
-            let files = &page.files;
-            failed.retain(|file| files.values().any(|needed| Arc::ptr_eq(needed, file)));
+            let page = &mut *body.page();
+            let is_needed = |file: &Arc<dyn DiskFile>| {
+                let mut needed = page.files.values();
+                needed.any(|needed| Arc::ptr_eq(needed, file))
+            };
+            failed.retain(is_needed);
+            page.unsynced.retain(is_needed);
             if !failed.is_empty() {
                 return Err(io::Error::other("an earlier sync of a file's bytes failed"));
             }
