@@ -225,9 +225,9 @@ impl Home {
         }
     }
 
-    /// Why nothing is published, if so.
+    /// Why nothing is published, if so. Does not wait for a scan: while one is under way, nothing is held back.
     pub fn held_back(&self) -> Option<HeldReason> {
-        self.inner.scanner.lock().held.clone()
+        self.inner.scanner.try_lock()?.held.clone()
     }
 
     /// The user confirms what was found: the next scan publishes it. A directory that lost its marker gets it back.
@@ -256,9 +256,14 @@ impl Home {
         marker::remove(self.inner.files.root())
     }
 
-    fn stop(&self) {
+    /// Has a scan end soon, with [`ScanError::Stopped`], and no other begin. Waits for nothing.
+    pub fn ask_to_stop(&self) {
         self.inner.stop.store(true, Ordering::Release);
         self.inner.waker.wake();
+    }
+
+    fn stop(&self) {
+        self.ask_to_stop();
         if let Some(thread) = self.thread.lock().take() {
             // A panic in it was reported where it happened.
             let _ended = thread.join();
@@ -449,6 +454,9 @@ impl<'h> Follow<'h> {
     }
 
     fn tell(&mut self, result: Result<ScanReport, ScanError>) {
+        if matches!(result, Err(ScanError::Stopped)) {
+            return;
+        }
         if let Ok(report) = &result {
             self.astray.extend_from_slice(&report.astray);
             let now = self.home.elapsed();
