@@ -336,7 +336,8 @@ fn renames_are_not_read() {
     fs::rename(t.path("old"), t.path("older")).unwrap();
     t.write("old", "a new file");
     let report = t.scan(&home);
-    assert_eq!((report.read, report.renamed), (1, 2), "{report:?}");
+    // The new file, and once all is done those that were renamed, to be sure of them.
+    assert_eq!((report.read, report.renamed), (3, 2), "{report:?}");
     assert_eq!(
         dots(&t, "wood"),
         before,
@@ -356,6 +357,66 @@ fn renames_are_not_read() {
     let report = t.scan(&home);
     assert_eq!(report.read, 0, "{report:?}");
     t.assert_same();
+}
+
+#[test]
+fn a_renamed_file_that_only_looks_like_the_old_one_is_found_out() {
+    let t = Fixture::new();
+    t.write("old", "one");
+    let home = t.open();
+    t.scan(&home);
+    let mtime = fs::metadata(t.path("old")).unwrap().modified().unwrap();
+    t.write("old", "two");
+    let file = fs::File::options().write(true).open(t.path("old")).unwrap();
+    file.set_modified(mtime).unwrap();
+    drop(file);
+    fs::rename(t.path("old"), t.path("new")).unwrap();
+    let report = t.scan(&home);
+    assert_eq!((report.renamed, report.read), (1, 1), "{report:?}");
+    t.assert_same();
+}
+
+#[test]
+fn a_scan_stops_when_it_is_asked_to() {
+    let t = Fixture::new();
+    t.write("file", noise(9, 100_000));
+    let home = t.open();
+    home.ask_to_stop();
+    let stopped = home.scan(&|_| ());
+    assert!(matches!(stopped, Err(ScanError::Stopped)), "{stopped:?}");
+    assert_eq!(home.opens(), 0);
+}
+
+#[test]
+fn a_directory_moved_to_where_a_peer_put_something_is_put_beside_it() {
+    let t = Fixture::new();
+    for dir in ["a", "b"] {
+        fs::create_dir(t.path(dir)).unwrap();
+        t.write(&format!("{dir}/file"), dir);
+    }
+    let home = t.open();
+    t.scan(&home);
+    {
+        let mut ledger = t.ledger.lock();
+        let by = ledger.by();
+        ledger.state.mkdir(Fid::ROOT, b"c", 0o755, by).unwrap();
+        let Some(Node::Dir(c)) = ledger.state.lookup(Fid::ROOT, b"c") else {
+            panic!("no directory")
+        };
+        let by = ledger.by();
+        ledger.state.mkdir(c.fid, b"theirs", 0o755, by).unwrap();
+    }
+    fs::rename(t.path("a"), t.path("c")).unwrap();
+    fs::rename(t.path("b"), t.path("d")).unwrap();
+    t.scan(&home);
+    let ledger = t.ledger.lock();
+    let names: Vec<String> = ledger
+        .state
+        .list(Fid::ROOT)
+        .into_iter()
+        .map(|(name, _)| String::from_utf8_lossy(name.as_bytes()).into_owned())
+        .collect();
+    assert_eq!(names, ["c", "c (moved)", "d"]);
 }
 
 #[test]

@@ -8,11 +8,14 @@ use bytes::Bytes;
 use super::base::{At, FileTime, HomeId, Row};
 use crate::folder::state::{
     Body, By, Change, Content, Dot, Fid, FileKind, FileNode, Inc, Key, Name, NewFile, Node,
-    OpError, Redot, RenameMode, State, Target, Time, Xattrs,
+    OpError, Redot, RenameMode, State, Target, Time, Xattrs, beside,
 };
 
 /// First byte of the keys under which it is kept which directory of the folder a directory of the home is.
 const NOTES: u8 = b'd';
+
+/// Names tried for a directory whose own name is taken.
+const BESIDE_MAX: usize = 999;
 
 /// Why the folder could not keep a change. Nothing of it was kept.
 #[derive(Debug, thiserror::Error)]
@@ -119,9 +122,7 @@ impl<'t> Apply<'t> {
         let name = format!(".ccbt-moving-{}", id.0);
         if let Some((from, old)) = self.shown_dir(id) {
             let to = (Fid::ROOT, name.as_bytes());
-            let _stays = self.txn.operate(&mut |state, by| {
-                state.rename((from, old.as_bytes()), to, RenameMode::NoReplace, by)
-            });
+            let _stays = self.rename((from, old.as_bytes()), to, RenameMode::NoReplace);
         }
     }
 
@@ -129,10 +130,13 @@ impl<'t> Apply<'t> {
         let parent = self.dir(to.dir)?;
         match self.shown_dir(id) {
             Some((from, old)) => {
-                self.txn.operate(&mut |state, by| {
-                    let (from, to) = ((from, old.as_bytes()), (parent, &to.name[..]));
-                    state.rename(from, to, RenameMode::Replace, by)
-                })?;
+                let from = (from, old.as_bytes());
+                match self.rename(from, (parent, &to.name), RenameMode::Replace) {
+                    Err(OpError::NotEmpty | OpError::Exists | OpError::NotDirectory) => {
+                        self.rename_beside(from, (parent, &to.name))?;
+                    }
+                    moved => moved?,
+                }
                 let fid = self.noted(id).map_or(Fid::ROOT, |(fid, _)| fid);
                 self.note(id, fid, to);
             }
@@ -142,6 +146,28 @@ impl<'t> Apply<'t> {
             }
         }
         Ok(())
+    }
+
+    /// Renames to the first name like `to` that is free: what peers have put at `to` stays.
+    fn rename_beside(&mut self, from: (Fid, &[u8]), to: (Fid, &[u8])) -> Result<(), OpError> {
+        for number in 1..=BESIDE_MAX {
+            let name = beside(to.1, "moved", number);
+            match self.rename(from, (to.0, name.as_bytes()), RenameMode::NoReplace) {
+                Err(OpError::Exists) => {}
+                done => return done,
+            }
+        }
+        Err(OpError::Exists)
+    }
+
+    fn rename(
+        &mut self,
+        from: (Fid, &[u8]),
+        to: (Fid, &[u8]),
+        mode: RenameMode,
+    ) -> Result<(), OpError> {
+        self.txn
+            .operate(&mut |state, by| state.rename(from, to, mode, by))
     }
 
     /// Removes a directory, unless a peer put something into it meanwhile.

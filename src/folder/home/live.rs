@@ -9,11 +9,11 @@ use crate::folder::work::{self, Folder};
 
 impl Ledger for Folder {
     fn rows(&self, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
-        self.update(|txn| txn.rows(prefix)).unwrap_or_default()
+        self.rows(prefix)
     }
 
     fn row(&self, key: &[u8]) -> Option<Bytes> {
-        self.update(|txn| txn.row(key)).ok().flatten()
+        self.row(key)
     }
 
     fn update(&self, work: &mut dyn FnMut(&mut dyn Txn)) -> Result<(), LedgerError> {

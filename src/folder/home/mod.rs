@@ -48,6 +48,9 @@ const FULL_SCAN_EVERY: Duration = Duration::from_secs(3600);
 /// The same where not everything can be watched.
 const POLL_EVERY: Duration = Duration::from_secs(60);
 
+/// Before a scan is repeated whose result the folder could not keep, as on a full disk.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
 /// Pause where there are no events to wait for.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -222,9 +225,9 @@ impl Home {
         }
     }
 
-    /// Why nothing is published, if so.
+    /// Why nothing is published, if so. Does not wait for a scan: while one is under way, nothing is held back.
     pub fn held_back(&self) -> Option<HeldReason> {
-        self.inner.scanner.lock().held.clone()
+        self.inner.scanner.try_lock()?.held.clone()
     }
 
     /// The user confirms what was found: the next scan publishes it. A directory that lost its marker gets it back.
@@ -253,7 +256,7 @@ impl Home {
         marker::remove(self.inner.files.root())
     }
 
-    /// Makes the watching, and a scan under way, end soon.
+    /// Has a scan end soon, with [`ScanError::Stopped`], and no other begin. Waits for nothing.
     pub fn ask_to_stop(&self) {
         self.inner.stop.store(true, Ordering::Release);
         self.inner.waker.wake();
@@ -308,6 +311,8 @@ struct Follow<'h> {
     listener: ScanListener,
     quiet: Quiet,
     last_full: Duration,
+    /// When everything is to be scanned again because the folder could not keep what was found.
+    retry_full: Option<Duration>,
     /// Files that were not where the records say: read when a scan has found where they are.
     astray: Vec<HomeId>,
 }
@@ -320,6 +325,7 @@ impl<'h> Follow<'h> {
             listener,
             quiet: Quiet::default(),
             last_full,
+            retry_full: None,
             astray: Vec::new(),
         }
     }
@@ -329,7 +335,7 @@ impl<'h> Follow<'h> {
             self.wait();
             self.reread_suspects();
             let now = self.home.elapsed();
-            let is_time = now >= self.last_full + self.full_every();
+            let is_time = now >= self.next_full();
             if self.home.scan_asked.swap(false, Ordering::AcqRel) || is_time {
                 self.scan(&Due {
                     everything: true,
@@ -350,13 +356,18 @@ impl<'h> Follow<'h> {
         }
     }
 
+    fn next_full(&self) -> Duration {
+        let regular = self.last_full + self.full_every();
+        self.retry_full.map_or(regular, |retry| retry.min(regular))
+    }
+
     fn wait(&mut self) {
         let now = self.home.elapsed();
         let next = self
             .quiet
             .next()
             .unwrap_or(Duration::MAX)
-            .min(self.last_full + self.full_every());
+            .min(self.next_full());
         let has_more = !self.home.scanner.lock().later.is_empty();
         let timeout = if has_more {
             Duration::ZERO
@@ -383,6 +394,7 @@ impl<'h> Follow<'h> {
         let part = match due.everything {
             true => {
                 self.last_full = self.home.elapsed();
+                self.retry_full = None;
                 Part::Everything
             }
             false => Part::Dirs {
@@ -395,6 +407,13 @@ impl<'h> Follow<'h> {
             Scan::new(self.home, &mut scanner, &|_| ()).run(&part)
         };
         let is_done = result.is_ok();
+        if is_kept_back(&result) {
+            let again = self.home.elapsed() + RETRY_AFTER;
+            self.retry_full = due.everything.then_some(again);
+            due.dirs
+                .iter()
+                .for_each(|dir| self.quiet.note_later(again, *dir));
+        }
         self.tell(result);
         let mut astray = std::mem::take(&mut self.astray);
         astray.retain(|id| self.home.files.place(*id).is_some());
@@ -423,10 +442,21 @@ impl<'h> Follow<'h> {
             let mut scanner = self.home.scanner.lock();
             Scan::new(self.home, &mut scanner, &|_| ()).reread(ids)
         };
+        if is_kept_back(&result) {
+            // The next scan that works reads them, and there will be one.
+            self.astray.extend_from_slice(ids);
+            let again = self.home.elapsed() + RETRY_AFTER;
+            ids.iter()
+                .filter_map(|id| self.home.files.place(*id))
+                .for_each(|at| self.quiet.note_later(again, at.dir));
+        }
         self.tell(result);
     }
 
     fn tell(&mut self, result: Result<ScanReport, ScanError>) {
+        if matches!(result, Err(ScanError::Stopped)) {
+            return;
+        }
         if let Ok(report) = &result {
             self.astray.extend_from_slice(&report.astray);
             let now = self.home.elapsed();
@@ -437,6 +467,11 @@ impl<'h> Follow<'h> {
         }
         (self.listener)(result);
     }
+}
+
+/// Whether what a scan found could not be kept, so that nobody will hear of it unless it is found again.
+fn is_kept_back(result: &Result<ScanReport, ScanError>) -> bool {
+    matches!(result, Err(ScanError::Ledger(_) | ScanError::Store(_)))
 }
 
 /// Whether `dir` may be a home. Returns its real path.

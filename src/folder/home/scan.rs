@@ -18,7 +18,7 @@ use super::marker;
 use super::plan::{
     Counts, DirStep, FoundKind, Listing, Look, Plan, Rows, Seen, Steps, Take, Visit,
 };
-use super::take::{Miss, StoreError, Taken, ranges_of, take, unsure_for};
+use super::take::{Miss, StoreError, Taken, When, ranges_of, take, unsure_for};
 use crate::folder::state::{OpError, Xattrs};
 use crate::folder::tree::NodesError;
 
@@ -75,6 +75,8 @@ pub struct ScanReport {
 pub enum ScanError {
     #[error("held back: {0}")]
     Held(HeldReason),
+    #[error("the home is being closed")]
+    Stopped,
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     #[error(transparent)]
@@ -172,6 +174,7 @@ impl<'h> Scan<'h> {
         let is_first = self.scanner.entries == 0;
         let mut root_is_empty = false;
         while let Some(visit) = plan.next_visit() {
+            self.go_on()?;
             let listing = self.list(&visit, open);
             root_is_empty |=
                 visit.dir == HomeId::ROOT && listing.complete && listing.names.is_empty();
@@ -195,6 +198,13 @@ impl<'h> Scan<'h> {
             judged.map_err(ScanError::Held)?;
         }
         self.carry_out(steps)
+    }
+
+    fn go_on(&self) -> Result<(), ScanError> {
+        match self.home.stop.load(Ordering::Acquire) {
+            true => Err(ScanError::Stopped),
+            false => Ok(()),
+        }
     }
 
     /// Whether the directory is still ours.
@@ -385,14 +395,18 @@ impl<'h> Scan<'h> {
             .collect();
         let home = self.home;
         let now = || FileTime::from_unix_nanos((home.clock)());
-        let read = |index: usize| take(&home.files, &home.store, &takes[index], ids[index], &now);
+        let when = When {
+            now: &now,
+            stop: &home.stop,
+        };
+        let read = |index: usize| take(&home.files, &home.store, &takes[index], ids[index], &when);
         let is_big = |index: usize| takes[index].found.stamp.size >= BIG_BYTES;
         let next = AtomicUsize::new(0);
         let results = Mutex::new(Vec::with_capacity(takes.len()));
         let work = || {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                if index >= takes.len() {
+                if index >= takes.len() || home.stop.load(Ordering::Relaxed) {
                     return;
                 }
                 if !is_big(index) {
@@ -407,9 +421,11 @@ impl<'h> Scan<'h> {
             work();
         }
         for index in (0..takes.len()).filter(|index| is_big(*index)) {
+            self.go_on()?;
             let result = read(index);
             results.lock().push((index, result));
         }
+        self.go_on()?;
         let mut results = results.into_inner();
         results.sort_by_key(|(index, _)| *index);
         let results = results
@@ -429,12 +445,15 @@ impl<'h> Scan<'h> {
                 Ok(taken) => {
                     self.done.read += 1;
                     self.done.bytes += taken.file.size;
-                    if taken.row.unsure {
+                    if taken.is_guess {
+                        self.scanner.later.push_back(taken.row.id);
+                    } else if taken.row.unsure {
                         let wait = unsure_for(taken.row.stamp.mtime);
                         self.report.again.push((take.at.dir, wait));
                     }
                     out.push((take, taken));
                 }
+                Err(Miss::Stopped) => return Err(ScanError::Stopped),
                 Err(Miss::Store(error)) => return Err(error.into()),
                 Err(Miss::Unreadable(error)) if !is_gone(&error) => {
                     tracing::debug!(%error, "a file cannot be read");

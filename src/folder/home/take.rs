@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -37,11 +38,15 @@ pub(super) struct Taken {
     /// Its new base record, but for what the folder will call it.
     pub(super) row: Row,
     pub(super) ranges: Ranges,
+    /// Its content is that of a record with its inode, size and mtime, and was not read: it has to be, soon.
+    pub(super) is_guess: bool,
 }
 
 /// Why a file was not taken in.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Miss {
+    #[error("the home is being closed")]
+    Stopped,
     /// It changed each time it was read.
     #[error("it keeps changing")]
     Moving,
@@ -92,17 +97,25 @@ fn is_unsure(mtime: FileTime, now: FileTime) -> bool {
     mtime.distance(now) < unsure_for(mtime).as_nanos()
 }
 
-/// Takes in a file or symlink as number `id`. `now` reads the wall clock.
+/// What a reading needs to know of the world.
+pub(super) struct When<'w> {
+    /// Reads the wall clock.
+    pub(super) now: &'w (dyn Fn() -> FileTime + Sync),
+    /// The home is being closed: a big file is not read to its end.
+    pub(super) stop: &'w AtomicBool,
+}
+
+/// Takes in a file or symlink as number `id`.
 pub(super) fn take(
     files: &HomeFiles,
     store: &Store,
     take: &Take,
     id: HomeId,
-    now: &dyn Fn() -> FileTime,
+    when: &When<'_>,
 ) -> Result<Taken, Miss> {
     match take.found.kind {
         FoundKind::Symlink => take_link(files, take, id),
-        _ => take_file(files, store, take, id, now),
+        _ => take_file(files, store, take, id, when),
     }
 }
 
@@ -134,7 +147,7 @@ fn take_file(
     store: &Store,
     take: &Take,
     id: HomeId,
-    now: &dyn Fn() -> FileTime,
+    when: &When<'_>,
 ) -> Result<Taken, Miss> {
     let file = files.open_file(&take.path)?;
     let mut before = rustix::fs::fstat(&file).map_err(io::Error::from)?;
@@ -143,18 +156,25 @@ fn take_file(
         if was.kind != FoundKind::File {
             return Err(Miss::Gone);
         }
-        let looked_at = now();
+        let looked_at = (when.now)();
         let xattrs = files::xattrs(&file)?;
         let known = take
             .source
             .as_ref()
             .filter(|row| row.stamp.same_content(&was.stamp));
-        let read = match known.map(|row| &row.kind) {
+        let known = known.map(|row| &row.kind);
+        let is_guess = matches!(known, Some(RowKind::File { .. }));
+        let read = match known {
             Some(RowKind::File { content }) => {
                 let ranges = ranges_of(store, content, was.stamp.size)?;
                 Ok((content.clone(), ranges))
             }
-            _ => read(store, &file, was.stamp.size, is_sparse(&before)),
+            _ => read(
+                store,
+                &file,
+                (was.stamp.size, is_sparse(&before)),
+                when.stop,
+            ),
         };
         let after = rustix::fs::fstat(&file).map_err(io::Error::from)?;
         if found(&after) == was {
@@ -162,8 +182,9 @@ fn take_file(
             let kind = RowKind::File {
                 content: content.clone(),
             };
-            let unsure = is_unsure(was.stamp.mtime, looked_at);
-            return Ok(taken(id, was, xattrs, kind, content, (unsure, ranges)));
+            let unsure = is_guess || is_unsure(was.stamp.mtime, looked_at);
+            let taken = taken(id, was, xattrs, kind, content, (unsure, ranges));
+            return Ok(Taken { is_guess, ..taken });
         }
         before = after;
     }
@@ -203,6 +224,7 @@ fn taken(
         },
         row,
         ranges,
+        is_guess: false,
     }
 }
 
@@ -210,13 +232,16 @@ fn taken(
 fn read(
     store: &Store,
     file: &OwnedFd,
-    size: u64,
-    is_sparse: bool,
+    (size, is_sparse): (u64, bool),
+    stop: &AtomicBool,
 ) -> Result<(Bytes, Ranges), Miss> {
     let nodes = StoreNodes(store);
     let mut writer = ContentWriter::new(&nodes);
     let (mut ranges, mut offset) = (Ranges::new(), 0);
     chunks_of::<Miss>(file.as_fd(), size, is_sparse, |chunk| {
+        if stop.load(Ordering::Relaxed) {
+            return Err(Miss::Stopped);
+        }
         // A hole is one chunk over and over: once is enough to find it.
         if ranges.last().is_none_or(|(hash, ..)| *hash != chunk.hash) {
             ranges.push((chunk.hash, offset, chunk.len));

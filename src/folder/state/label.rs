@@ -29,7 +29,7 @@ pub fn conflict_tag(names: impl Fn(Inc) -> Option<String> + Send + Sync + 'stati
 
 /// `name` with `tag` in parentheses before its extension, and ` number` behind that from 2 on. The stem is shortened, on
 /// a character boundary, to keep the whole within [`NAME_BYTES_MAX`].
-pub(super) fn label(name: &[u8], tag: &str, number: usize) -> Name {
+pub fn label(name: &[u8], tag: &str, number: usize) -> Name {
     let tag = printable(tag);
     let number = if number > 1 {
         format!(" {number}")

@@ -37,7 +37,7 @@ use std::ops::Bound;
 use crowd::Crowd;
 use graph::{Declined, Graph, Touched};
 
-pub use label::{Tag, conflict_tag};
+pub use label::{Tag, conflict_tag, label as beside};
 pub use merge::EntryError;
 pub use ops::{Base, Body, By, NewFile, OpError, RenameMode, Target};
 pub use redot::Redot;

@@ -4,7 +4,8 @@
 //! Every handle keeps the body it was opened on. A merge that changes the file gives its inode a new body, so old handles
 //! go on reading the version they opened, and a write through one of them is committed on that version.
 //!
-//! Locks: `pen` is held by one writer at a time, during its I/O; `page` never during I/O. Order: pen, core, page.
+//! Locks: `pen` is held by one writer at a time, during its I/O; `page` never during I/O. Order: pen, core, page; `sync`
+//! before a page.
 
 use std::collections::HashMap;
 use std::io;
@@ -31,6 +32,9 @@ pub(super) struct Body {
     pub(super) id: BodyId,
     pub(super) ino: Ino,
     pub(super) pen: Mutex<Pen>,
+    /// Held while staging files are synced: whoever comes meanwhile waits for what is being synced for it too. The
+    /// files for which that failed once: the kernel may have dropped their bytes, and another sync proves nothing.
+    pub(super) sync: Mutex<Vec<Arc<dyn DiskFile>>>,
     page: Mutex<Page>,
 }
 
@@ -101,6 +105,7 @@ impl Body {
             id,
             ino,
             pen: Mutex::default(),
+            sync: Mutex::default(),
             page: Mutex::new(Page {
                 at,
                 overlay: Overlay::new(stored.size),

@@ -170,14 +170,16 @@ impl Inner {
                 new_len,
                 dirty: &changed,
             };
-            rechunk(
+            let chunks = rechunk(
                 &change,
                 |offset, buf| self.read_cut(cut, offset, buf),
                 |chunk, bytes| {
                     self.config.store.put_chunk(&chunk.hash, bytes)?;
                     Ok::<(), CommitError>(())
                 },
-            )?
+            )?;
+            self.pack_borrowed(&chunks)?;
+            chunks
         };
         let mut writer = ContentWriter::new(&nodes);
         for chunk in chunks {
@@ -191,6 +193,30 @@ impl Inner {
             content: Content::from(&content[..]),
             size,
         })
+    }
+
+    /// Stores what a new version keeps of an old one and only a plain file has, which may change at any time. Chunks
+    /// that are not here at all stay where they are, with peers.
+    fn pack_borrowed(&self, chunks: &[ChunkRef]) -> Result<(), CommitError> {
+        let store = &self.config.store;
+        let mut gone = Vec::new();
+        for ChunkRef { hash, len } in chunks {
+            if store.is_packed(hash) || !store.contains(hash) {
+                continue;
+            }
+            match store.chunk(hash).map_err(StoreError::from)? {
+                Some(bytes) => drop(store.put_chunk(hash, &bytes)?),
+                None => gone.push(WantedChunk {
+                    hash: *hash,
+                    len: *len,
+                    segment: None,
+                }),
+            }
+        }
+        match gone.is_empty() {
+            true => Ok(()),
+            false => Err(CommitError::MissingChunks(gone)),
+        }
     }
 
     fn read_cut(&self, cut: &Cut, offset: u64, buf: &mut [u8]) -> Result<(), CommitError> {
@@ -250,8 +276,7 @@ impl Inner {
         if let Some(ticket) = ticket
             && let Err(error) = self.journal.write_out(ticket)
         {
-            tracing::error!(%error, "a commit waits for room in the journal");
-            return Err(CommitError::NoSpace);
+            tracing::error!(%error, "a commit waits to be written to the journal");
         }
         Ok(())
     }

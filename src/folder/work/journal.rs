@@ -47,7 +47,16 @@ pub(super) struct Journal {
     dir: PathBuf,
     queue: Mutex<Queue>,
     writer: Mutex<Writer>,
-    synced: Mutex<Position>,
+    synced: Mutex<Synced>,
+}
+
+/// What is durable.
+#[derive(Debug)]
+struct Synced {
+    until: Position,
+    /// A sync failed. The kernel may have dropped what it could not write, and says so once: another sync that
+    /// succeeds proves nothing.
+    failed: Option<io::ErrorKind>,
 }
 
 #[derive(Debug, Default)]
@@ -222,9 +231,12 @@ impl Journal {
                 unsynced: Vec::new(),
                 ballast: false,
             }),
-            synced: Mutex::new(Position {
-                generation,
-                tail: 0,
+            synced: Mutex::new(Synced {
+                until: Position {
+                    generation,
+                    tail: 0,
+                },
+                failed: None,
             }),
             dir: dir.to_path_buf(),
             disk,
@@ -274,12 +286,19 @@ impl Journal {
         self.make_ballast(&mut writer)
     }
 
-    /// Makes every record that was written before the call durable. Concurrent callers share one sync.
+    /// Makes every record that was written before the call durable. Concurrent callers share one sync. Once one has
+    /// failed, all later ones do.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.write_queue()?;
         let target = self.position();
         let mut synced = self.synced.lock();
-        if *synced >= target {
+        if let Some(kind) = synced.failed {
+            return Err(io::Error::new(
+                kind,
+                "an earlier sync of the journal failed",
+            ));
+        }
+        if synced.until >= target {
             return Ok(());
         }
         let (file, earlier, reached) = {
@@ -290,11 +309,12 @@ impl Journal {
                 writer.position(),
             )
         };
-        for file in &earlier {
-            file.sync()?;
+        let mut files = earlier.iter().chain([&file]);
+        if let Err(error) = files.try_for_each(|file| file.sync()) {
+            synced.failed = Some(error.kind());
+            return Err(error);
         }
-        file.sync()?;
-        *synced = reached;
+        synced.until = reached;
         let mut writer = self.writer.lock();
         writer
             .unsynced

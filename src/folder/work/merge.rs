@@ -7,6 +7,7 @@ use ccbt_xet::hash::NodeId;
 
 use super::core::Core;
 use super::inodes::{Ino, Local, NodeKind, Spot};
+use super::journal::RECORD_LEN_MAX;
 use super::nodes::{StoreError, StoreNodes};
 use super::publish::FlushError;
 use super::record::Record;
@@ -15,14 +16,18 @@ use crate::folder::changes::Change as EntryChange;
 use crate::folder::codec;
 use crate::folder::encoding::DecodeError;
 use crate::folder::snapshot::Snapshot;
-use crate::folder::state::{Change, Entry, EntryError, Fid, FileNode, Key, Name, Node, Time};
+use crate::folder::state::{Change, Entry, EntryError, Fid, FileNode, Hlc, Key, Name, Node, Time};
 use crate::folder::tree::{NodesError, Trees};
 
 /// How often a merge starts over because something was done meanwhile, before it keeps everybody else waiting.
 const TRIES: usize = 3;
 
-/// A merge of more entries than this is written as a checkpoint: one journal record could not hold it.
+/// A merge of more entries than this is followed by a checkpoint, so that the next open need not replay them.
 const RECORD_ENTRIES_MAX: usize = 50_000;
+
+/// A snapshot's clock is not believed to be further ahead than this, in milliseconds: with a later one nobody would
+/// accept our heads.
+const AHEAD_MS_MAX: u64 = 10 * 60 * 1000;
 
 /// What a merge did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +118,8 @@ impl Folder {
 struct After {
     told: Told,
     changed: bool,
+    /// It is in the journal's queue.
+    logged: bool,
 }
 
 /// Kernel caches that are out of date.
@@ -161,6 +168,10 @@ impl Inner {
             .iter()
             .map(|(key, entry)| (key.clone(), entry.clone()));
         let changes = core.state.merge_entries(entries, &snapshot.vector)?;
+        // What is done here from now on is later than anything seen.
+        let latest = (self.now_ns() / 1_000_000).saturating_add(AHEAD_MS_MAX);
+        let latest = Hlc::default().tick(latest);
+        core.hlc = core.hlc.max(snapshot.hlc.min(latest));
         let mut op = core.op(self.now_ns());
         let grown = op
             .core
@@ -175,20 +186,33 @@ impl Inner {
         let changed = record
             .as_ref()
             .is_some_and(|record| !record.entries.is_empty() || !record.seen.is_empty());
-        if let Some(record) = record.filter(|_| theirs.len() <= RECORD_ENTRIES_MAX) {
+        let record = record.map(|record| Record::Op(Box::new(record)).encode());
+        let logged = record
+            .as_ref()
+            .is_none_or(|record| record.len() <= RECORD_LEN_MAX);
+        if let Some(record) = record.filter(|_| logged) {
             // Written by the caller, once the lock is gone.
-            let _ = self.journal.queue(Record::Op(Box::new(record)).encode());
+            let _ = self.journal.queue(record);
         }
-        Ok(Some(After { told, changed }))
+        Ok(Some(After {
+            told,
+            changed,
+            logged,
+        }))
     }
 
+    /// The merge is done in memory, whatever the disk says to it: the journal's queue is written before anything else.
     fn after_merge(&self, after: After, entries: usize) -> Result<Merged, MergeError> {
-        if entries > RECORD_ENTRIES_MAX {
+        self.tell(&after.told);
+        if !after.logged {
             self.checkpoint()?;
         } else if let Err(error) = self.journal.write_queue() {
-            return Err(FlushError::from(error).into());
+            tracing::warn!(%error, "a merge waits to be written to the journal");
+        } else if entries > RECORD_ENTRIES_MAX
+            && let Err(error) = self.checkpoint()
+        {
+            tracing::warn!(%error, "a large merge is only in the journal");
         }
-        self.tell(&after.told);
         Ok(Merged {
             changed: after.changed,
         })

@@ -217,7 +217,8 @@ impl Inner {
         self.config.clock.now_ns()
     }
 
-    /// Applies one operation and logs it. What is in the log when this returns survives the process.
+    /// Applies one operation and logs it. What is in the log when this returns survives the process. An operation that
+    /// was applied is done: if the log cannot be written, it waits in the journal's queue, before anything else.
     fn operate<R>(
         &self,
         why: Dirty,
@@ -236,9 +237,9 @@ impl Inner {
             (result, record.map(|record| self.journal.queue(record)))
         };
         if let Some(ticket) = ticket {
-            self.journal
-                .write_out(ticket)
-                .map_err(|error| disk_error(&error))?;
+            if let Err(error) = self.journal.write_out(ticket) {
+                tracing::error!(%error, "an operation waits to be written to the journal");
+            }
             self.config.observer.dirty(why);
         }
         Ok(result)

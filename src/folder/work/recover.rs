@@ -27,10 +27,13 @@ use super::{Folder, FolderConfig, Inner, read};
 use crate::folder::codec;
 use crate::folder::encoding::DecodeError;
 use crate::folder::state::{
-    Body as NewBody, By, Content, EntryError, FileKind, Hlc, Inc, Key, NewFile, Redot, State, Time,
-    VersionVector, conflict_tag,
+    Body as NewBody, By, Content, EntryError, FileKind, Hlc, Inc, Key, Name, NewFile, OpError,
+    Redot, State, Time, VersionVector, beside, conflict_tag,
 };
 use crate::folder::tree::{NodesError, Trees};
+
+/// Names tried for what was being written under a name that others have taken.
+const BESIDE_MAX: usize = 999;
 
 /// Why a folder cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +46,8 @@ pub enum OpenFolderError {
     Tree(#[from] NodesError<StoreError>),
     #[error("the stored state contradicts itself: {0}")]
     State(#[from] EntryError),
+    #[error("writes to {name:?} that were not committed have no place in the folder: {reason}")]
+    NoPlace { name: String, reason: OpError },
     #[error("what was recovered cannot be written down: {0}")]
     Checkpoint(#[from] FlushError),
 }
@@ -176,8 +181,12 @@ fn replay(config: &FolderConfig) -> Result<(Replay, u64, u64), OpenFolderError> 
                 path: journal::path(dir, generation),
                 reason,
             })?;
+        // The next checkpoint takes it for durable, and a killed process may not have synced it.
+        let file = disk.open(&journal::path(dir, generation), OpenMode::Read);
+        file.and_then(|file| file.sync()).map_err(at)?;
         last = generation;
     }
+    disk.sync_dir(dir).map_err(at)?;
     // What is beyond was never acknowledged as durable.
     for generation in generations.into_iter().filter(|n| *n > last) {
         disk.remove(&journal::path(dir, generation)).map_err(at)?;
@@ -433,7 +442,7 @@ impl Replay {
         let mut rewrite = self.rewrite;
         for (id, body) in self.bodies {
             next_number = next_number.max(id.0 + 1);
-            rewrite |= !body.revive(&mut core, config);
+            rewrite |= !body.revive(&mut core, config)?;
         }
         Ok(Revived {
             core,
@@ -472,16 +481,17 @@ impl Replayed {
     }
 
     /// Makes the content alive again, as far as its bytes are there. False: something the log says is not so.
-    fn revive(self, core: &mut Core, config: &FolderConfig) -> bool {
+    fn revive(self, core: &mut Core, config: &FolderConfig) -> Result<bool, OpenFolderError> {
         if !self.is_dirty() {
-            return true;
+            return Ok(true);
         }
         let ino = self.saved.ino;
         let vv = core.state.vv().get(config.inc);
-        let Some(at) = anchored(core, &self.saved, config) else {
-            tracing::error!(ino = ino.0, "a file being written has no place any more");
-            return false;
-        };
+        let at = anchored(core, &self.saved, config).map_err(|reason| {
+            let name = self.saved.base.anchor.shown.as_bytes();
+            let name = String::from_utf8_lossy(name).into_owned();
+            OpenFolderError::NoPlace { name, reason }
+        })?;
         let mut as_logged = core.state.vv().get(config.inc) == vv;
         let saved = &self.saved;
         let stored = Stored {
@@ -523,13 +533,17 @@ impl Replayed {
             page.listed = true;
             for id in page.overlay.files() {
                 if let Some(file) = files.get(id) {
+                    if let FileId::Staging(_) = id {
+                        // Read back is not durable: after a kill it may be in the page cache only.
+                        page.unsynced.push(file.clone());
+                    }
                     page.files.insert(id, file);
                 }
             }
         }
         core.revive_inode(ino, spot, &body);
         core.dirty.insert(body.id, body);
-        as_logged
+        Ok(as_logged)
     }
 }
 
@@ -556,19 +570,19 @@ impl Core {
 }
 
 /// The base of a body as the state has it. If others removed the file while it was being written, its base version is
-/// put back first, as the write itself would have.
+/// put back first, as the write itself would have, beside what has taken its name since.
 fn anchored(
     core: &mut Core,
     saved: &SavedBody,
     config: &FolderConfig,
-) -> Option<crate::folder::state::Base> {
+) -> Result<crate::folder::state::Base, OpError> {
     let anchor = &saved.base.anchor;
     let (dir, name) = (anchor.key.dir, anchor.shown.as_bytes());
     if let Some(mut base) = core.state.base(dir, name) {
         base.key = anchor.key.clone();
         base.shown = anchor.shown.clone();
         base.dots = anchor.dots.clone();
-        return Some(base);
+        return Ok(base);
     }
     let now = config.clock.now_ns();
     core.hlc = core.hlc.tick(now / 1_000_000);
@@ -589,8 +603,18 @@ fn anchored(
         .state
         .dir(dir)
         .map_or(crate::folder::state::Fid::ROOT, |node| node.fid);
-    core.state.create(dir, name, file, by).ok()?;
-    core.state.base(dir, name)
+    let others = (1..=BESIDE_MAX).map(|number| beside(name, "recovered", number));
+    for name in std::iter::once(Name::from(name)).chain(others) {
+        match core.state.create(dir, name.as_bytes(), file.clone(), by) {
+            Ok(_) => {
+                let base = core.state.base(dir, name.as_bytes());
+                return base.ok_or(OpError::NotFound);
+            }
+            Err(OpError::Exists) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(OpError::Exists)
 }
 
 /// The files written bytes are in, opened as needed.

@@ -1,6 +1,7 @@
 //! The working tree as a mount drives it, on a disk that can crash.
 
 mod basic;
+mod faults;
 mod merging;
 mod random;
 mod rig;

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use ccbt_mount::VolumeError;
 
-use super::core::{Op, Refused};
+use super::core::{Core, Op, Refused};
 use super::{Dirty, Folder, disk_error};
 use crate::folder::state::{By, Change, Hlc, OpError, State};
 
@@ -42,11 +42,7 @@ impl Txn<'_, '_> {
 
     /// Every row whose key begins with `prefix`, ascending.
     pub fn rows(&self, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
-        let from = Bytes::copy_from_slice(prefix);
-        let rows = self.op.core.table.range(from..);
-        rows.take_while(|(key, _)| key.starts_with(prefix))
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect()
+        self.op.core.rows(prefix)
     }
 
     /// Sets or removes a row.
@@ -56,6 +52,15 @@ impl Txn<'_, '_> {
             None => drop(self.op.core.table.remove(&key)),
         }
         self.op.record.table.push((key, value));
+    }
+}
+
+impl Core {
+    fn rows(&self, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
+        let rows = self.table.range(Bytes::copy_from_slice(prefix)..);
+        rows.take_while(|(key, _)| key.starts_with(prefix))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect()
     }
 }
 
@@ -71,6 +76,16 @@ impl Folder {
         })?;
         inner.tell(&touched);
         Ok(result)
+    }
+
+    /// A row of the caller's table. A full disk does not keep anybody from reading.
+    pub fn row(&self, key: &[u8]) -> Option<Bytes> {
+        self.inner.core.lock().table.get(key).cloned()
+    }
+
+    /// Every row whose key begins with `prefix`, ascending.
+    pub fn rows(&self, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
+        self.inner.core.lock().rows(prefix)
     }
 
     /// Makes every update that returned before the call durable.

@@ -312,8 +312,22 @@ impl Inner {
         self.journal.sync().map_err(|error| disk_error(&error))
     }
 
+    /// Makes the staging files of a body durable. A file for which that failed stays failed as long as the body needs it.
     pub(super) fn sync_staging(&self, body: &Body) -> io::Result<()> {
-        let unsynced = std::mem::take(&mut body.page().unsynced);
+        let mut failed = body.sync.lock();
+        let unsynced = {
+            let page = &mut *body.page();
+            let is_needed = |file: &Arc<dyn DiskFile>| {
+                let mut needed = page.files.values();
+                needed.any(|needed| Arc::ptr_eq(needed, file))
+            };
+            failed.retain(is_needed);
+            page.unsynced.retain(is_needed);
+            if !failed.is_empty() {
+                return Err(io::Error::other("an earlier sync of a file's bytes failed"));
+            }
+            std::mem::take(&mut page.unsynced)
+        };
         if unsynced.is_empty() {
             return Ok(());
         }
@@ -322,7 +336,11 @@ impl Inner {
             .try_for_each(|file| file.sync())
             .and_then(|()| self.config.disk.sync_dir(&self.staging_dir()));
         if synced.is_err() {
-            body.page().unsynced.extend(unsynced);
+            failed.extend(unsynced.iter().cloned());
+            let mut page = body.page();
+            unsynced
+                .into_iter()
+                .for_each(|file| page.note_unsynced(file));
         }
         synced
     }
