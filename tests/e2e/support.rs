@@ -60,7 +60,7 @@ impl World {
         let ports: Vec<u16> = peers.iter().map(|d| d.port).collect();
         let mut daemon = self.start(state, &ports, &["mount", link, at.to_str().unwrap()]);
         daemon.mounts.push(at.to_path_buf());
-        daemon.wait("the mount", || is_mounted(at));
+        daemon.wait("the mount", || is_mounted(at) && daemon.says("Mounted "));
         daemon
     }
 
@@ -185,6 +185,10 @@ impl Daemon {
         }
         child.kill().unwrap();
         panic!("the daemon does not stop\n{}", self.log());
+    }
+
+    fn says(&self, what: &str) -> bool {
+        fs::read_to_string(&self.log).is_ok_and(|text| text.contains(what))
     }
 
     pub(crate) fn log(&self) -> String {

@@ -1,3 +1,5 @@
+//! The fake disk: what survives a crash, what a full or failing one does.
+
 use super::*;
 
 /// Both disks must agree on everything but durability.

@@ -1,3 +1,5 @@
+//! Re-chunking after an edit equals chunking from scratch.
+
 use std::convert::Infallible;
 
 use super::*;

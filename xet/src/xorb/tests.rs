@@ -1,3 +1,5 @@
+//! Xorbs as bytes: round trips, limits, damaged input.
+
 use proptest::prelude::*;
 
 use super::*;
