@@ -65,7 +65,10 @@ fn a_failed_sync_is_not_forgotten() {
         let synced = rig.sync_handle(ino, handle);
         assert_eq!(synced, Err(VolumeError::Io), "the bytes of a file");
     }
+    // Committed, its bytes are elsewhere.
+    rig.volume.release(ino, handle);
     rig.publish().unwrap();
+    let (ino, handle) = rig.open("f", WRITE).unwrap();
     rig.sync_handle(ino, handle).unwrap();
     rig.volume.write(ino, handle, 0, b"little").unwrap();
     rig.disk.fail_syncs(1);
