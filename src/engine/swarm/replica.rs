@@ -1,5 +1,6 @@
 //! Keeping the whole content here: after every change, find what is missing and fetch it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ccbt_xet::hash::NodeId;
@@ -85,7 +86,7 @@ impl Swarm {
         r.running = true;
         r.stale = false;
         let folder = self.config.folder.clone();
-        let clock = self.clock;
+        let (clock, store) = (self.clock, Arc::clone(&self.config.store));
         self.jobs.spawn_blocking(move || {
             let (root, start) = (folder.root().0, clock.now());
             let lacking = folder
@@ -98,6 +99,13 @@ impl Swarm {
                     .map(|c| (Item::Chunk(c.hash), c.len));
                 let node = |(kind, id)| (Item::Node { kind, id }, NODE_BYTES_GUESS);
                 chunks.chain(missing.nodes.into_iter().map(node)).collect()
+            });
+            // Peers are told that everything is here only once it is durable.
+            let items = items.and_then(|items: Vec<_>| {
+                if items.is_empty() {
+                    store.sync().map_err(|error| error.to_string())?;
+                }
+                Ok(items)
             });
             JobDone::Missing(Missing {
                 root,
