@@ -40,7 +40,7 @@ use self::watch::{Due, Quiet, Waker, Watcher};
 use crate::folder::tree::NodesError;
 
 pub use self::scan::{ScanError, ScanProgress, ScanReport};
-pub use self::take::StoreError;
+pub use crate::folder::work::StoreError;
 
 /// Between scans of everything, in case events were lost without a word.
 const FULL_SCAN_EVERY: Duration = Duration::from_secs(3600);

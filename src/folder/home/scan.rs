@@ -18,9 +18,10 @@ use super::marker;
 use super::plan::{
     Counts, DirStep, FoundKind, Listing, Look, Plan, Rows, Seen, Steps, Take, Visit,
 };
-use super::take::{Miss, StoreError, Taken, When, ranges_of, take, unsure_for};
+use super::take::{Miss, Taken, When, ranges_of, take, unsure_for};
 use crate::folder::state::{OpError, Xattrs};
 use crate::folder::tree::NodesError;
+use crate::folder::work::StoreError;
 
 /// Files taken in with one update of the folder.
 const BATCH_FILES: usize = 512;

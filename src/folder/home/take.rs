@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ccbt_xet::hash::{ChunkHash, NodeId};
-use ccbt_xet::store::{ReadError, Store, WriteError};
+use ccbt_xet::hash::ChunkHash;
+use ccbt_xet::store::Store;
 
 use super::base::{FileTime, HomeId, Row, RowKind, Stamp, xattr_digest};
 use super::files::{self, HomeFiles, found, is_sparse};
@@ -16,7 +16,8 @@ use super::ledger::DiskFile;
 use super::plan::{Found, FoundKind, Take};
 use crate::folder::content::{ContentReader, ContentWriter};
 use crate::folder::state::{FileKind, Xattrs};
-use crate::folder::tree::{NodeKind, Nodes, NodesError};
+use crate::folder::tree::NodesError;
+use crate::folder::work::{StoreError, StoreNodes};
 
 /// How often a file that changes while it is read is read again before it is left for later.
 const ATTEMPTS: u32 = 3;
@@ -57,35 +58,6 @@ pub(super) enum Miss {
     Unreadable(#[from] io::Error),
     #[error(transparent)]
     Store(#[from] NodesError<StoreError>),
-}
-
-/// Why the store failed.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    #[error(transparent)]
-    Write(#[from] WriteError),
-}
-
-/// The node half of a store.
-pub(super) struct StoreNodes<'s>(pub(super) &'s Store);
-
-impl Nodes for StoreNodes<'_> {
-    type Error = StoreError;
-
-    fn get(&self, _kind: NodeKind, id: &NodeId) -> Result<Option<Bytes>, StoreError> {
-        Ok(self.0.node(id)?)
-    }
-
-    fn put(&self, kind: NodeKind, id: &NodeId, bytes: Bytes) -> Result<(), StoreError> {
-        self.0.put_node(kind.code(), id, &bytes)?;
-        Ok(())
-    }
-
-    fn has(&self, _kind: NodeKind, id: &NodeId) -> Result<bool, StoreError> {
-        Ok(self.0.contains_node(id))
-    }
 }
 
 /// For how long a later change could leave the same time on what was last changed at `mtime`.

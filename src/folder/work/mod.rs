@@ -57,6 +57,7 @@ pub use self::evict::Below;
 pub use self::ingest::{IngestError, Ingested, Keep};
 pub use self::merge::{MergeError, Merged};
 pub use self::nodes::StoreError;
+pub(crate) use self::nodes::StoreNodes;
 pub use self::open::OpenFile;
 pub use self::publish::{FlushError, HEAD_LEN, Publication, PublishError, Unsigned};
 pub use self::read::Presence;

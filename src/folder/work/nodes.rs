@@ -8,7 +8,7 @@ use crate::folder::tree::{NodeKind, NodeRef, Nodes, NodesError, Tree};
 
 /// The node half of a store.
 #[derive(Clone, Copy)]
-pub(super) struct StoreNodes<'s>(pub(super) &'s Store);
+pub(crate) struct StoreNodes<'s>(pub(crate) &'s Store);
 
 /// Why the store failed.
 #[derive(Debug, thiserror::Error)]
