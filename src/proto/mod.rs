@@ -8,6 +8,8 @@ pub mod frame;
 pub mod handshake;
 pub mod http_tracker;
 pub mod lsd;
+pub mod magnet;
+pub mod metainfo;
 pub mod noise;
 pub mod scheduler;
 

@@ -1,0 +1,109 @@
+//! The hash tree of a v2 file (BEP 52): SHA-256 over blocks of 16 KiB, binary, leaves missing at the end are zero.
+
+use sha2::{Digest, Sha256};
+
+/// Bytes under one leaf.
+pub const BLOCK_BYTES: u32 = 16 * 1024;
+
+/// A node of the tree: a leaf, a piece's subtree, or the root.
+pub type TreeHash = [u8; 32];
+
+/// What stands for a leaf behind the end of the file.
+const NO_LEAF: TreeHash = [0; 32];
+
+/// The leaf over one block; only the last block of a file is shorter than [`BLOCK_BYTES`].
+pub fn leaf(block: &[u8]) -> TreeHash {
+    Sha256::digest(block).into()
+}
+
+/// The node over two nodes.
+pub fn parent(left: &TreeHash, right: &TreeHash) -> TreeHash {
+    let mut both = Sha256::new();
+    both.update(left);
+    both.update(right);
+    both.finalize().into()
+}
+
+/// The root over `nodes`, filled up to `width` (a power of two, at least their number) with `filler`.
+pub fn root_of(nodes: &[TreeHash], width: usize, mut filler: TreeHash) -> TreeHash {
+    let mut level = nodes.to_vec();
+    let mut width = width.max(1);
+    while width > 1 {
+        level = level
+            .chunks(2)
+            .map(|pair| match pair {
+                [left, right] => parent(left, right),
+                [left, ..] => parent(left, &filler),
+                [] => filler,
+            })
+            .collect();
+        filler = parent(&filler, &filler);
+        width /= 2;
+    }
+    level.first().copied().unwrap_or(filler)
+}
+
+/// The hash of one piece of a file that has several: its leaves, filled up to a whole piece.
+pub fn piece_hash(leaves: &[TreeHash], piece_bytes: u32) -> TreeHash {
+    root_of(leaves, blocks_of_piece(piece_bytes), NO_LEAF)
+}
+
+/// The root of a file that fits into one piece.
+pub fn small_file_root(leaves: &[TreeHash]) -> TreeHash {
+    root_of(leaves, leaves.len().next_power_of_two(), NO_LEAF)
+}
+
+/// The root of a file from the hashes of its pieces.
+pub fn root_of_pieces(pieces: &[TreeHash], piece_bytes: u32) -> TreeHash {
+    let filler = root_of(&[], blocks_of_piece(piece_bytes), NO_LEAF);
+    root_of(pieces, pieces.len().next_power_of_two(), filler)
+}
+
+fn blocks_of_piece(piece_bytes: u32) -> usize {
+    (piece_bytes / BLOCK_BYTES).max(1) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The definition, level by level over explicit zero leaves.
+    fn naive(mut leaves: Vec<TreeHash>, width: usize) -> TreeHash {
+        leaves.resize(width, NO_LEAF);
+        while leaves.len() > 1 {
+            leaves = leaves.chunks(2).map(|p| parent(&p[0], &p[1])).collect();
+        }
+        leaves[0]
+    }
+
+    fn leaves(count: usize) -> Vec<TreeHash> {
+        (0..count).map(|n| leaf(&n.to_le_bytes())).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_and_leaves_give_one_root(count in 5usize..70, piece_blocks in prop::sample::select(vec![1usize, 2, 4])) {
+            let piece_bytes = BLOCK_BYTES * u32::try_from(piece_blocks).unwrap();
+            let leaves = leaves(count);
+            let pieces: Vec<_> = leaves.chunks(piece_blocks).map(|p| piece_hash(p, piece_bytes)).collect();
+            prop_assert_eq!(root_of_pieces(&pieces, piece_bytes), naive(leaves, count.next_power_of_two()));
+        }
+
+        #[test]
+        fn a_small_file_is_filled_to_a_power_of_two(count in 1usize..17) {
+            prop_assert_eq!(small_file_root(&leaves(count)), naive(leaves(count), count.next_power_of_two()));
+        }
+    }
+
+    #[test]
+    fn one_block_is_its_own_root() {
+        assert_eq!(small_file_root(&[leaf(b"abc")]), leaf(b"abc"));
+        assert_eq!(
+            leaf(b"abc")[..4],
+            [0xba, 0x78, 0x16, 0xbf],
+            "SHA-256 of abc, FIPS 180-2"
+        );
+    }
+}
