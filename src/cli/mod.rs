@@ -4,9 +4,11 @@
 mod background;
 mod config;
 mod connect;
+mod create;
 mod daemon;
 mod evict;
 mod foreground;
+mod info;
 mod inspect;
 mod keys;
 mod mount;
@@ -58,6 +60,9 @@ enum Command {
     Unpin(unpin::UnpinCommand),
     Evict(evict::EvictCommand),
     Keys(keys::KeysCommand),
+    Create(create::CreateCommand),
+    Info(info::InfoCommand),
+    Magnet(info::MagnetCommand),
     /// Tools for the Xet format
     #[command(subcommand)]
     Xet(XetCommand),
@@ -78,7 +83,7 @@ pub fn main() -> ExitCode {
     let output = Output {
         json: cli.global.json,
     };
-    match run(cli) {
+    match run(cli, output) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             output.error(&error);
@@ -87,11 +92,14 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> CommandResult {
+fn run(cli: Cli, output: Output) -> CommandResult {
     let global = cli.global;
     match cli.command {
         Command::Config(command) => return command.run(&global),
         Command::Xet(XetCommand::Inspect(command)) => return command.run(&global),
+        Command::Create(command) => return command.run(&global, output),
+        Command::Info(command) => return command.run(output),
+        Command::Magnet(command) => return command.run(output),
         _ => {}
     }
     let network = match &cli.command {
@@ -125,7 +133,11 @@ async fn dispatch(command: Command, context: &Context) -> CommandResult {
         Command::Keys(command) => command.run(context).await,
         Command::Daemon(command) => command.run(context).await,
         // Done in `run`, without a runtime.
-        Command::Xet(_) | Command::Config(_) => Ok(0),
+        Command::Xet(_)
+        | Command::Config(_)
+        | Command::Create(_)
+        | Command::Info(_)
+        | Command::Magnet(_) => Ok(0),
     }
 }
 

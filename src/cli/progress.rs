@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::options::Context;
-use super::output;
+use super::options::{Context, GlobalOptions};
+use super::output::{self, Output};
 use crate::api::types::Progress;
 use crate::api::{ProgressReport, escape};
 
@@ -20,7 +20,12 @@ pub(super) struct Bar(Option<ProgressBar>);
 
 impl Bar {
     pub(super) fn new(context: &Context) -> Self {
-        let shown = output::stderr_is_terminal() && !context.global.quiet && !context.output.json;
+        Self::for_command(&context.global, context.output)
+    }
+
+    /// For a command that needs no daemon.
+    pub(super) fn for_command(global: &GlobalOptions, output: Output) -> Self {
+        let shown = output::stderr_is_terminal() && !global.quiet && !output.json;
         Self(shown.then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             bar.set_style(style(SPINNER));

@@ -15,6 +15,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 pub use state::{LOCK_FILE, LOG_FILE, STATE_VERSION, StateDir, StateError};
+pub(crate) use value::parse_bytes;
 pub use value::{Kind, Value};
 
 use crate::api::{ApiError, ErrorKind};

@@ -139,7 +139,8 @@ const UNITS: [(&str, u64); 11] = [
 /// TOML integers are signed, so this is the most a file can say without a unit; more than any disk.
 const BYTES_MAX: u64 = i64::MAX as u64;
 
-fn parse_bytes(text: &str) -> Option<u64> {
+/// `1048576`, `512 KiB`, `1.5 GB`: an amount of bytes as people write it.
+pub(crate) fn parse_bytes(text: &str) -> Option<u64> {
     let split = text
         .find(|c: char| c != '.' && !c.is_ascii_digit())
         .unwrap_or(text.len());

@@ -7,6 +7,7 @@
 //! - [`discovery`]: finds peers by DHT, trackers and local multicast.
 //! - `dial`, `serve`: the plain data these two decide with.
 
+pub mod create;
 mod dial;
 pub mod discovery;
 pub mod gate;
