@@ -1,5 +1,6 @@
 //! What the tests of the state share: replicas driven by paths, the view as a plain tree, the same operations on a plain
-//! tree as POSIX has them, and checks of everything derived. And the golden vectors.
+//! tree as POSIX has them, and checks of everything derived. And two sets of views worked out by another implementation
+//! of the rules: `vectors.json`, a few operations at once for each rule, and `programs.json`, random longer ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -532,13 +533,13 @@ impl Cached {
     }
 }
 
-fn parse(op: &str) -> Op {
-    let words: Vec<String> = op.split(' ').map(str::to_owned).collect();
-    let [what, rest @ ..] = &words[..] else {
+fn parse(words: &[String]) -> Op {
+    let [what, rest @ ..] = words else {
         panic!("empty operation");
     };
     match (what.as_str(), rest) {
         ("create", [path, text]) => Op::Create(path.clone(), text.clone(), FileKind::File),
+        ("symlink", [path, text]) => Op::Create(path.clone(), text.clone(), FileKind::Symlink),
         ("mkdir", [path]) => Op::Mkdir(path.clone()),
         ("write", [path, text]) => Op::Write(path.clone(), text.clone()),
         ("chmod", [path, mode]) => Op::Chmod(path.clone(), mode.parse().unwrap()),
@@ -546,7 +547,7 @@ fn parse(op: &str) -> Op {
         ("rmdir", [path]) => Op::Rmdir(path.clone()),
         ("link", [old, new]) => Op::Link(old.clone(), new.clone()),
         ("rename", [from, to]) => Op::Rename(from.clone(), to.clone()),
-        _ => panic!("unknown operation {op}"),
+        _ => panic!("unknown operation {words:?}"),
     }
 }
 
@@ -573,7 +574,7 @@ fn golden_vectors() {
     let vectors: serde_json::Value =
         serde_json::from_str(include_str!("testdata/vectors.json")).unwrap();
     let vectors = vectors.as_array().unwrap();
-    assert_eq!(vectors.len(), 30);
+    assert_eq!(vectors.len(), 34);
     for vector in vectors {
         let rule = vector["rule"].as_str().unwrap();
         let apart = vector["apart"].as_object().unwrap();
@@ -586,7 +587,8 @@ fn golden_vectors() {
             for op in ops.split(';').filter(|op| !op.is_empty()) {
                 now += 1;
                 let before = Cached::of(&replica.state);
-                let changes = replica.op(now, &parse(op));
+                let words: Vec<String> = op.split(' ').map(str::to_owned).collect();
+                let changes = replica.op(now, &parse(&words));
                 let changes = changes.unwrap_or_else(|error| panic!("{rule}: {op}: {error}"));
                 before.check_reported(&Cached::of(&replica.state), &changes);
                 check_derived(&replica.state);
@@ -609,5 +611,64 @@ fn golden_vectors() {
             }
             assert_eq!(vector_view(&merged), vector["view"], "{rule}");
         }
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Program {
+    seed: u64,
+    /// What each replica's clock is ahead.
+    skews: Vec<i64>,
+    /// A replica, by its letter, and the words of an operation, or "pull" and another replica; one for each tick.
+    steps: Vec<Vec<String>>,
+    /// The view of each replica in the end, and of all merged.
+    apart: Vec<serde_json::Value>,
+    joined: serde_json::Value,
+}
+
+#[test]
+fn random_programs() {
+    let programs: Vec<Program> =
+        serde_json::from_str(include_str!("testdata/programs.json")).unwrap();
+    assert!(programs.len() >= 50);
+    for Program {
+        seed,
+        skews,
+        steps,
+        apart,
+        joined,
+    } in programs
+    {
+        let letters = (b'A'..).zip(skews);
+        let mut replicas: Vec<Replica> = letters
+            .map(|(letter, skew)| Replica {
+                skew,
+                ..Replica::new([letter; 8])
+            })
+            .collect();
+        let index = |letter: &str| usize::from(letter.as_bytes()[0] - b'A');
+        for (now, step) in (1..).zip(&steps) {
+            let (letter, op) = step.split_first().unwrap();
+            if let [what, other] = op
+                && what == "pull"
+            {
+                let other = replicas[index(other)].clone();
+                replicas[index(letter)].pull(&other);
+            } else {
+                let done = replicas[index(letter)].op(now, &parse(op));
+                done.unwrap_or_else(|error| panic!("{seed}: {step:?}: {error}"));
+            }
+        }
+        let mut merged = State::new(model_tag());
+        for (replica, view) in replicas.iter().zip(&apart) {
+            assert_eq!(
+                &vector_view(&replica.state),
+                view,
+                "{seed}: {:?} apart",
+                replica.inc
+            );
+            merged.merge(&replica.state);
+        }
+        assert_eq!(vector_view(&merged), joined, "{seed}: joined");
     }
 }

@@ -1,6 +1,7 @@
 //! Random histories of several replicas: skewed clocks, partitions, an offline replica, clones with a fresh incarnation,
-//! hard links, directory moves and cycles, users who touch conflicts, files written that were opened before a merge.
-//! `CCBT_CASES` sets how many (2,000 if unset), `CCBT_SEED` the first seed; a failure names its seed.
+//! devices that go on under a fresh one, hard links, directory moves and cycles, users who touch conflicts, files
+//! written that were opened before a merge. `CCBT_CASES` sets how many (2,000 if unset), `CCBT_SEED` the first seed,
+//! `CCBT_REPLICAS` how many replicas each has at first (1 to 5 if unset); a failure names its seed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -44,7 +45,7 @@ impl Random {
 }
 
 /// How often histories came to the corners they are meant to reach.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Reached {
     ops: AtomicU64,
     conflicts: AtomicU64,
@@ -52,6 +53,18 @@ struct Reached {
     displaced: AtomicU64,
     late_writes: AtomicU64,
     single: AtomicU64,
+    five: AtomicU64,
+    clones: AtomicU64,
+    /// Incarnations given up with operations nobody had pulled.
+    renamed: AtomicU64,
+    /// Names of inodes with several.
+    links: AtomicU64,
+    /// Operations on names in parentheses.
+    touched: AtomicU64,
+}
+
+fn add(to: &AtomicU64, count: usize) {
+    to.fetch_add(count as u64, Ordering::Relaxed);
 }
 
 /// Contents shown, and directories.
@@ -131,10 +144,12 @@ fn merged(a: &State, b: &State) -> State {
     merged
 }
 
-/// A merge of only the entries that differ, through their owned form.
-fn merge_pruned(mine: &mut State, theirs: &State) -> Vec<Change> {
-    let keys = mine.differences(theirs).into_iter();
+/// A merge of only the entries that differ and one that need not, through their owned form.
+fn merge_pruned(mine: &mut State, theirs: &State, more: Option<&Key>) -> Vec<Change> {
+    let mut keys = mine.differences(theirs);
+    keys.extend(more.cloned());
     let entries: Vec<_> = keys
+        .into_iter()
         .map(|key| {
             let entry = theirs.entry(&key).map(EntryRef::to_entry);
             (key, entry)
@@ -143,11 +158,12 @@ fn merge_pruned(mine: &mut State, theirs: &State) -> Vec<Change> {
     mine.merge_entries(entries, theirs.vv()).unwrap()
 }
 
-/// Who a content or directory was removed by, and what that one had seen.
+/// What an operation took out of the view of its author.
 struct Removal {
-    content: Option<String>,
-    dir: Option<Fid>,
-    seen: VersionVector,
+    contents: BTreeSet<String>,
+    dirs: BTreeSet<Fid>,
+    /// The state it left, as an index into the states of the history.
+    then: usize,
 }
 
 /// One run.
@@ -172,7 +188,8 @@ struct History<'a> {
 impl<'a> History<'a> {
     fn new(seed: u64, reached: &'a Reached) -> Self {
         let mut random = Random(seed);
-        let count = random.one(&[1, 2, 2, 3, 3, 4, 5]);
+        let count = random.one(&[1, 2, 2, 3, 3, 4, 5, 5]);
+        let count = from_env("CCBT_REPLICAS", count);
         let mut replicas = Vec::new();
         for _ in 0..count {
             let mut replica = Replica::new(random.inc());
@@ -198,13 +215,17 @@ impl<'a> History<'a> {
     fn run(&mut self) {
         let share = self.random.one(&[10, 25, 40]);
         let (offline, clone) = (self.random.percent(30), self.random.percent(25));
+        let renames = self.random.percent(20);
         let steps = 15 + self.random.below(66);
         let split = self.random.below(steps + 1);
         for step in 0..steps {
             self.now += self.random.one(&[1, 1, 1, 9]);
             let r = self.random.below(self.replicas.len());
-            if clone && step == split && self.replicas.len() < 5 {
+            if clone && step == split {
                 self.clone_of(r);
+            }
+            if renames && self.random.percent(5) {
+                self.take_fresh_incarnation(r);
             }
             if self.random.percent(share) && self.replicas.len() > 1 {
                 let o = self.random.below(self.replicas.len());
@@ -228,6 +249,47 @@ impl<'a> History<'a> {
         clone.skew = 0;
         self.replicas.push(clone);
         self.open.push(None);
+        add(&self.reached.clones, 1);
+    }
+
+    /// A device goes on under a fresh incarnation, and takes what nobody has pulled along.
+    fn take_fresh_incarnation(&mut self, r: usize) {
+        let fresh = Inc(self.random.inc());
+        let old = self.replicas[r].inc;
+        let others = (0..self.replicas.len()).filter(|other| *other != r);
+        let known = others.map(|other| self.replicas[other].state.vv().get(old));
+        let published = known.max().unwrap_or(0);
+        let before = &self.replicas[r].state;
+        let redot = Redot::new(old, published, fresh);
+        let entries = before.entries().map(|(key, entry)| {
+            let mut entry = entry.to_entry();
+            redot.entry(&mut entry);
+            (key, entry)
+        });
+        let vv = redot.vector(before.vv());
+        let after = State::from_entries(entries, vv, model_tag()).unwrap();
+        check_derived(&after);
+        let dots = |state: &State, map: &dyn Fn(Dot) -> Dot| -> BTreeSet<_> {
+            let ids = plain(state).into_keys();
+            ids.map(|(sort, key, dot)| (sort, key, map(dot))).collect()
+        };
+        assert_eq!(
+            dots(&after, &|dot| dot),
+            dots(before, &|dot| redot.dot(dot))
+        );
+        assert_eq!(
+            visible(&after),
+            visible(before),
+            "content under a fresh incarnation"
+        );
+        let renamed = before.vv().get(old) > published;
+        assert_eq!(after.vv().get(old), before.vv().get(old).min(published));
+        add(&self.reached.renamed, usize::from(renamed));
+        self.states.push(after.clone());
+        let replica = &mut self.replicas[r];
+        (replica.inc, replica.state) = (fresh, after);
+        // Its dots may be renamed.
+        self.open[r] = None;
     }
 
     fn pull(&mut self, r: usize, o: usize) {
@@ -251,7 +313,9 @@ impl<'a> History<'a> {
         assert_eq!(plain(&mine.state), expected, "merge by the rule");
         check_step(&before, &mut mine.state, &changes);
         let mut pruned = before;
-        let changes_pruned = merge_pruned(&mut pruned, &other.state);
+        let more: Vec<Key> = other.state.entries().map(|(key, _)| key).collect();
+        let more = self.random.pick(&more).filter(|_| self.random.percent(50));
+        let changes_pruned = merge_pruned(&mut pruned, &other.state, more);
         assert!(pruned == mine.state, "pruned merge");
         assert_eq!(changes_pruned, changes);
         check_derived(&pruned);
@@ -290,6 +354,7 @@ impl<'a> History<'a> {
             "one dot"
         );
         self.open[r] = None;
+        add(&self.reached.touched, usize::from(touches_conflict(op)));
         if let Op::Create(_, text, _) | Op::Write(_, text) = op {
             self.note_written(text);
         }
@@ -305,7 +370,7 @@ impl<'a> History<'a> {
 
     /// Bookkeeping of what an operation made and took away.
     fn note_change(&mut self, before: &State, after: &State) {
-        self.reached.ops.fetch_add(1, Ordering::Relaxed);
+        add(&self.reached.ops, 1);
         let (b4, af) = (visible(before), visible(after));
         self.made.extend(af.1.difference(&b4.1));
         let (old, new) = (tree(before), tree(after));
@@ -315,22 +380,15 @@ impl<'a> History<'a> {
                 self.fewer.insert(content.to_owned());
             }
         }
-        for content in b4.0.difference(&af.0) {
-            self.gone.0.insert(content.clone());
-            self.removals.push(Removal {
-                content: Some(content.clone()),
-                dir: None,
-                seen: after.vv().clone(),
-            });
-        }
-        for dir in b4.1.difference(&af.1) {
-            self.gone.1.insert(*dir);
-            self.removals.push(Removal {
-                content: None,
-                dir: Some(*dir),
-                seen: after.vv().clone(),
-            });
-        }
+        let contents: BTreeSet<String> = b4.0.difference(&af.0).cloned().collect();
+        let dirs: BTreeSet<Fid> = b4.1.difference(&af.1).copied().collect();
+        self.gone.0.extend(contents.iter().cloned());
+        self.gone.1.extend(&dirs);
+        self.removals.push(Removal {
+            contents,
+            dirs,
+            then: self.states.len(),
+        });
         self.states.push(after.clone());
     }
 
@@ -380,7 +438,7 @@ impl<'a> History<'a> {
             "base moved on"
         );
         if !current {
-            self.reached.late_writes.fetch_add(1, Ordering::Relaxed);
+            add(&self.reached.late_writes, 1);
         }
         self.note_written(&text);
         let after = self.replicas[r].state.clone();
@@ -417,7 +475,13 @@ impl<'a> History<'a> {
             );
         }
         for removal in &self.removals {
-            check_removal(removal, &last, &files, &dirs);
+            let then = &self.states[removal.then];
+            for text in removal.contents.intersection(&files) {
+                check_removed_content(text, then, &last);
+            }
+            for &dir in removal.dirs.intersection(&dirs) {
+                check_removed_dir(dir, then, &last);
+            }
         }
         for _ in 0..4 {
             self.check_triple();
@@ -440,8 +504,13 @@ impl<'a> History<'a> {
     }
 
     fn count(&self, last: &State) {
-        let add = |to: &AtomicU64, count: usize| to.fetch_add(count as u64, Ordering::Relaxed);
         add(&self.reached.single, usize::from(self.replicas.len() == 1));
+        add(&self.reached.five, usize::from(self.replicas.len() >= 5));
+        let linked = walk(last).into_values().filter(|node| match node {
+            Node::File(file) => last.inode_names(file).len() > 1,
+            Node::Dir(_) => false,
+        });
+        add(&self.reached.links, linked.count());
         let odd = tree(last)
             .into_keys()
             .filter(|path| path.contains("(conflict"));
@@ -556,6 +625,19 @@ fn random_dir_op(
     })
 }
 
+/// Whether `op` is on something shown beside what has its name, or brought back.
+fn touches_conflict(op: &Op) -> bool {
+    let path = match op {
+        Op::Create(path, ..) | Op::Mkdir(path) => path,
+        Op::Write(path, _) | Op::Chmod(path, _) | Op::SetTimes(path, _) => path,
+        Op::SetXattr(path, _) | Op::Unlink(path) | Op::Rmdir(path) => path,
+        Op::Link(path, _) | Op::Rename(path, _) | Op::Exchange(path, _) => path,
+    };
+    path.rsplit('/')
+        .next()
+        .is_some_and(|name| name.contains(" ("))
+}
+
 fn by_dot(before: &State, by: By) -> Dot {
     before.next_dot(by.inc)
 }
@@ -575,31 +657,31 @@ fn check_step(before: &State, after: &mut State, changes: &[Change]) {
     }
 }
 
-/// Nothing comes back without a value its remover had not seen; but a ghost takes the directory it was born in along,
-/// and it can be the removal of the ghost's place that the remover of that directory had not seen.
-fn check_removal(removal: &Removal, last: &State, files: &BTreeSet<String>, dirs: &BTreeSet<Fid>) {
-    if let Some(text) = &removal.content
-        && files.contains(text)
-    {
-        let fresh = |version: &Version| {
-            version.content == content(text) && !removal.seen.covers(version.dot)
-        };
-        assert!(versions(last).any(fresh), "undead file {text}");
-    }
-    if let Some(dir) = removal.dir
-        && dirs.contains(&dir)
-    {
-        let fresh = last.dirs.iter().any(|(fid, record)| {
-            let places = record.places.iter().map(|place| place.dot);
-            let files = record.names.values().flat_map(|entry| &entry.versions);
-            let mut dots = places.chain(files.map(|version| version.dot));
-            last.graph.is_within(*fid, dir) && dots.any(|dot| !removal.seen.covers(dot))
-        });
-        let is_ghost = |fid| last.graph.at(fid).is_some_and(|at| at.is_ghost());
-        let mut children = last.graph.children(dir).flat_map(|(_, group)| group);
-        let taken_along = is_ghost(dir) && children.any(|child| is_ghost(*child));
-        assert!(fresh || taken_along, "undead directory {dir:?}");
-    }
+/// A content comes back only with a version its remover had not seen.
+fn check_removed_content(text: &str, then: &State, last: &State) {
+    let fresh =
+        |version: &Version| version.content == content(text) && !then.vv().covers(version.dot);
+    assert!(versions(last).any(fresh), "undead file {text}");
+}
+
+/// A directory comes back only with something in or below it that its remover had not seen (a version or a place), or
+/// that its remover saw elsewhere and that others, unseen by the remover, took away from there: a directory that lost
+/// its place while something is left in it is where it was born, or at an older place, and keeps what is above that.
+fn check_removed_dir(dir: Fid, then: &State, last: &State) {
+    let back = last.graph.iter().any(|(fid, _)| {
+        let record = last.dirs.get(&fid);
+        let places = record.into_iter().flat_map(|record| &record.places);
+        let files = record.into_iter().flat_map(|record| record.names.values());
+        let versions = files.flat_map(|entry| &entry.versions);
+        let mut dots = places
+            .clone()
+            .map(|place| place.dot)
+            .chain(versions.map(|version| version.dot));
+        let seen_at = then.dirs.get(&fid).and_then(|dir| dir.places.first());
+        let taken_away = seen_at.is_some_and(|at| places.clone().all(|place| place != at));
+        last.graph.is_within(fid, dir) && (taken_away || dots.any(|dot| !then.vv().covers(dot)))
+    });
+    assert!(back, "undead directory {dir:?}");
 }
 
 /// The view is a tree that shows every placed directory and every version once, and depends on nothing but the entries.
@@ -647,8 +729,12 @@ fn check_well_formed(state: &State) {
     assert_eq!(tree(&again), tree(state));
 }
 
-fn from_env(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |value| value.parse().unwrap())
+fn from_env<T: std::str::FromStr>(name: &str, default: T) -> T {
+    let set = std::env::var(name).ok();
+    set.map_or(default, |value| {
+        let parsed = value.parse().ok();
+        parsed.unwrap_or_else(|| panic!("{name}={value}"))
+    })
 }
 
 #[test]
@@ -677,32 +763,22 @@ fn random_histories() {
         u64::MAX,
         "first failing seed: run CCBT_SEED={failed} CCBT_CASES=1"
     );
-    let Reached {
-        ops,
-        conflicts,
-        ghosts,
-        displaced,
-        late_writes,
-        single,
-    } = reached;
-    let [ops, conflicts, ghosts, displaced, late_writes, single] =
-        [ops, conflicts, ghosts, displaced, late_writes, single].map(AtomicU64::into_inner);
-    eprintln!(
-        "{cases} histories: {ops} operations, {conflicts} conflict names, {ghosts} ghosts, \
-         {displaced} displacements, {late_writes} writes of a replaced base, {single} single writers"
-    );
-    if cases >= 2_000 {
-        assert!(
-            ops > 10 * cases && conflicts * 2 > cases,
-            "conflicts are not reached"
-        );
-        assert!(
-            ghosts * 50 > cases && displaced * 20 > cases,
-            "ghosts and cycles are not reached"
-        );
-        assert!(
-            late_writes * 20 > cases && single * 20 > cases,
-            "late writes are not reached"
-        );
+    let per_mille = |count: &AtomicU64| count.load(Ordering::Relaxed) * 1000 / cases;
+    eprintln!("{cases} histories reached {reached:?}");
+    if cases >= 2_000 && std::env::var("CCBT_REPLICAS").is_err() {
+        for (what, count, least) in [
+            ("operations", &reached.ops, 10_000),
+            ("conflicts", &reached.conflicts, 500),
+            ("ghosts", &reached.ghosts, 20),
+            ("cycles", &reached.displaced, 50),
+            ("late writes", &reached.late_writes, 50),
+            ("hard links", &reached.links, 100),
+            ("clones", &reached.clones, 150),
+            ("fresh incarnations", &reached.renamed, 100),
+            ("touched conflicts", &reached.touched, 200),
+        ] {
+            let got = per_mille(count);
+            assert!(got >= least, "{what}: {got} in 1,000 histories");
+        }
     }
 }
