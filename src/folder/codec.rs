@@ -49,7 +49,7 @@ pub fn decode_key(bytes: &[u8]) -> Result<Key, DecodeError> {
 /// The bytes of the entry at `key`. Fails for what no peer would take.
 pub fn encode_entry(key: &Key, entry: EntryRef<'_>) -> Result<Bytes, DecodeError> {
     let mut out = Vec::new();
-    match entry {
+    match &entry {
         EntryRef::Head {
             birth,
             places,

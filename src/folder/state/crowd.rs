@@ -115,7 +115,7 @@ impl State {
         names
     }
 
-    fn tag_of(&self, member: &Member<'_>) -> String {
+    fn tag_of(&self, member: &Member) -> String {
         match member {
             Member::File { version, .. } => (self.tag)(version.dot.inc, version.hlc),
             Member::Dir(fid) => match self.graph.at(*fid).and_then(|at| at.rank) {

@@ -1,8 +1,11 @@
 //! How two states come together: a value on both sides stays, a value on one side stays iff the other has not seen its
 //! dot. Merging makes no dot and reads no clock, so every device that merges the same states gets the same state.
 
-use std::collections::BTreeSet;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::graph::Graph;
+use super::rows::Row;
 use super::values::{Dot, Entry, Fid, FileEntry, Key, Name, Value, VersionVector};
 use super::{Births, Change, Dir, EntryRef, State, Tag, Values};
 
@@ -22,7 +25,8 @@ pub enum EntryError {
 }
 
 impl State {
-    /// A state from all its entries.
+    /// A state from all its entries. The files are never together in another form than the state's own, and what is
+    /// derived is derived once.
     pub fn from_entries(
         entries: impl IntoIterator<Item = (Key, Entry)>,
         vv: VersionVector,
@@ -30,23 +34,58 @@ impl State {
     ) -> Result<Self, EntryError> {
         let mut state = Self::new(tag);
         let mut births = Births::new();
-        let mut updates = Vec::new();
+        let mut heads = Vec::new();
+        let mut files: BTreeMap<Fid, Vec<Row>> = BTreeMap::new();
         for (key, entry) in entries {
             check(&key, &entry)?;
             match entry {
                 Entry::Head(head) => {
                     births.insert(key.dir, head.birth);
                     let (places, metas) = (head.places, head.metas);
-                    updates.push((key, Values::Head { places, metas }));
+                    heads.push((key, Values::Head { places, metas }));
                 }
-                Entry::File(file) => updates.push((key, Values::File(file))),
+                Entry::File(file) => {
+                    let rows = files.entry(key.dir).or_default();
+                    rows.push(Row::new(&key.name, &file));
+                }
             }
         }
-        state.check_heads(&updates, &births)?;
-        state.apply(updates, &births);
+        state.check_heads(&heads, &births)?;
+        state.apply(heads, &births);
+        for (fid, rows) in files {
+            if fid != Fid::ROOT && !births.contains_key(&fid) {
+                return Err(EntryError::NoHead(fid));
+            }
+            state.dir_mut(fid, &births).names = rows.into_iter().collect();
+        }
+        state.derive_from_files();
         state.dirty.clear();
         state.vv = vv;
         Ok(state)
+    }
+
+    /// Brings everything derived in step with files that [`Self::apply`] was not told of.
+    fn derive_from_files(&mut self) {
+        let mut crowded: BTreeSet<(Fid, Name)> = BTreeSet::new();
+        for (&fid, dir) in &mut self.dirs {
+            for (name, entry) in dir.names.iter() {
+                dir.shown_names += usize::from(!entry.versions.is_empty());
+                for link in entry.versions.iter().filter_map(|version| version.link) {
+                    let keys = self.links.entry(link).or_default();
+                    keys.insert(Key::file(fid, name.clone()));
+                }
+                if entry.versions.len() > 1 {
+                    crowded.insert((fid, name));
+                }
+            }
+        }
+        self.graph = Graph::compute(&self.dirs);
+        let dirs = self.graph.iter();
+        crowded.extend(dirs.map(|(_, at)| (at.parent, at.name.clone())));
+        let mut changes = BTreeSet::new();
+        for (dir, name) in crowded {
+            self.refresh_crowd(dir, name, &mut changes);
+        }
     }
 
     /// Merges all of `other` into this state.
@@ -101,15 +140,13 @@ impl State {
             if mine.map(Dir::head) != theirs.map(Dir::head) {
                 keys.insert(Key::head(fid));
             }
-            let mut missing_or_other = |one: Option<&Dir>, two: Option<&Dir>| {
-                for (name, entry) in one.into_iter().flat_map(|dir| &dir.names) {
-                    if two.and_then(|dir| dir.names.get(name)) != Some(entry) {
-                        keys.insert(Key::file(fid, name.clone()));
-                    }
-                }
-            };
-            missing_or_other(mine, theirs);
-            missing_or_other(theirs, mine);
+            for (one, two) in [(mine, theirs), (theirs, mine)] {
+                let names = one.into_iter().flat_map(|dir| {
+                    let others = two.map(|dir| &dir.names);
+                    dir.names.missing_or_other(others)
+                });
+                keys.extend(names.map(|name| Key::file(fid, name)));
+            }
         }
         keys
     }
@@ -137,18 +174,17 @@ impl State {
             let same = (&places[..], &metas[..]) == mine;
             return (!same).then_some((key, Values::Head { places, metas }));
         }
-        let none = FileEntry::default();
-        let mine = dir.and_then(|dir| dir.names.get(&key.name));
-        let mine = mine.map_or(&none, |entry| entry);
+        let mine = dir.and_then(|dir| dir.names.get(key.name.as_bytes()));
+        let mine = mine.unwrap_or_default();
         let theirs = match theirs {
             Some(EntryRef::File(entry)) => entry,
-            _ => &none,
+            _ => Cow::Owned(FileEntry::default()),
         };
         let merged = FileEntry {
             versions: sides.merge(&mine.versions, &theirs.versions),
             metas: sides.merge(&mine.metas, &theirs.metas),
         };
-        (merged != *mine).then_some((key, Values::File(merged)))
+        (merged != mine).then_some((key, Values::File(merged)))
     }
 
     /// Whether every directory that `updates` refer to has a head, here or in `births`.
@@ -183,7 +219,7 @@ impl Entry {
                 places: &head.places,
                 metas: &head.metas,
             },
-            Self::File(entry) => EntryRef::File(entry),
+            Self::File(entry) => EntryRef::File(Cow::Borrowed(entry)),
         }
     }
 }

@@ -21,6 +21,7 @@ mod merge;
 mod ops;
 mod plan;
 mod redot;
+mod rows;
 mod values;
 mod view;
 
@@ -31,11 +32,13 @@ mod tests_histories;
 #[cfg(test)]
 mod tests_ops;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use crowd::Crowd;
 use graph::{Declined, Graph, Touched};
+use rows::Rows;
 
 pub use label::{Tag, conflict_tag, label as beside};
 pub use merge::EntryError;
@@ -69,7 +72,7 @@ struct Dir {
     birth: BirthPath,
     places: Vec<Place>,
     metas: Vec<DirMeta>,
-    names: BTreeMap<Name, Box<FileEntry>>,
+    names: Rows,
     /// Names with a version: those that are shown.
     shown_names: usize,
     /// Places, of any directory, that name this one as parent.
@@ -85,15 +88,15 @@ enum Values {
     File(FileEntry),
 }
 
-/// An entry, borrowed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// An entry, borrowed where it lies as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EntryRef<'a> {
     Head {
         birth: &'a BirthPath,
         places: &'a [Place],
         metas: &'a [DirMeta],
     },
-    File(&'a FileEntry),
+    File(Cow<'a, FileEntry>),
 }
 
 /// A part of the view that may be different now.
@@ -127,7 +130,7 @@ impl Dir {
             birth,
             places: Vec::new(),
             metas: Vec::new(),
-            names: BTreeMap::new(),
+            names: Rows::default(),
             shown_names: 0,
             place_refs: 0,
         }
@@ -161,7 +164,7 @@ impl EntryRef<'_> {
                 places: places.to_vec(),
                 metas: metas.to_vec(),
             }),
-            EntryRef::File(entry) => Entry::File(entry.clone()),
+            EntryRef::File(entry) => Entry::File(entry.into_owned()),
         }
     }
 }
@@ -203,7 +206,8 @@ impl State {
         if key.name.is_empty() {
             return Some(dir.head());
         }
-        dir.names.get(&key.name).map(|entry| EntryRef::File(entry))
+        let entry = dir.names.get(key.name.as_bytes());
+        entry.map(|entry| EntryRef::File(Cow::Owned(entry)))
     }
 
     /// Every entry, in key order.
@@ -216,14 +220,15 @@ impl State {
         let Key { dir: first, name } = from;
         self.dirs.range(first..).flat_map(move |(&fid, dir)| {
             let start = if fid == first && !name.is_empty() {
-                Bound::Included(name.clone())
+                Bound::Included(name.as_bytes())
             } else {
                 Bound::Unbounded
             };
             let head = matches!(start, Bound::Unbounded).then(|| (Key::head(fid), dir.head()));
-            let names = dir.names.range((start, Bound::Unbounded));
-            let files = names
-                .map(move |(name, entry)| (Key::file(fid, name.clone()), EntryRef::File(entry)));
+            let files = dir.names.range(start).map(move |(name, entry)| {
+                let entry = EntryRef::File(Cow::Owned(entry));
+                (Key::file(fid, name), entry)
+            });
             head.into_iter().chain(files)
         })
     }
@@ -253,7 +258,7 @@ impl State {
                 Values::Head { places, metas } => {
                     self.set_head(key.dir, places, metas, births, &mut effect);
                 }
-                Values::File(entry) => self.set_file(&key, entry, births, &mut effect),
+                Values::File(entry) => self.set_file(&key, &entry, births, &mut effect),
             }
             self.dirty.insert(key);
         }
@@ -273,12 +278,12 @@ impl State {
 
     /// Whatever happens at one name of an inode, a directory that takes it included, may change how many names it has.
     fn touch_inodes(&self, effect: &mut Effect) {
-        let entry = |(dir, name): &(Fid, Name)| self.dirs.get(dir)?.names.get(name);
+        let entry = |(dir, name): &(Fid, Name)| self.dirs.get(dir)?.names.get(name.as_bytes());
         let versions = effect
             .touched
             .iter()
             .filter_map(entry)
-            .flat_map(|entry| &entry.versions);
+            .flat_map(|entry| entry.versions);
         effect
             .links
             .extend(versions.filter_map(|version| version.link));
@@ -346,15 +351,11 @@ impl State {
         effect.changes.insert(Change::Attributes { dir: fid });
     }
 
-    fn set_file(&mut self, key: &Key, entry: FileEntry, births: &Births, effect: &mut Effect) {
+    fn set_file(&mut self, key: &Key, entry: &FileEntry, births: &Births, effect: &mut Effect) {
         let new_links: BTreeSet<LinkId> = entry.versions.iter().filter_map(|v| v.link).collect();
         let dir = self.dir_mut(key.dir, births);
         let shown = !entry.versions.is_empty();
-        let old = if entry.is_empty() {
-            dir.names.remove(&key.name)
-        } else {
-            dir.names.insert(key.name.clone(), Box::new(entry))
-        };
+        let old = dir.names.set(&key.name, entry);
         let old_versions = old.as_ref().map_or(&[][..], |entry| &entry.versions);
         let was_empty = dir.shown_names == 0;
         dir.shown_names += usize::from(shown);

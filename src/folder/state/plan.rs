@@ -163,8 +163,8 @@ impl<'a> Plan<'a> {
                 draft.drop_places = true;
                 draft.drop_dir_metas = true;
                 let inside = self.state.dirs.get(&dir.fid).into_iter();
-                for name in inside.flat_map(|inside| inside.names.keys()) {
-                    self.draft(Key::file(dir.fid, name.clone())).drop_file_metas = true;
+                for name in inside.flat_map(|inside| inside.names.names()) {
+                    self.draft(Key::file(dir.fid, name)).drop_file_metas = true;
                 }
             }
             Node::File(file) => {
@@ -325,14 +325,15 @@ impl Draft {
                 metas: with(metas, |_| true, self.dir_meta),
             };
         }
-        let entry = dir.and_then(|dir| dir.names.get(&key.name));
+        let entry = dir.and_then(|dir| dir.names.get(key.name.as_bytes()));
         let metas = entry
+            .as_ref()
             .filter(|_| !self.drop_file_metas)
             .map(|entry| &entry.metas);
         let dropped = self.drop_versions;
         Values::File(super::FileEntry {
             versions: with(
-                entry.map(|entry| &entry.versions),
+                entry.as_ref().map(|entry| &entry.versions),
                 |version| !dropped.contains(&version.dot),
                 self.version,
             ),

@@ -430,7 +430,7 @@ pub(super) fn check_derived(state: &State) {
     for (&fid, dir) in &state.dirs {
         assert!(dir.has_head(), "a record without a reason: {fid:?}");
         assert_eq!(dir.birth.fid(), fid);
-        for (name, entry) in &dir.names {
+        for (name, entry) in dir.names.iter() {
             assert!(!entry.is_empty());
             wanted.insert((fid, name.clone()));
             for link in entry.versions.iter().filter_map(|version| version.link) {
@@ -440,8 +440,8 @@ pub(super) fn check_derived(state: &State) {
         }
         let shown = dir
             .names
-            .values()
-            .filter(|entry| !entry.versions.is_empty());
+            .iter()
+            .filter(|(_, entry)| !entry.versions.is_empty());
         assert_eq!(dir.shown_names, shown.count());
         for place in &dir.places {
             *refs.entry(place.parent).or_insert(0) += 1;

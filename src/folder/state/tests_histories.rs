@@ -416,7 +416,7 @@ impl<'a> History<'a> {
         // Of versions, only what was opened goes, with what is equal to it at any name.
         let same_as_opened: BTreeSet<Content> = versions(&before)
             .filter(|version| opened.contains(&version.dot))
-            .map(|version| version.content.clone())
+            .map(|version| version.content)
             .collect();
         for version in versions(&before) {
             let stays = versions(&replica.state).any(|other| other == version);
@@ -642,9 +642,9 @@ fn by_dot(before: &State, by: By) -> Dot {
     before.next_dot(by.inc)
 }
 
-fn versions(state: &State) -> impl Iterator<Item = &Version> {
-    let entries = state.dirs.values().flat_map(|dir| dir.names.values());
-    entries.flat_map(|entry| &entry.versions)
+fn versions(state: &State) -> impl Iterator<Item = Version> {
+    let entries = state.dirs.values().flat_map(|dir| dir.names.iter());
+    entries.flat_map(|(_, entry)| entry.versions)
 }
 
 /// What every operation and merge must hold to: derived data, reported changes, dirty keys.
@@ -660,7 +660,7 @@ fn check_step(before: &State, after: &mut State, changes: &[Change]) {
 /// A content comes back only with a version its remover had not seen.
 fn check_removed_content(text: &str, then: &State, last: &State) {
     let fresh =
-        |version: &Version| version.content == content(text) && !then.vv().covers(version.dot);
+        |version: Version| version.content == content(text) && !then.vv().covers(version.dot);
     assert!(versions(last).any(fresh), "undead file {text}");
 }
 
@@ -671,8 +671,8 @@ fn check_removed_dir(dir: Fid, then: &State, last: &State) {
     let back = last.graph.iter().any(|(fid, _)| {
         let record = last.dirs.get(&fid);
         let places = record.into_iter().flat_map(|record| &record.places);
-        let files = record.into_iter().flat_map(|record| record.names.values());
-        let versions = files.flat_map(|entry| &entry.versions);
+        let files = record.into_iter().flat_map(|record| record.names.iter());
+        let versions = files.flat_map(|(_, entry)| entry.versions);
         let mut dots = places
             .clone()
             .map(|place| place.dot)
@@ -711,7 +711,7 @@ fn check_well_formed(state: &State) {
             dir.places.is_empty() || dirs.contains(&fid),
             "{fid:?} is not shown"
         );
-        for (name, entry) in &dir.names {
+        for (name, entry) in dir.names.iter() {
             for version in &entry.versions {
                 let id = (Key::file(fid, name.clone()), version.dot);
                 assert_eq!(shown.remove(&id), Some(1), "{version:?} shown once");

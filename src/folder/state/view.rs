@@ -64,14 +64,18 @@ pub(super) struct Spot {
 
 /// One of the group of things that want a name, the first of which has it.
 #[derive(Debug)]
-pub(super) enum Member<'a> {
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every one is a file, and there are few at a time"
+)]
+pub(super) enum Member {
     Dir(Fid),
     File {
-        version: &'a Version,
+        version: Version,
         hidden: Vec<Dot>,
         role: Role,
         /// For the one that has the name.
-        meta: Option<&'a FileMeta>,
+        meta: Option<FileMeta>,
     },
 }
 
@@ -217,13 +221,14 @@ impl State {
     }
 
     fn spots(&self, dir: Fid) -> Vec<Spot> {
-        let entries = self.dirs.get(&dir).into_iter().flat_map(|dir| &dir.names);
+        let entries = self.dirs.get(&dir).into_iter();
+        let entries = entries.flat_map(|dir| dir.names.iter());
         let any_dirs = self.graph.has_children(dir);
         let mut spots: Vec<Spot> = entries
             .filter(|(name, _)| !any_dirs || self.graph.group(dir, name.as_bytes()).is_empty())
             .filter_map(|(name, entry)| {
                 let first = file_members(entry, true).into_iter().next()?;
-                Some(self.as_spot(dir, name, name, first))
+                Some(self.as_spot(dir, &name, &name, first))
             })
             .collect();
         for (name, group) in self.graph.children(dir) {
@@ -241,20 +246,19 @@ impl State {
 
     /// Whether something has `name` as its own.
     pub(super) fn is_plain(&self, dir: Fid, name: &[u8]) -> bool {
-        let entry = self.dirs.get(&dir).and_then(|dir| dir.names.get(name));
-        entry.is_some_and(|entry| !entry.versions.is_empty())
-            || !self.graph.group(dir, name).is_empty()
+        let dir_has_file = |dir: &super::Dir| dir.names.shows(name);
+        self.dirs.get(&dir).is_some_and(dir_has_file) || !self.graph.group(dir, name).is_empty()
     }
 
     /// The things that want `base` in `dir`: directories before files, each kind largest first, versions of one content
     /// as one.
-    pub(super) fn members(&self, dir: Fid, base: &[u8]) -> Vec<Member<'_>> {
+    pub(super) fn members(&self, dir: Fid, base: &[u8]) -> Vec<Member> {
         let dirs = self
             .graph
             .group(dir, base)
             .iter()
             .map(|fid| Member::Dir(*fid));
-        let mut members: Vec<Member<'_>> = dirs.collect();
+        let mut members: Vec<Member> = dirs.collect();
         let entry = self.dirs.get(&dir).and_then(|dir| dir.names.get(base));
         if let Some(entry) = entry {
             let has_name = members.is_empty();
@@ -263,7 +267,7 @@ impl State {
         members
     }
 
-    fn as_spot(&self, dir: Fid, name: &Name, base: &Name, member: Member<'_>) -> Spot {
+    fn as_spot(&self, dir: Fid, name: &Name, base: &Name, member: Member) -> Spot {
         let node = match member {
             Member::Dir(fid) => Node::Dir(self.dir_node(fid)),
             Member::File {
@@ -304,24 +308,26 @@ impl State {
 }
 
 /// The versions at a name, those of one content as one. `has_name`: no directory has it.
-fn file_members(entry: &FileEntry, has_name: bool) -> Vec<Member<'_>> {
-    let mut members = Vec::with_capacity(entry.versions.len());
+fn file_members(entry: FileEntry, has_name: bool) -> Vec<Member> {
+    let mut members: Vec<Member> = Vec::with_capacity(entry.versions.len());
     let mut seen = BTreeMap::new();
-    for version in &entry.versions {
-        let index = match entry.versions.len() {
-            1 => 0,
-            _ => *seen.entry(version.same()).or_insert(members.len()),
-        };
-        if let Some(Member::File { hidden, .. }) = members.get_mut(index) {
-            hidden.push(version.dot);
-            continue;
+    let alone = entry.versions.len() == 1;
+    let mut metas = entry.metas.into_iter();
+    for version in entry.versions {
+        if !alone {
+            let (kind, content) = version.same();
+            let index = *seen.entry((kind, content.clone())).or_insert(members.len());
+            if let Some(Member::File { hidden, .. }) = members.get_mut(index) {
+                hidden.push(version.dot);
+                continue;
+            }
         }
         let first = has_name && members.is_empty();
         members.push(Member::File {
             version,
             hidden: Vec::new(),
             role: if first { Role::Main } else { Role::Sibling },
-            meta: entry.metas.first().filter(|_| first),
+            meta: if first { metas.next() } else { None },
         });
     }
     members
@@ -329,20 +335,20 @@ fn file_members(entry: &FileEntry, has_name: bool) -> Vec<Member<'_>> {
 
 fn file_node(
     at: Key,
-    version: &Version,
+    version: Version,
     hidden: Vec<Dot>,
     role: Role,
-    meta: Option<&FileMeta>,
+    meta: Option<FileMeta>,
 ) -> FileNode {
-    let set = meta.and_then(|meta| meta.mtime);
+    let set = meta.as_ref().and_then(|meta| meta.mtime);
     let set = set.filter(|(content, _)| *content == version.content.digest());
     FileNode {
         at,
-        version: version.clone(),
         hidden,
         role,
-        mode: meta.map_or(version.mode, |meta| meta.mode),
+        mode: meta.as_ref().map_or(version.mode, |meta| meta.mode),
         mtime: set.map_or(version.mtime, |(_, time)| time),
-        xattrs: meta.map(|meta| meta.xattrs.clone()).unwrap_or_default(),
+        version,
+        xattrs: meta.map(|meta| meta.xattrs).unwrap_or_default(),
     }
 }
