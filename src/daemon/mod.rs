@@ -27,6 +27,7 @@ use ccbt_mount::Mount;
 use ccbt_xet::disk::RealDisk;
 use ccbt_xet::store::{Store, StoreOptions};
 use parking_lot::Mutex;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::sync::watch;
 
 use self::open::OpenFolder;
@@ -39,6 +40,7 @@ use crate::engine::gate::Gate;
 use crate::random;
 use crate::share::{DeviceKey, DeviceName, FolderId};
 use crate::state_file;
+use crate::telemetry::Metrics;
 
 const DEVICE_KEY_FILE: &str = "device.key";
 
@@ -54,6 +56,7 @@ struct Inner {
     device: Arc<DeviceKey>,
     device_name: DeviceName,
     gate: Gate,
+    metrics: Arc<Metrics>,
     /// Set once the first folder goes online.
     listening: Mutex<Option<SocketAddr>>,
     folders: Mutex<BTreeMap<FolderId, Arc<OpenFolder>>>,
@@ -101,6 +104,8 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
         )
     })?;
     let (work, _) = watch::channel(Work::default());
+    let metrics = Arc::new(Metrics::default());
+    raise_descriptor_limit();
     let daemon = Daemon(Arc::new(Inner {
         config,
         state,
@@ -108,7 +113,8 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
         store: Arc::new(store),
         device,
         device_name: device_name(),
-        gate: Gate::new(),
+        gate: Gate::new(Arc::clone(&metrics)),
+        metrics,
         listening: Mutex::new(None),
         folders: Mutex::default(),
         mounts: Mutex::default(),
@@ -123,6 +129,15 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
     daemon.resume().await?;
     daemon.announce_work();
     Ok(Arc::new(daemon))
+}
+
+/// Every peer, mount and open file takes a descriptor; the usual soft limit of 1,024 is for programs that use `select`.
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// This installation's key; made at the first start.

@@ -170,6 +170,7 @@ impl Daemon {
             names,
             exchange: self.0.config.pex,
             nonce: self.0.gate.nonce(),
+            metrics: Arc::clone(&self.0.metrics),
         };
         swarm::spawn(inbox, config, Arc::new(self.0.gate.clone()));
         let open = Arc::new(OpenFolder {

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::Daemon;
 use super::open::OpenFolder;
@@ -94,22 +93,13 @@ impl Daemon {
     }
 
     fn metrics(&self) -> BTreeMap<String, u64> {
-        let gate = self.0.gate.counters();
-        let store = self.0.store.stats();
-        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        [
-            ("connections_accepted", read(&gate.accepted)),
-            ("connections_turned_away", read(&gate.turned_away)),
-            ("connections_unproven", read(&gate.unproven)),
-            ("peers_offending", read(&gate.offenders)),
-            ("store_chunks", store.chunks),
-            ("store_bytes", store.bytes),
-            ("store_borrowed", store.borrowed),
-            ("store_quarantined", store.quarantined),
-        ]
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect()
+        let (metrics, store) = (&self.0.metrics, self.0.store.stats());
+        metrics.peers_connected.set(self.0.gate.members() as u64);
+        metrics.mounts.set(self.0.mounts.lock().len() as u64);
+        metrics.store_bytes.set(store.bytes);
+        metrics.store_memory_bytes.set(store.memory_bytes);
+        metrics.packs_damaged.raise_to(store.quarantined);
+        metrics.snapshot()
     }
 
     pub(super) async fn report_peers(

@@ -26,6 +26,7 @@ use crate::proto::scheduler::PeerKey;
 use crate::proto::session::{Config, Reason, Session};
 use crate::random;
 use crate::share::{FolderCredentials, SwarmId};
+use crate::telemetry::Metrics;
 
 /// Connections that have not proven themselves, in all.
 const STRANGERS_MAX: usize = 256;
@@ -52,18 +53,6 @@ pub struct Door {
     pub name: String,
 }
 
-/// Counts since the start, for `status`.
-#[derive(Debug, Default)]
-pub struct GateCounters {
-    pub accepted: AtomicU64,
-    /// Turned away for a limit or a bar.
-    pub turned_away: AtomicU64,
-    /// Ended before AUTH.
-    pub unproven: AtomicU64,
-    /// Ended for a broken rule or a wrong chunk.
-    pub offenders: AtomicU64,
-}
-
 /// See the module documentation. Cheap to clone.
 #[derive(Clone)]
 pub struct Gate(Arc<Inner>);
@@ -76,7 +65,7 @@ struct Inner {
     next_key: AtomicU64,
     doors: Mutex<HashMap<SwarmId, Door>>,
     crowd: Mutex<Crowd>,
-    counters: GateCounters,
+    metrics: Arc<Metrics>,
 }
 
 /// Who is here, by number.
@@ -87,14 +76,8 @@ struct Crowd {
     barred: HashMap<IpAddr, Duration>,
 }
 
-impl Default for Gate {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Gate {
-    pub fn new() -> Self {
+    pub fn new(metrics: Arc<Metrics>) -> Self {
         Self(Arc::new(Inner {
             clock: Elapsed::start(),
             nonce: random::bytes(),
@@ -103,7 +86,7 @@ impl Gate {
             next_key: AtomicU64::new(0),
             doors: Mutex::default(),
             crowd: Mutex::default(),
-            counters: GateCounters::default(),
+            metrics,
         }))
     }
 
@@ -126,8 +109,9 @@ impl Gate {
         self.0.nonce
     }
 
-    pub fn counters(&self) -> &GateCounters {
-        &self.0.counters
+    /// Connected members.
+    pub fn members(&self) -> usize {
+        self.0.crowd.lock().members
     }
 
     /// Listens on `addr` until the process ends. Returns the address with its real port.
@@ -153,9 +137,9 @@ impl Gate {
     }
 
     fn accepted(&self, stream: TcpStream, addr: SocketAddr) {
-        self.0.counters.accepted.fetch_add(1, Ordering::Relaxed);
+        self.0.metrics.connections_accepted.inc();
         let Some(place) = self.admit(addr.ip()) else {
-            self.0.counters.turned_away.fetch_add(1, Ordering::Relaxed);
+            self.0.metrics.connections_refused.inc();
             return;
         };
         let gate = self.clone();
@@ -235,7 +219,7 @@ impl Gate {
         let info = match proof.await {
             Ok(info) => info,
             Err(end) => {
-                self.0.counters.unproven.fetch_add(1, Ordering::Relaxed);
+                self.0.metrics.connections_unproven.inc();
                 tracing::debug!(%addr, why = %end, "no session");
                 meeting.failed(addr, &end);
                 return;
@@ -267,6 +251,7 @@ impl Gate {
             events: events_of_task,
             commands,
             counters,
+            metrics: Arc::clone(&self.0.metrics),
         };
         let span = tracing::info_span!("peer", folder = door.name, %addr);
         let end = peer::run(connection, inbuf).instrument(span.clone()).await;
@@ -282,7 +267,7 @@ impl Gate {
             _ => false,
         };
         if broke_rules {
-            self.0.counters.offenders.fetch_add(1, Ordering::Relaxed);
+            self.0.metrics.peers_dropped.inc();
         }
         if matches!(end, PeerEnd::Lie) {
             self.bar(ip);
@@ -404,7 +389,7 @@ mod tests {
 
     #[tokio::test]
     async fn strangers_are_limited_by_network_and_in_all() {
-        let gate = Gate::new();
+        let gate = Gate::new(Arc::default());
         let ip = |a: u8, b: u8| IpAddr::from([10, 0, a, b]);
         let mut places: Vec<Place> = (0..8).map(|b| gate.admit(ip(1, b)).unwrap()).collect();
         assert!(gate.admit(ip(1, 99)).is_none(), "a ninth from one /24");
@@ -423,10 +408,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_liar_is_barred() {
-        let gate = Gate::new();
+        let gate = Gate::new(Arc::default());
         let ip = IpAddr::from([10, 0, 0, 1]);
         gate.ended(ip, &PeerEnd::Lie);
         assert!(gate.admit(ip).is_none());
         assert!(gate.admit(IpAddr::from([10, 0, 0, 2])).is_some());
+        assert_eq!(gate.0.metrics.peers_dropped.value(), 1);
     }
 }

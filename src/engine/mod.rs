@@ -5,9 +5,10 @@
 //! - [`swarm`]: one actor per folder. Owns who is connected, which heads are believed, what is fetched from whom and when
 //!   the folder is published. Everything reaches it as a message; nothing else holds its state.
 //! - [`discovery`]: finds peers by DHT, trackers and local multicast.
-//! - `dial`, `serve`: the plain data these two decide with.
+//! - `dial`, `serve`, `allowance`: the plain data these two decide with.
 
 pub mod create;
+mod allowance;
 mod dial;
 pub mod discovery;
 pub mod gate;

@@ -3,7 +3,8 @@
 //! Bulk data never passes through the folder's actor. A chunk that arrives is hashed and stored by a job on the blocking
 //! pool, and the actor hears only its name; a chunk that is asked for is read by a job and goes straight to the session. Both
 //! directions are bounded: at most [`STORE_JOBS_MAX`] batches are being stored before the socket is read again, and
-//! nothing is read from the store while [`QUEUED_BYTES_MAX`] wait to be sent.
+//! nothing is read from the store while [`QUEUED_BYTES_MAX`] wait to be sent. What a member tells us unasked goes to the actor
+//! on credit: while the actor is behind with what this peer said, its socket is not read.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -20,14 +21,17 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::allowance::{self, Allowance};
 use super::serve::{ServeQueue, Wanted};
-use super::swarm::PeerEvents;
+use super::swarm::{Credit, PeerEvents};
 use crate::clock::Elapsed;
 use crate::proto::scheduler::{Item, PeerKey, Priority};
 use crate::proto::session::{Event, Session};
 use crate::proto::ut_xet::{
     Chunk, Frame, Get, Indexes, NODE_LEN_MAX, Obj, ObjCodec, ObjectRef, Want,
 };
+
+use crate::telemetry::Metrics;
 
 pub use crate::proto::session::PeerInfo;
 
@@ -57,6 +61,8 @@ pub(super) enum FromPeer {
     Frame {
         key: PeerKey,
         frame: Frame,
+        /// Given back when the frame has been dealt with.
+        credit: Credit,
     },
     Arrived {
         key: PeerKey,
@@ -65,6 +71,12 @@ pub(super) enum FromPeer {
     Missed {
         key: PeerKey,
         items: Vec<Item>,
+    },
+    /// They came and our store could not keep them.
+    NotStored {
+        key: PeerKey,
+        items: Vec<Item>,
+        why: String,
     },
     Down {
         key: PeerKey,
@@ -92,6 +104,8 @@ pub(super) enum ToPeer {
         items: Vec<Item>,
     },
     Close,
+    /// It broke a rule: close, and count it.
+    Drop(&'static str),
 }
 
 /// Bytes on the socket, both ways.
@@ -116,6 +130,8 @@ pub enum PeerEnd {
     Protocol(&'static str),
     #[error("closed by us")]
     Closed,
+    #[error("a job of ours for it panicked")]
+    Panicked,
 }
 
 /// A connection that has proven itself, and what its task works with.
@@ -128,6 +144,7 @@ pub(super) struct Connection {
     pub(super) events: PeerEvents,
     pub(super) commands: mpsc::UnboundedReceiver<ToPeer>,
     pub(super) counters: Arc<PeerCounters>,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 /// Runs a session up to AUTH: returns who the peer is. The caller bounds the time and the number of those.
@@ -180,6 +197,7 @@ struct Stored {
     arrived: Vec<Item>,
     /// Could not be written: our disk, not the peer.
     failed: Vec<Item>,
+    why: String,
     lie: bool,
 }
 
@@ -203,6 +221,11 @@ struct Task {
     store: Arc<Store>,
     events: PeerEvents,
     counters: Arc<PeerCounters>,
+    metrics: Arc<Metrics>,
+    clock: Elapsed,
+    allowance: Allowance,
+    /// A frame for the actor that has no credit yet, with its weight. Nothing is read meanwhile.
+    untold: Option<(Frame, u64)>,
     next_req: u32,
     /// What each of our requests asked for and has not got.
     asked: HashMap<u32, Vec<Option<Item>>>,
@@ -216,23 +239,8 @@ struct Task {
 
 /// Runs an established connection until it ends.
 pub(super) async fn run(connection: Connection, mut inbuf: BytesMut) -> PeerEnd {
-    let (mut stream, mut commands, clock) =
-        (connection.stream, connection.commands, connection.clock);
-    let mut task = Task {
-        key: connection.key,
-        session: connection.session,
-        store: connection.store,
-        events: connection.events,
-        counters: connection.counters,
-        next_req: 0,
-        asked: HashMap::new(),
-        wanted: ServeQueue::default(),
-        received: Vec::new(),
-        received_bytes: 0,
-        storing: 0,
-        reading: 0,
-        jobs: JoinSet::new(),
-    };
+    let clock = connection.clock;
+    let (mut task, mut stream, mut commands) = Task::new(connection);
     let (mut reader, mut writer) = stream.split();
     let mut outbuf = BytesMut::with_capacity(WRITE_BYTES);
     task.session.handle_input(clock.now(), &mut inbuf);
@@ -242,7 +250,8 @@ pub(super) async fn run(connection: Connection, mut inbuf: BytesMut) -> PeerEnd 
         }
         task.start_jobs();
         while outbuf.len() < WRITE_BYTES && task.session.poll_transmit(clock.now(), &mut outbuf) {}
-        let may_read = task.storing < STORE_JOBS_MAX;
+        let may_read = task.storing < STORE_JOBS_MAX && task.untold.is_none();
+        let owed = task.untold.as_ref().map(|(_, weight)| *weight);
         let until = task
             .session
             .poll_timeout()
@@ -264,16 +273,20 @@ pub(super) async fn run(connection: Connection, mut inbuf: BytesMut) -> PeerEnd 
             },
             Some(done) = task.jobs.join_next() => match done {
                 Ok(done) => if let Err(end) = task.job_done(done) { return end },
-                Err(error) => tracing::error!(%error, "a job of a connection panicked"),
+                Err(error) => {
+                    tracing::error!(%error, "a job of a connection panicked");
+                    return PeerEnd::Panicked;
+                }
             },
+            credit = task.events.credit(owed.unwrap_or(0)), if owed.is_some() => task.tell(credit),
             written = writer.write_buf(&mut outbuf), if !outbuf.is_empty() => match written {
-                Ok(n) => { task.counters.bytes_out.fetch_add(n as u64, Ordering::Relaxed); }
+                Ok(n) => task.written(n as u64),
                 Err(error) => return error.into(),
             },
             read = reader.read_buf(&mut inbuf), if may_read => match read {
                 Ok(0) => return PeerEnd::Eof,
                 Ok(n) => {
-                    task.counters.bytes_in.fetch_add(n as u64, Ordering::Relaxed);
+                    task.read(n as u64);
                     task.session.handle_input(clock.now(), &mut inbuf);
                 }
                 Err(error) => return error.into(),
@@ -296,6 +309,40 @@ async fn flush(
 }
 
 impl Task {
+    fn new(connection: Connection) -> (Self, TcpStream, mpsc::UnboundedReceiver<ToPeer>) {
+        let clock = connection.clock;
+        let task = Self {
+            key: connection.key,
+            session: connection.session,
+            store: connection.store,
+            events: connection.events,
+            counters: connection.counters,
+            metrics: connection.metrics,
+            clock,
+            allowance: Allowance::new(clock.now()),
+            untold: None,
+            next_req: 0,
+            asked: HashMap::new(),
+            wanted: ServeQueue::default(),
+            received: Vec::new(),
+            received_bytes: 0,
+            storing: 0,
+            reading: 0,
+            jobs: JoinSet::new(),
+        };
+        (task, connection.stream, connection.commands)
+    }
+
+    fn read(&self, bytes: u64) {
+        self.counters.bytes_in.fetch_add(bytes, Ordering::Relaxed);
+        self.metrics.wire_bytes_in.add(bytes);
+    }
+
+    fn written(&self, bytes: u64) {
+        self.counters.bytes_out.fetch_add(bytes, Ordering::Relaxed);
+        self.metrics.wire_bytes_out.add(bytes);
+    }
+
     fn command(&mut self, command: ToPeer) -> Result<(), PeerEnd> {
         match command {
             ToPeer::Send(_) if self.session.queued_len() > UNREAD_BYTES_MAX => {
@@ -304,6 +351,7 @@ impl Task {
             ToPeer::Send(frame) => self.send(&frame),
             ToPeer::Ask { priority, items } => self.ask(priority, items),
             ToPeer::Close => return Err(PeerEnd::Closed),
+            ToPeer::Drop(why) => return Err(PeerEnd::Protocol(why)),
         }
         Ok(())
     }
@@ -346,9 +394,17 @@ impl Task {
     }
 
     fn handle_events(&mut self) -> Result<(), PeerEnd> {
-        while let Some(event) = self.session.poll_event() {
+        while self.untold.is_none()
+            && let Some(event) = self.session.poll_event()
+        {
             match event {
-                Event::Frame(frame) => self.frame(frame)?,
+                Event::Frame(frame) => {
+                    let weight = allowance::weight(&frame);
+                    if !self.allowance.take(self.clock.now(), weight) {
+                        return Err(PeerEnd::Protocol("a flood of news"));
+                    }
+                    self.frame(frame, weight)?;
+                }
                 Event::Closed(reason) => return Err(PeerEnd::Session(reason)),
                 Event::Established(_) => {}
             }
@@ -356,7 +412,7 @@ impl Task {
         Ok(())
     }
 
-    fn frame(&mut self, frame: Frame) -> Result<(), PeerEnd> {
+    fn frame(&mut self, frame: Frame, weight: u64) -> Result<(), PeerEnd> {
         let too_much = |_| PeerEnd::Protocol("too many items asked for at once");
         match frame {
             Frame::Want(want) => {
@@ -385,12 +441,21 @@ impl Task {
             Frame::Obj(o) => self.receive(o.req, o.idx, Packing::Node(o.codec), o.raw_len, o.bytes),
             Frame::Miss(indexes) | Frame::Absent(indexes) => self.missed(indexes.req, &indexes.idx),
             frame => {
-                self.events.send(FromPeer::Frame {
-                    key: self.key,
-                    frame,
-                });
+                let credit = self.events.try_credit(weight);
+                self.untold = Some((frame, weight));
+                if let Some(credit) = credit {
+                    self.tell(credit);
+                }
                 Ok(())
             }
+        }
+    }
+
+    /// Passes on the frame that waited for credit.
+    fn tell(&mut self, credit: Credit) {
+        if let Some((frame, _)) = self.untold.take() {
+            let key = self.key;
+            self.events.send(FromPeer::Frame { key, frame, credit });
         }
     }
 
@@ -463,11 +528,20 @@ impl Task {
         }
     }
 
+    fn count_stored(&self, stored: &Stored) {
+        let chunks = stored.arrived.iter().filter(|item| item.is_chunk());
+        self.metrics.chunks_fetched.add(chunks.count() as u64);
+        if stored.lie {
+            self.metrics.chunks_wrong.inc();
+        }
+    }
+
     fn job_done(&mut self, done: JobDone) -> Result<(), PeerEnd> {
         match done {
             JobDone::Stored(stored) => {
                 self.storing -= 1;
                 let key = self.key;
+                self.count_stored(&stored);
                 if !stored.arrived.is_empty() {
                     self.events.send(FromPeer::Arrived {
                         key,
@@ -475,9 +549,10 @@ impl Task {
                     });
                 }
                 if !stored.failed.is_empty() {
-                    self.events.send(FromPeer::Missed {
+                    self.events.send(FromPeer::NotStored {
                         key,
                         items: stored.failed,
+                        why: stored.why,
                     });
                 }
                 if stored.lie {
@@ -489,6 +564,9 @@ impl Task {
             JobDone::Read(batch) => {
                 self.reading -= 1;
                 for (wanted, bytes) in batch {
+                    if wanted.item.is_chunk() && bytes.is_some() {
+                        self.metrics.chunks_served.inc();
+                    }
                     self.send(&answer(wanted, bytes));
                 }
                 Ok(())
@@ -562,6 +640,7 @@ fn store_batch(store: &Store, batch: Vec<Received>) -> Stored {
     let mut stored = Stored {
         arrived: Vec::new(),
         failed: Vec::new(),
+        why: String::new(),
         lie: false,
     };
     for received in batch {
@@ -583,10 +662,14 @@ fn store_batch(store: &Store, batch: Vec<Received>) -> Stored {
         match put {
             Ok(_) => stored.arrived.push(item),
             Err(error) => {
-                tracing::warn!(%error, "cannot store what a peer sent");
+                stored.why = error.to_string();
                 stored.failed.push(item);
             }
         }
+    }
+    if !stored.failed.is_empty() {
+        let (items, error) = (stored.failed.len(), &stored.why);
+        tracing::warn!(items, error, "cannot store what a peer sent");
     }
     stored
 }

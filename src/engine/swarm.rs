@@ -19,7 +19,7 @@ use std::time::Duration;
 use ccbt_xet::hash::NodeId;
 use ccbt_xet::store::Store;
 use parking_lot::RwLock;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use self::adopt::Adoption;
@@ -36,6 +36,7 @@ use crate::share::head::HEAD_LEN;
 use crate::share::heads::Heads;
 use crate::share::pace::Pace;
 use crate::share::{Certificate, DeviceKey, FolderCredentials, Head, Incarnation, Unverified};
+use crate::telemetry::Metrics;
 
 /// Messages taken from the channel before the state is acted on again.
 const BATCH_MAX: usize = 256;
@@ -47,6 +48,8 @@ const NODE_BYTES_GUESS: u32 = 16 * 1024;
 const LIST_MAX: usize = 512;
 /// Addresses in one PEERS frame.
 const PEERS_MAX: usize = 64;
+/// What one connection may have told us and we have not dealt with, in bytes. Two of the largest frames.
+const UNHEARD_BYTES_MAX: u32 = 512 * 1024;
 /// How often things that need no exact time are looked at.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -77,6 +80,7 @@ pub struct SwarmConfig {
     pub exchange: bool,
     /// What this process says in HELLO.
     pub nonce: [u8; 8],
+    pub metrics: Arc<Metrics>,
 }
 
 /// See [`SwarmConfig::names`].
@@ -177,18 +181,51 @@ impl SwarmHandle {
     }
 
     pub(super) fn peer_events(&self) -> PeerEvents {
-        PeerEvents(self.tx.clone())
+        PeerEvents {
+            tx: self.tx.clone(),
+            room: Arc::new(Semaphore::new(UNHEARD_BYTES_MAX as usize)),
+        }
     }
 }
 
-/// Where a connection's task reports.
+/// Where a connection's task reports. What the peer says of its own accord needs credit; everything else is bounded by
+/// what we asked of it.
 #[derive(Clone)]
-pub(super) struct PeerEvents(mpsc::UnboundedSender<Message>);
+pub(super) struct PeerEvents {
+    tx: mpsc::UnboundedSender<Message>,
+    /// Bytes that may still be told, for this connection.
+    room: Arc<Semaphore>,
+}
+
+/// Part of what a connection may tell, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Credit(
+    #[expect(dead_code, reason = "held for its drop")] Option<OwnedSemaphorePermit>,
+);
 
 impl PeerEvents {
     pub(super) fn send(&self, event: FromPeer) {
-        let _gone = self.0.send(Message::Peer(event));
+        let _gone = self.tx.send(Message::Peer(event));
     }
+
+    /// Credit for `bytes`, if there is room now.
+    pub(super) fn try_credit(&self, bytes: u64) -> Option<Credit> {
+        let room = Arc::clone(&self.room);
+        let permit = room.try_acquire_many_owned(permits(bytes)).ok()?;
+        Some(Credit(Some(permit)))
+    }
+
+    /// Waits for credit.
+    pub(super) async fn credit(&self, bytes: u64) -> Credit {
+        let room = Arc::clone(&self.room);
+        // The semaphore is never closed.
+        Credit(room.acquire_many_owned(permits(bytes)).await.ok())
+    }
+}
+
+/// A frame heavier than all the room takes all of it.
+fn permits(bytes: u64) -> u32 {
+    u32::try_from(bytes).map_or(UNHEARD_BYTES_MAX, |bytes| bytes.min(UNHEARD_BYTES_MAX))
 }
 
 impl Observer for SwarmHandle {
@@ -303,6 +340,8 @@ pub(super) struct Swarm {
     next_tick: Duration,
     ending: Option<oneshot::Sender<()>>,
     trouble: Option<String>,
+    /// Why what peers send cannot be kept, until something could.
+    not_stored: Option<String>,
     /// Our state is older than what we published under this incarnation: nothing more is done under it.
     rolled_back: bool,
 }
@@ -352,6 +391,7 @@ pub fn spawn(inbox: SwarmInbox, config: SwarmConfig, dial: Arc<dyn Dial>) {
         next_tick: Duration::ZERO,
         ending: None,
         trouble: None,
+        not_stored: None,
         rolled_back: false,
     };
     tokio::spawn(async move { swarm.run().await });
@@ -607,9 +647,13 @@ impl Swarm {
             }
             Output::Done(job) => self.wake(job, Ok(())),
             Output::Failed(job, why) => {
+                if why == Failure::TimedOut {
+                    self.config.metrics.fetch_timeouts.inc();
+                }
                 let error = match why {
                     Failure::TimedOut => FetchError::TimedOut,
                     Failure::NobodyHasIt => FetchError::NoPeer,
+                    Failure::NotStored => FetchError::NoSpace,
                     Failure::Cancelled => FetchError::Closed,
                 };
                 self.wake(job, Err(error));
@@ -676,9 +720,66 @@ impl Swarm {
     }
 }
 
+/// Runs a job of the blocking pool. If it panics, what it brings back is `otherwise`: the actor waits for the end of each
+/// job it has started.
+fn outcome_of(otherwise: JobDone, job: impl FnOnce() -> JobDone) -> JobDone {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).unwrap_or_else(|_| {
+        tracing::error!("a job of the folder panicked");
+        otherwise
+    })
+}
+
 fn have(root: NodeId, whole: bool) -> Frame {
     Frame::Have {
         snapshot: root,
         what: if whole { Holding::All } else { Holding::Some },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::ut_xet::Frame;
+
+    #[test]
+    fn a_job_that_panics_ends_all_the_same() {
+        let failed = |why: &str| {
+            JobDone::Missing(replica::Missing::failed(
+                NodeId::from_bytes([0; 32]),
+                why.into(),
+            ))
+        };
+        let done = outcome_of(failed("it panicked"), || panic!("on purpose"));
+        assert!(matches!(done, JobDone::Missing(m) if m.error() == Some("it panicked")));
+        let done = outcome_of(failed("it panicked"), || failed("it failed"));
+        assert!(matches!(done, JobDone::Missing(m) if m.error() == Some("it failed")));
+    }
+
+    #[tokio::test]
+    async fn what_a_connection_tells_is_bounded_until_it_is_dealt_with() {
+        let (handle, mut inbox) = channel();
+        let events = handle.peer_events();
+        let mut sent = 0;
+        while let Some(credit) = events.try_credit(100_000) {
+            let (key, frame) = (PeerKey(1), Frame::Cancel { req: 0 });
+            events.send(FromPeer::Frame { key, frame, credit });
+            sent += 1;
+        }
+        assert_eq!(sent, 5);
+        let other = handle.peer_events();
+        assert!(
+            other.try_credit(100_000).is_some(),
+            "another connection has its own room"
+        );
+        let heard = inbox.rx.recv().await;
+        assert!(
+            events.try_credit(100_000).is_none(),
+            "it is being dealt with"
+        );
+        drop(heard);
+        drop(events.credit(100_000).await);
+        inbox.rx.close();
+        while inbox.rx.recv().await.is_some() {}
+        drop(events.credit(u64::MAX).await);
     }
 }

@@ -6,11 +6,15 @@
 //!
 //! An item is asked of one peer at a time, except that a blocking item whose answer is late is asked of a second one.
 //! A peer has at most [`WINDOW_BYTES_MAX`] open; the window grows while answers come quickly and shrinks when they queue
-//! up, so a slow peer holds little back from a fast one. A peer that says MISS is not asked for that item again until
-//! [`MISS_MEMORY`] has passed.
+//! up, so a slow peer holds little back from a fast one. A peer that says MISS is not asked for that item again for a
+//! while, which doubles with every MISS from [`MISS_TIME_MIN`] to [`MISS_TIME_MAX`], unless it says that it holds more now.
+//!
+//! What an item costs does not depend on how many peers are connected: peers with room are kept sorted by load, a peer that
+//! found nothing in a queue does not look again before something was added, and an item nobody can be asked for waits
+//! outside the queues.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     time::Duration,
 };
 
@@ -32,10 +36,16 @@ const QUEUE_TIME_TARGET: Duration = Duration::from_millis(150);
 const STALL_TIME: Duration = Duration::from_secs(10);
 /// A blocking item is asked of a second peer after this long at least, or twice the peer's usual time.
 const HEDGE_TIME_MIN: Duration = Duration::from_millis(200);
-/// How long a MISS is believed.
-const MISS_MEMORY: Duration = Duration::from_secs(1);
+/// How long a peer's first MISS for an item is believed; doubled with each further one.
+const MISS_TIME_MIN: Duration = Duration::from_secs(1);
+/// How long a MISS is believed at most.
+const MISS_TIME_MAX: Duration = Duration::from_secs(64);
 /// A blocking job fails this long after nobody was left to ask, even if its deadline is later.
 const NOBODY_TIME: Duration = Duration::from_secs(5);
+/// A peer that has missed everything lately, in the units of its load (1024 is a full window).
+const MISS_SCORE_MAX: u64 = 1024;
+/// Most items in a request to a peer that misses more often than not.
+const PROBE_ITEMS_MAX: usize = 2;
 /// How often deadlines, stalls and misses are looked at while anything is wanted.
 const TICK: Duration = Duration::from_millis(50);
 /// Items looked at in one queue for one peer in one go, so that a long queue of misses cannot stall the rest.
@@ -87,6 +97,8 @@ pub enum Failure {
     TimedOut,
     #[error("no connected peer has it")]
     NobodyHasIt,
+    #[error("it came, but could not be kept")]
+    NotStored,
     #[error("the request was given up")]
     Cancelled,
 }
@@ -97,8 +109,18 @@ struct Want {
     priority: Priority,
     jobs: Vec<JobId>,
     asked: Vec<(PeerKey, Now)>,
-    missed: Vec<(PeerKey, Now)>,
+    /// At most one for each connected peer.
+    missed: Vec<Miss>,
     queued: bool,
+}
+
+/// What is remembered of a peer that said MISS.
+#[derive(Debug, Clone, Copy)]
+struct Miss {
+    peer: PeerKey,
+    times: u32,
+    /// It is not asked again before.
+    until: Now,
 }
 
 #[derive(Debug)]
@@ -118,6 +140,12 @@ struct Peer {
     open: HashMap<Item, u32>,
     answer_time: Duration,
     answer_time_min: Duration,
+    /// The share of its last answers that were MISS, of [`MISS_SCORE_MAX`].
+    miss_score: u64,
+    /// Its load as listed in [`Scheduler::ready`]; `None` while it has no room.
+    listed: Option<u64>,
+    /// The generation of each queue in which it found nothing it could be asked for.
+    barren: [u64; 4],
 }
 
 /// See the module documentation.
@@ -128,6 +156,10 @@ pub struct Scheduler {
     next_job: u64,
     peers: BTreeMap<PeerKey, Peer>,
     queues: [VecDeque<Item>; 4],
+    /// Grows when something is added to a queue.
+    generations: [u64; 4],
+    /// Peers with room, least loaded first.
+    ready: BTreeSet<(u64, PeerKey)>,
     outputs: VecDeque<Output>,
     last_tick: Now,
 }
@@ -179,11 +211,28 @@ impl Scheduler {
             open: HashMap::new(),
             answer_time: Duration::ZERO,
             answer_time_min: Duration::MAX,
+            miss_score: 0,
+            listed: None,
+            barren: [u64::MAX; 4],
         };
         self.peers.insert(peer, fresh);
+        self.list(peer);
         for job in self.jobs.values_mut() {
             job.nobody_since = None;
         }
+        self.enqueue_unasked(|_| true);
+    }
+
+    /// The peer says that it holds more than before: what it missed is worth another question.
+    pub fn peer_has_more(&mut self, peer: PeerKey) {
+        for want in self.wants.values_mut() {
+            want.missed.retain(|miss| miss.peer != peer);
+        }
+        if let Some(p) = self.peers.get_mut(&peer) {
+            p.miss_score = 0;
+        }
+        self.list(peer);
+        self.enqueue_unasked(|_| true);
     }
 
     /// Forgets a peer; what it was asked for goes to others.
@@ -191,11 +240,14 @@ impl Scheduler {
         let Some(gone) = self.peers.remove(&peer) else {
             return;
         };
+        if let Some(load) = gone.listed {
+            self.ready.remove(&(load, peer));
+        }
         for item in gone.open.into_keys() {
             self.release(item, peer);
         }
         for want in self.wants.values_mut() {
-            want.missed.retain(|(p, _)| *p != peer);
+            want.missed.retain(|miss| miss.peer != peer);
         }
     }
 
@@ -208,9 +260,7 @@ impl Scheduler {
             return;
         };
         for (peer, _) in want.asked {
-            if let Some(p) = self.peers.get_mut(&peer) {
-                p.close(&item);
-            }
+            self.close(peer, &item);
         }
         for id in want.jobs {
             let Some(job) = self.jobs.get_mut(&id) else {
@@ -228,9 +278,22 @@ impl Scheduler {
     pub fn missed(&mut self, now: Now, item: Item, peer: PeerKey) {
         self.answered(now, item, peer, false);
         if let Some(want) = self.wants.get_mut(&item) {
-            want.missed.push((peer, now));
+            want.miss(now, peer);
         }
+        if let Some(p) = self.peers.get_mut(&peer) {
+            p.miss_score += (MISS_SCORE_MAX - p.miss_score).div_ceil(8);
+        }
+        self.list(peer);
         self.release(item, peer);
+    }
+
+    /// The item came from `peer` and could not be kept: whoever waits for it is told, nobody is asked for it again.
+    pub fn not_stored(&mut self, now: Now, item: Item, peer: PeerKey) {
+        self.answered(now, item, peer, false);
+        let jobs = self.wants.get(&item).map(|want| want.jobs.clone());
+        for job in jobs.unwrap_or_default() {
+            self.end_job(job, Failure::NotStored);
+        }
     }
 
     /// When [`Self::handle_timeout`] wants to be called; `None` while nothing is wanted.
@@ -240,7 +303,7 @@ impl Scheduler {
 
     /// Ends late jobs, takes stalled items elsewhere, forgets old misses.
     pub fn handle_timeout(&mut self, now: Now) {
-        self.last_tick = now;
+        let before = std::mem::replace(&mut self.last_tick, now);
         self.note_nobody(now);
         let late: Vec<(JobId, Failure)> = self
             .jobs
@@ -261,23 +324,22 @@ impl Scheduler {
         for (id, why) in late {
             self.end_job(id, why);
         }
-        let mut again = Vec::new();
-        for (item, want) in &self.wants {
-            let stalled = want
-                .asked
-                .iter()
-                .any(|(peer, at)| *at + self.patience(want, *peer) <= now);
-            let forgiven = want.missed.iter().any(|(_, at)| *at + MISS_MEMORY <= now);
-            if stalled || forgiven {
-                again.push(*item);
-            }
-        }
-        for item in again {
-            if let Some(want) = self.wants.get_mut(&item) {
-                want.missed.retain(|(_, at)| *at + MISS_MEMORY > now);
-            }
+        let stalled: Vec<Item> = self
+            .wants
+            .iter()
+            .filter(|(_, want)| {
+                let late = |(peer, at): &(PeerKey, Now)| *at + self.patience(want, *peer) <= now;
+                want.asked.iter().any(late)
+            })
+            .map(|(item, _)| *item)
+            .collect();
+        for item in stalled {
             self.enqueue(item);
         }
+        self.enqueue_unasked(|want| {
+            let forgiven = |miss: &Miss| before < miss.until && miss.until <= now;
+            want.missed.iter().any(forgiven)
+        });
     }
 
     /// The next thing to do, or `None` until something happens.
@@ -285,15 +347,17 @@ impl Scheduler {
         if let Some(output) = self.outputs.pop_front() {
             return Some(output);
         }
-        let peers: Vec<PeerKey> = self.peers_by_speed();
         for priority in PRIORITIES {
-            for peer in &peers {
-                if let Some(items) = self.pick(now, *peer, priority) {
+            while let Some(peer) = self.next_candidate(priority) {
+                if let Some(items) = self.pick(now, peer, priority) {
                     return Some(Output::Request {
-                        peer: *peer,
+                        peer,
                         priority,
                         items,
                     });
+                }
+                if let Some(p) = self.peers.get_mut(&peer) {
+                    p.barren[priority as usize] = self.generations[priority as usize];
                 }
             }
         }
@@ -328,7 +392,8 @@ impl Scheduler {
             want.priority = priority;
             want.queued = false;
         }
-        if urgent || want.asked.is_empty() {
+        // What was asked already is on its way; if it is late for its new urgency, the next tick asks somebody else as well.
+        if want.asked.is_empty() {
             self.enqueue(item);
         }
         true
@@ -340,7 +405,41 @@ impl Scheduler {
         {
             want.queued = true;
             self.queues[want.priority as usize].push_back(item);
+            self.generations[want.priority as usize] += 1;
         }
+    }
+
+    /// Queues those wants that nobody was asked for.
+    fn enqueue_unasked(&mut self, which: impl Fn(&Want) -> bool) {
+        let unasked: Vec<Item> = self
+            .wants
+            .iter()
+            .filter(|(_, want)| want.asked.is_empty() && !want.queued && which(want))
+            .map(|(item, _)| *item)
+            .collect();
+        for item in unasked {
+            self.enqueue(item);
+        }
+    }
+
+    /// Keeps the peer's place in [`Self::ready`] current.
+    fn list(&mut self, peer: PeerKey) {
+        let Some(p) = self.peers.get_mut(&peer) else {
+            return;
+        };
+        let load = p.has_room().then(|| p.load());
+        let before = std::mem::replace(&mut p.listed, load);
+        if before != load {
+            before.map(|load| self.ready.remove(&(load, peer)));
+            load.map(|load| self.ready.insert((load, peer)));
+        }
+    }
+
+    /// The item is no longer awaited from the peer; its size if it was.
+    fn close(&mut self, peer: PeerKey, item: &Item) -> Option<u32> {
+        let bytes = self.peers.get_mut(&peer)?.close(item);
+        self.list(peer);
+        bytes
     }
 
     /// `peer` will not bring `item`: queue it again if nobody else was asked.
@@ -359,12 +458,12 @@ impl Scheduler {
             .wants
             .get(&item)
             .and_then(|w| w.asked.iter().find(|(p, _)| *p == peer).map(|(_, at)| *at));
-        let Some(p) = self.peers.get_mut(&peer) else {
+        let Some(bytes) = self.close(peer, &item) else {
             return;
         };
-        let Some(bytes) = p.close(&item) else { return };
-        if let (Some(at), true) = (asked_at, useful) {
+        if let (Some(at), true, Some(p)) = (asked_at, useful, self.peers.get_mut(&peer)) {
             p.learn(now.saturating_sub(at), bytes);
+            self.list(peer);
         }
     }
 
@@ -380,24 +479,25 @@ impl Scheduler {
         usual.clamp(HEDGE_TIME_MIN, STALL_TIME)
     }
 
-    /// Least loaded first, so that every peer with room gets its share.
-    fn peers_by_speed(&self) -> Vec<PeerKey> {
-        let mut peers: Vec<(u64, PeerKey)> = self
-            .peers
-            .iter()
-            .filter(|(_, p)| p.has_room())
-            .map(|(key, p)| (p.open_bytes * 1024 / p.window, *key))
-            .collect();
-        peers.sort_unstable();
-        peers.into_iter().map(|(_, key)| key).collect()
+    /// The least loaded peer that may find something in a queue, so that every peer with room gets its share.
+    fn next_candidate(&self, priority: Priority) -> Option<PeerKey> {
+        let p = priority as usize;
+        if self.queues[p].is_empty() {
+            return None;
+        }
+        let fertile = |key: &PeerKey| {
+            let peer = self.peers.get(key);
+            peer.is_some_and(|peer| peer.barren[p] != self.generations[p])
+        };
+        self.ready.iter().map(|(_, key)| *key).find(fertile)
     }
 
     /// Takes items of one priority for one peer: chunks or nodes, not both, within its window.
     fn pick(&mut self, now: Now, peer: PeerKey, priority: Priority) -> Option<Vec<Item>> {
-        let mut room = self.peers.get(&peer)?.room();
+        let (mut room, peers) = (self.peers.get(&peer)?.room(), self.peers.len());
         let mut picked: Vec<Item> = Vec::new();
         let mut passed = Vec::new();
-        let share = self.share_of(priority);
+        let share = self.share_of(peer, priority);
         for _ in 0..SCAN_ITEMS_MAX {
             if picked.len() >= share || room == 0 {
                 break;
@@ -411,12 +511,14 @@ impl Scheduler {
             if !want.queued || want.priority != priority {
                 continue;
             }
-            let refused = want.missed.iter().any(|(p, _)| *p == peer)
-                || want.asked.iter().any(|(p, _)| *p == peer);
+            if want.refusing(now) >= peers {
+                want.queued = false;
+                continue;
+            }
             let other_kind = picked
                 .first()
                 .is_some_and(|first| first.is_chunk() != item.is_chunk());
-            if refused || other_kind {
+            if want.is_refused_by(now, peer) || other_kind {
                 passed.push(item);
                 continue;
             }
@@ -434,13 +536,19 @@ impl Scheduler {
             p.open_bytes += u64::from(bytes);
             p.open.insert(*item, bytes);
         }
+        self.list(peer);
         (!picked.is_empty()).then_some(picked)
     }
 
     /// Most items one request takes, so that several idle peers share a short queue.
-    fn share_of(&self, priority: Priority) -> usize {
-        let idle = self.peers.values().filter(|p| p.has_room()).count().max(1);
-        (self.queues[priority as usize].len().div_ceil(idle)).clamp(1, REQUEST_ITEMS_MAX)
+    fn share_of(&self, peer: PeerKey, priority: Priority) -> usize {
+        let lacks = |p: &Peer| p.miss_score > MISS_SCORE_MAX / 2;
+        let most = match self.peers.get(&peer).is_some_and(lacks) {
+            true => PROBE_ITEMS_MAX,
+            false => REQUEST_ITEMS_MAX,
+        };
+        let idle = self.ready.len().max(1);
+        (self.queues[priority as usize].len().div_ceil(idle)).clamp(1, most)
     }
 
     /// Starts the clock of jobs with an item that every connected peer lacks.
@@ -450,20 +558,12 @@ impl Scheduler {
             if job.priority != Priority::Blocked {
                 continue;
             }
-            let stuck = job.items.iter().any(|item| {
-                self.wants
-                    .get(item)
-                    .is_some_and(|w| w.asked.is_empty() && w.missed.len() >= peers)
-            });
+            let wants = || job.items.iter().filter_map(|item| self.wants.get(item));
+            let stuck = wants().any(|w| w.asked.is_empty() && w.missed.len() >= peers);
+            let hopeful = wants().any(|w| w.asked.iter().any(|(peer, _)| !w.has_missed(*peer)));
             if stuck {
                 job.nobody_since.get_or_insert(now);
-            } else if peers > 0
-                && job.items.iter().any(|i| {
-                    self.wants
-                        .get(i)
-                        .is_some_and(|w| !w.asked.is_empty() && w.missed.is_empty())
-                })
-            {
+            } else if hopeful {
                 job.nobody_since = None;
             }
         }
@@ -481,13 +581,43 @@ impl Scheduler {
             if want.jobs.is_empty() {
                 let want = self.wants.remove(&item);
                 for (peer, _) in want.into_iter().flat_map(|w| w.asked) {
-                    if let Some(p) = self.peers.get_mut(&peer) {
-                        p.close(&item);
-                    }
+                    self.close(peer, &item);
                 }
             }
         }
         self.outputs.push_back(Output::Failed(id, why));
+    }
+}
+
+impl Want {
+    fn miss(&mut self, now: Now, peer: PeerKey) {
+        let known = self.missed.iter().position(|miss| miss.peer == peer);
+        let times = known.map_or(0, |at| self.missed.swap_remove(at).times);
+        let believed = MISS_TIME_MIN * 2_u32.saturating_pow(times.min(16));
+        self.missed.push(Miss {
+            peer,
+            times: times + 1,
+            until: now + believed.min(MISS_TIME_MAX),
+        });
+    }
+
+    fn has_missed(&self, peer: PeerKey) -> bool {
+        self.missed.iter().any(|miss| miss.peer == peer)
+    }
+
+    fn is_asked_of(&self, peer: PeerKey) -> bool {
+        self.asked.iter().any(|(asked, _)| *asked == peer)
+    }
+
+    fn is_refused_by(&self, now: Now, peer: PeerKey) -> bool {
+        let missed = |miss: &Miss| miss.peer == peer && miss.until > now;
+        self.is_asked_of(peer) || self.missed.iter().any(missed)
+    }
+
+    /// How many peers cannot be asked for it now.
+    fn refusing(&self, now: Now) -> usize {
+        let missed = self.missed.iter().filter(|miss| miss.until > now);
+        self.asked.len() + missed.filter(|miss| !self.is_asked_of(miss.peer)).count()
     }
 }
 
@@ -504,6 +634,11 @@ impl Peer {
         self.window.saturating_sub(self.open_bytes)
     }
 
+    /// How much it has to do, of 1024. Who mostly lacks what is wanted counts as busy: others are asked first.
+    fn load(&self) -> u64 {
+        self.open_bytes * 1024 / self.window + self.miss_score
+    }
+
     fn has_room(&self) -> bool {
         self.room() > 0 && self.open.len() < ITEMS_OPEN_MAX
     }
@@ -516,6 +651,7 @@ impl Peer {
 
     /// An answer of `bytes` took `time`: open the window while answers come quickly, close it when they queue up.
     fn learn(&mut self, time: Duration, bytes: u32) {
+        self.miss_score -= self.miss_score / 8;
         self.answer_time_min = self.answer_time_min.min(time);
         self.answer_time = (self.answer_time * 7 + time) / 8;
         let target = self.answer_time_min * 2 + QUEUE_TIME_TARGET;

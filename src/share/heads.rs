@@ -127,6 +127,11 @@ impl Heads {
         if known.is_some_and(|k| k.claims().device != claims.device) {
             return Err(HeadError::Foreign(claims.incarnation));
         }
+        let fork = known.is_some_and(|k| k.claims().seq == claims.seq);
+        if fork && self.forks.len() >= FORKS_MAX {
+            // Proof enough is kept: further ones are not worth checking a signature.
+            return Err(HeadError::Fork(claims.incarnation));
+        }
         let head = head.verify()?;
         let ahead_ms = (claims.hlc >> 16).saturating_sub(now_ms);
         if ahead_ms > AHEAD_MS_MAX {
@@ -135,9 +140,7 @@ impl Heads {
         if let Some(known) = self.heads.get(&claims.incarnation)
             && known.claims().seq == claims.seq
         {
-            if self.forks.len() < FORKS_MAX {
-                self.forks.push((known.clone(), head));
-            }
+            self.forks.push((known.clone(), head));
             return Err(HeadError::Fork(claims.incarnation));
         }
         if known_is_full(&self.heads, &claims.incarnation) {

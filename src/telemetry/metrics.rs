@@ -18,6 +18,11 @@ impl Counter {
         self.0.fetch_add(n, Ordering::Relaxed);
     }
 
+    /// Takes over a count that is kept elsewhere.
+    pub fn raise_to(&self, n: u64) {
+        self.0.fetch_max(n, Ordering::Relaxed);
+    }
+
     pub fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -67,8 +72,12 @@ metrics! {
         "Peers that have proven a right to a folder and are connected.";
     peers_dropped: Counter, PEERS_DROPPED = "ccbt_peers_dropped_total",
         "Peers dropped because they broke the protocol or sent wrong content.";
+    connections_accepted: Counter, CONNECTIONS_ACCEPTED = "ccbt_connections_accepted_total",
+        "Incoming connections, those turned away included.";
     connections_refused: Counter, CONNECTIONS_REFUSED = "ccbt_connections_refused_total",
-        "Incoming connections refused: too many, or no known folder.";
+        "Connections turned away at once: too many, or from an address that sent wrong content.";
+    connections_unproven: Counter, CONNECTIONS_UNPROVEN = "ccbt_connections_unproven_total",
+        "Connections that ended before a right to a folder was proven: strangers, garbage, too slow.";
     wire_bytes_in: Counter, WIRE_BYTES_IN = "ccbt_wire_bytes_in_total",
         "Bytes received from peers.";
     wire_bytes_out: Counter, WIRE_BYTES_OUT = "ccbt_wire_bytes_out_total",
@@ -84,23 +93,19 @@ metrics! {
     heads_accepted: Counter, HEADS_ACCEPTED = "ccbt_heads_accepted_total",
         "Heads of other devices that were new and valid.";
     heads_refused: Counter, HEADS_REFUSED = "ccbt_heads_refused_total",
-        "Heads that were forged, replayed, forked or malformed.";
+        "Heads that were forged or forked, or whose snapshots break the rules.";
+    heads_held_back: Counter, HEADS_HELD_BACK = "ccbt_heads_held_back_total",
+        "Attempts to believe a head that names changes nobody is known to have signed.";
     snapshots_published: Counter, SNAPSHOTS_PUBLISHED = "ccbt_snapshots_published_total",
         "Snapshots published by this device.";
-    bytes_ingested: Counter, BYTES_INGESTED = "ccbt_bytes_ingested_total",
-        "Bytes of files chunked and hashed.";
     store_bytes: Gauge, STORE_BYTES = "ccbt_store_bytes",
         "Bytes the packs take on disk.";
     packs_damaged: Counter, PACKS_DAMAGED = "ccbt_packs_damaged_total",
-        "Packs in which damage was found and set aside.";
-    catalogue_rebuilt: Counter, CATALOGUE_REBUILT = "ccbt_catalogue_rebuilt_total",
-        "Times the catalogue was moved aside and rebuilt.";
-    read_cache_bytes: Gauge, READ_CACHE_BYTES = "ccbt_read_cache_bytes",
-        "Bytes of content held in memory for readers.";
+        "Damaged records met in packs and set aside.";
+    store_memory_bytes: Gauge, STORE_MEMORY_BYTES = "ccbt_store_memory_bytes",
+        "Bytes of memory the chunk index, the borrow table and the read cache take.";
     mounts: Gauge, MOUNTS = "ccbt_mounts",
         "Mounts that are up.";
-    mount_errors: Counter, MOUNT_ERRORS = "ccbt_mount_errors_total",
-        "Requests of the kernel answered with EIO.";
 }
 
 impl Metrics {
@@ -152,7 +157,7 @@ mod tests {
         let values = metrics.snapshot();
         assert_eq!(values.len(), Metrics::TABLE.len());
         assert_eq!(
-            (values[CHUNKS_SERVED], values[MOUNTS], values[MOUNT_ERRORS]),
+            (values[CHUNKS_SERVED], values[MOUNTS], values[CHUNKS_WRONG]),
             (3, 7, 0)
         );
         let text = exposition(&values);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ccbt_xet::hash::NodeId;
 use ccbt_xet::store::Store;
 
-use super::{JobDone, NODE_BYTES_GUESS, Swarm, Waiter};
+use super::{Credit, JobDone, NODE_BYTES_GUESS, Swarm, Waiter, outcome_of};
 use crate::clock;
 use crate::engine::peer::ToPeer;
 use crate::folder::changes::{self, PackedChanges};
@@ -26,13 +26,19 @@ const ROLLED_BACK: &str = "the state directory is older than what this device ha
 /// Heads worked on or held back at once; more are refused until one is done.
 const ADOPTIONS_MAX: usize = 1024;
 
+/// A DELTA with the credit its sender used for it: while it waits here, that peer cannot send much more.
+pub(super) struct Told {
+    pub(super) delta: Delta,
+    pub(super) _credit: Credit,
+}
+
 /// A head on its way to being believed.
 pub(super) struct Adoption {
     head: Head,
     /// Who told us; it is not told again.
     from: PeerKey,
     /// The change list that came with it, tried once.
-    delta: Option<Arc<Delta>>,
+    delta: Option<Arc<Told>>,
     stage: Stage,
 }
 
@@ -64,29 +70,40 @@ pub(super) enum Outcome {
     RolledBack,
 }
 
+/// The peer sent a head that its device did not sign; nothing else it says counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Forged;
+
 impl Swarm {
     /// A head arrived, with the change list that leads to it or without.
     pub(super) fn head_offered(
         &mut self,
         key: PeerKey,
         head: Unverified<Head>,
-        delta: Option<Arc<Delta>>,
-    ) {
+        delta: Option<Arc<Told>>,
+    ) -> Result<(), Forged> {
         match self.heads.check(head, clock::unix_millis()) {
             Ok(None) => {}
             Ok(Some(head)) => self.adopt(key, head, delta),
             Err(error @ (HeadError::Signature(_) | HeadError::Foreign(_))) => {
                 tracing::warn!(%error, "forged head");
-                self.drop_peer(key, "a forged head");
+                self.config.metrics.heads_refused.inc();
+                self.drop_peer(key, "it sent a forged head");
+                return Err(Forged);
             }
             Err(error) => {
-                tracing::info!(%error, "head not taken");
+                tracing::debug!(%error, "head not taken");
+                self.config.metrics.heads_refused.inc();
                 self.trouble = Some(error.to_string());
             }
         }
+        Ok(())
     }
 
-    fn adopt(&mut self, from: PeerKey, head: Head, delta: Option<Arc<Delta>>) {
+    fn adopt(&mut self, from: PeerKey, head: Head, delta: Option<Arc<Told>>) {
+        if self.rolled_back || self.ending.is_some() {
+            return;
+        }
         let incarnation = head.claims().incarnation;
         if let Some(known) = self.adoptions.get_mut(&incarnation) {
             let newer = head.claims().seq > known.head.claims().seq;
@@ -136,17 +153,24 @@ impl Swarm {
             .heads
             .counters(self.adoptions.values().map(|pending| &pending.head));
         let (folder, store) = (self.config.folder.clone(), Arc::clone(&self.config.store));
-        self.jobs.spawn_blocking(move || {
-            let outcome = attempt(&folder, &store, &head, delta.as_deref(), &counters);
-            JobDone::Adopted(
-                incarnation,
-                Box::new(Attempt {
-                    head,
-                    delta,
-                    outcome,
-                }),
-            )
-        });
+        let panicked = Attempt {
+            head: head.clone(),
+            delta: None,
+            outcome: Outcome::Invalid("merging it panicked".to_owned()),
+        };
+        let merge = move || {
+            let change_list = delta.as_deref().map(|told| &told.delta);
+            let outcome = attempt(&folder, &store, &head, change_list, &counters);
+            let done = Attempt {
+                head,
+                delta,
+                outcome,
+            };
+            JobDone::Adopted(incarnation, Box::new(done))
+        };
+        let otherwise = JobDone::Adopted(incarnation, Box::new(panicked));
+        self.jobs
+            .spawn_blocking(move || outcome_of(otherwise, merge));
     }
 
     pub(super) fn adopted(&mut self, incarnation: Incarnation, done: Attempt) {
@@ -173,13 +197,15 @@ impl Swarm {
             }
             Outcome::Missing(_) => Some(Stage::Ready),
             Outcome::Uncovered(other) => {
-                tracing::info!(%incarnation, %other, "head held back until the other's head comes");
+                tracing::debug!(%incarnation, %other, "head held back until the other's head comes");
+                self.config.metrics.heads_held_back.inc();
                 Some(Stage::Held {
                     until: now + RETRY_TIME,
                 })
             }
             Outcome::Invalid(error) => {
                 tracing::warn!(%incarnation, error, "snapshot refused");
+                self.config.metrics.heads_refused.inc();
                 self.trouble = Some(format!("a snapshot was refused: {error}"));
                 None
             }
@@ -243,7 +269,7 @@ impl Swarm {
     }
 
     /// The head's snapshot is merged: it counts from now on, and others hear of it.
-    fn believe(&mut self, head: Head, delta: Option<Arc<Delta>>) {
+    fn believe(&mut self, head: Head, delta: Option<Arc<Told>>) {
         let from = self
             .adoptions
             .get(&head.claims().incarnation)
@@ -251,6 +277,7 @@ impl Swarm {
         if !self.heads.take(head.clone()) {
             return;
         }
+        self.config.metrics.heads_accepted.inc();
         self.heads_saved = false;
         self.trouble = None;
         self.replica.changed();
@@ -260,7 +287,7 @@ impl Swarm {
             }
         }
         let frame = match delta {
-            Some(delta) => Frame::Delta(Box::new((*delta).clone())),
+            Some(told) => Frame::Delta(Box::new(told.delta.clone())),
             None => Frame::Heads(vec![head.clone().into()]),
         };
         self.forward(&head, from, &frame);
@@ -288,7 +315,7 @@ impl Swarm {
 /// A finished attempt with what it was about.
 pub(super) struct Attempt {
     head: Head,
-    delta: Option<Arc<Delta>>,
+    delta: Option<Arc<Told>>,
     outcome: Outcome,
 }
 
@@ -315,15 +342,16 @@ fn attempt(
         Ok(snapshot) => snapshot,
         Err(error) => return Outcome::Invalid(error.to_string()),
     };
-    if folder.is_behind_itself(&snapshot) {
-        return Outcome::RolledBack;
-    }
     let vector = snapshot
         .vector
         .iter()
         .map(|(inc, ctr)| (Incarnation::from_bytes(inc.0), ctr));
     if let Some(incarnation) = counters.uncovered(vector) {
         return Outcome::Uncovered(incarnation);
+    }
+    // Only now: anybody can write a large counter into a vector, but the signature that covers ours is our own.
+    if folder.is_behind_itself(&snapshot) {
+        return Outcome::RolledBack;
     }
     match folder.merge(&snapshot) {
         Ok(merged) => Outcome::Merged {

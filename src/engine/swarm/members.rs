@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use ccbt_xet::hash::NodeId;
 
-use super::{Door, PEERS_MAX, Peer, Swarm, SwarmHandle, have};
+use super::adopt::Told;
+use super::{Credit, Door, PEERS_MAX, Peer, Swarm, SwarmHandle, have};
 use crate::clock;
 use crate::engine::peer::{FromPeer, NewPeer, PeerInfo, ToPeer};
 use crate::proto::scheduler::PeerKey;
@@ -19,8 +20,11 @@ impl Swarm {
         let now = self.clock.now();
         match event {
             FromPeer::Up(new) => self.peer_up(*new),
-            FromPeer::Frame { key, frame } => self.frame(key, frame),
+            FromPeer::Frame { key, frame, credit } => self.frame(key, frame, credit),
             FromPeer::Arrived { key, items } => {
+                if self.not_stored.take().is_some() {
+                    self.replica.try_now();
+                }
                 for item in items {
                     self.scheduler.arrived(now, item, Some(key));
                 }
@@ -28,6 +32,12 @@ impl Swarm {
             FromPeer::Missed { key, items } => {
                 for item in items {
                     self.scheduler.missed(now, item, key);
+                }
+            }
+            FromPeer::NotStored { key, items, why } => {
+                self.not_stored = Some(format!("what peers send cannot be kept: {why}"));
+                for item in items {
+                    self.scheduler.not_stored(now, item, key);
                 }
             }
             FromPeer::Down { key, called } => {
@@ -156,23 +166,31 @@ impl Swarm {
         }
     }
 
-    pub(super) fn frame(&mut self, key: PeerKey, frame: Frame) {
+    /// What a member says unasked. Nothing counts from one that was turned away at the start.
+    pub(super) fn frame(&mut self, key: PeerKey, frame: Frame, credit: Credit) {
+        if !self.peers.contains_key(&key) {
+            return;
+        }
         match frame {
             Frame::Manifest(manifest) => {
                 let offered = self.manifest_offered(*manifest);
                 if offered.is_err() {
-                    self.drop_peer(key, "a manifest the owner did not sign");
+                    self.drop_peer(key, "it sent a manifest the owner did not sign");
                 }
             }
             Frame::Certs(certificates) => self.certificates(key, certificates),
             Frame::Heads(heads) => {
                 for head in heads {
-                    self.head_offered(key, head, None);
+                    if self.head_offered(key, head, None).is_err() {
+                        break;
+                    }
                 }
             }
             Frame::Delta(delta) => {
-                let head = delta.head.clone();
-                self.head_offered(key, head, Some(Arc::from(delta)));
+                let (head, delta) = (delta.head.clone(), *delta);
+                let _credit = credit;
+                let told = Arc::new(Told { delta, _credit });
+                let _dropped = self.head_offered(key, head, Some(told));
             }
             Frame::Peers(addrs) if self.config.exchange => {
                 for addr in addrs {
@@ -183,8 +201,14 @@ impl Swarm {
                 snapshot: root,
                 what,
             } => {
-                if let Some(peer) = self.peers.get_mut(&key) {
-                    peer.shows = Some((root, what == Holding::All));
+                let shows = Some((root, what == Holding::All));
+                if let Some(peer) = self.peers.get_mut(&key)
+                    && peer.shows != shows
+                {
+                    peer.shows = shows;
+                    if what == Holding::All {
+                        self.scheduler.peer_has_more(key);
+                    }
                 }
             }
             Frame::Stored(root) if self.is_keeper(key) => self.set_stored(key, Some(root)),
@@ -246,17 +270,17 @@ impl Swarm {
                 Err(HeadError::Certificate(crate::share::CertError::Expired { .. })) => {}
                 Err(error) => {
                     tracing::warn!(%error, "certificate refused");
-                    self.drop_peer(key, "a certificate the write key did not sign");
+                    self.drop_peer(key, "it sent a certificate the write key did not sign");
                     return;
                 }
             }
         }
     }
 
-    pub(super) fn drop_peer(&mut self, key: PeerKey, why: &str) {
+    pub(super) fn drop_peer(&mut self, key: PeerKey, why: &'static str) {
         if let Some(peer) = self.peers.get(&key) {
             tracing::warn!(addr = %peer.addr, why, "peer dropped");
-            let _gone = peer.commands.send(ToPeer::Close);
+            let _gone = peer.commands.send(ToPeer::Drop(why));
         }
     }
 }

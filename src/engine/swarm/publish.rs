@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{JobDone, Swarm};
+use super::{JobDone, Swarm, outcome_of};
 use crate::engine::peer::ToPeer;
 use crate::folder::changes;
 use crate::folder::work::{Publication, Unsigned};
@@ -42,7 +42,7 @@ impl Swarm {
         let epoch = self.config.epoch;
         let flags = if self.config.keeper { FLAG_HOME } else { 0 };
         let head_file = self.config.own_head_file();
-        self.jobs.spawn_blocking(move || {
+        let publish = move || {
             let sign = |unsigned: Unsigned| {
                 let claims = HeadClaims {
                     epoch,
@@ -65,7 +65,11 @@ impl Swarm {
                 Ok(Some(publication)) => announce(publication).map(Some),
                 Err(error) => Err(error.to_string()),
             })))
-        });
+        };
+        let panicked = Outcome(Err("publishing panicked".to_owned()));
+        let otherwise = JobDone::Published(Box::new(panicked));
+        self.jobs
+            .spawn_blocking(move || outcome_of(otherwise, publish));
     }
 
     /// After a rollback nothing is published: whoever asks is told.
@@ -84,6 +88,7 @@ impl Swarm {
             Ok(None) => Ok(()),
             Ok(Some((head, frame))) => {
                 self.published_at = Some(now);
+                self.config.metrics.snapshots_published.inc();
                 self.heads.take(head);
                 self.heads_saved = false;
                 self.replica.changed();

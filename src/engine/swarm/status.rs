@@ -71,7 +71,7 @@ impl Swarm {
             whole: self.replica.whole() == Some(root),
             replica: self.replica.is_wanted(),
             stored_elsewhere: self.peers.values().any(|p| p.stored == Some(root)),
-            trouble: self.trouble.clone(),
+            trouble: self.trouble.clone().or_else(|| self.not_stored.clone()),
             rolled_back: self.rolled_back,
             wanted: self.scheduler.wanted(),
             peers,

@@ -110,10 +110,104 @@ fn a_miss_goes_to_another_peer_and_then_to_the_first_again() {
     assert_eq!(
         requests(&drain(&mut s, ms(1100))).len(),
         1,
-        "a miss is believed for a second"
+        "a first miss is believed for a second"
     );
     s.arrived(ms(1101), item(1), None);
     assert_eq!(drain(&mut s, ms(1101)), [Output::Done(job)]);
+}
+
+/// How often a peer that never has the item is asked for it within ten minutes.
+fn questions_to_a_peer_without(say_more_at: Option<u64>) -> usize {
+    let mut s = Scheduler::new();
+    s.peer_up(PeerKey(1));
+    let _ = s.add_job([(item(1), 1000)], Priority::Replica, ms(600_000));
+    let mut asked = 0;
+    for now in (0..600_000).step_by(50).map(ms) {
+        s.handle_timeout(now);
+        if say_more_at.map(ms) == Some(now) {
+            s.peer_has_more(PeerKey(1));
+        }
+        for (peer, item) in requests(&drain(&mut s, now)) {
+            asked += 1;
+            s.missed(now, item, peer);
+        }
+    }
+    asked
+}
+
+#[test]
+fn a_peer_that_misses_again_is_asked_ever_less() {
+    // 1 + 2 + .. + 32 s, then every 64 s.
+    assert_eq!(questions_to_a_peer_without(None), 15);
+    let then = questions_to_a_peer_without(Some(500_000));
+    assert!(
+        (16..=22).contains(&then),
+        "{then}: what it missed is forgiven"
+    );
+}
+
+#[test]
+fn an_item_that_cannot_be_kept_ends_its_jobs_and_is_not_asked_again() {
+    let mut s = Scheduler::new();
+    s.peer_up(PeerKey(1));
+    s.peer_up(PeerKey(2));
+    let job = s.add_job(
+        [(item(1), 1000), (item(2), 1000)],
+        Priority::Replica,
+        ms(600_000),
+    );
+    let asked = requests(&drain(&mut s, ms(0)));
+    s.not_stored(
+        ms(1),
+        item(1),
+        asked.iter().find(|a| a.1 == item(1)).unwrap().0,
+    );
+    assert_eq!(
+        drain(&mut s, ms(1)),
+        [Output::Failed(job, Failure::NotStored)]
+    );
+    assert_eq!((s.wanted(), s.open_bytes()), (0, 0));
+}
+
+#[test]
+fn what_becomes_urgent_on_its_way_is_not_asked_twice_at_once() {
+    let mut s = Scheduler::new();
+    s.peer_up(PeerKey(1));
+    s.peer_up(PeerKey(2));
+    let _ = s.add_job([(item(1), 1000)], Priority::ReadAhead, ms(30_000));
+    assert_eq!(requests(&drain(&mut s, ms(0))).len(), 1);
+    let _ = s.add_job([(item(1), 1000)], Priority::Blocked, ms(30_000));
+    assert_eq!(drain(&mut s, ms(1)), []);
+    s.handle_timeout(ms(200));
+    assert_eq!(requests(&drain(&mut s, ms(200))).len(), 1, "it is late");
+}
+
+#[test]
+fn the_one_peer_that_has_it_is_found_among_many_that_do_not() {
+    let mut s = Scheduler::new();
+    for p in 0..128 {
+        s.peer_up(PeerKey(p));
+    }
+    let all = (0..2048).map(|n| (item(n), 1000));
+    let _ = s.add_job(all, Priority::Replica, ms(600_000));
+    let mut questions = 0;
+    for now in (0..60_000).step_by(10).map(ms) {
+        s.handle_timeout(now);
+        for (peer, item) in requests(&drain(&mut s, now)) {
+            questions += 1;
+            if peer == PeerKey(127) {
+                s.arrived(now, item, Some(peer));
+            } else {
+                s.missed(now, item, peer);
+            }
+        }
+        if s.wanted() == 0 {
+            break;
+        }
+    }
+    assert_eq!(s.wanted(), 0);
+    // Everything of everybody would be 262,144.
+    assert!(questions < 40_000, "{questions} questions");
 }
 
 #[test]
