@@ -5,8 +5,13 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bad_input;
+mod capture;
 mod conflicts;
+mod hostile;
 mod kill;
 mod main_job;
+mod member;
 mod members;
+mod netns;
+mod seeders;
 mod support;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::net::TcpListener;
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -66,6 +66,37 @@ impl World {
 
     /// Any command that stays in the foreground.
     pub(crate) fn start(&self, state: &str, peers: &[u16], args: &[&str]) -> Daemon {
+        let local = |port: &u16| SocketAddr::from(([127, 0, 0, 1], *port));
+        let options = Options {
+            peers: peers.iter().map(local).collect(),
+            ..Options::default()
+        };
+        self.start_with(state, &options, args)
+    }
+
+    /// [`Self::mount`] with options.
+    pub(crate) fn mount_with(
+        &self,
+        link: &str,
+        at: &Path,
+        state: &str,
+        options: &Options,
+    ) -> Daemon {
+        let mut daemon = self.start_with(state, options, &["mount", link, at.to_str().unwrap()]);
+        daemon.mounts.push(at.to_path_buf());
+        daemon.wait("the mount", || is_mounted(at) && daemon.says("Mounted "));
+        daemon
+    }
+
+    /// [`Self::share`] with options.
+    pub(crate) fn share_with(&self, dir: &Path, state: &str, options: &Options) -> (Daemon, Links) {
+        let daemon = self.start_with(state, options, &["share", dir.to_str().unwrap()]);
+        let links = daemon.links();
+        (daemon, links)
+    }
+
+    /// [`Self::start`] with options.
+    pub(crate) fn start_with(&self, state: &str, options: &Options, args: &[&str]) -> Daemon {
         let state = self.dir.path().join(state);
         let port = free_port();
         static STARTS: AtomicU16 = AtomicU16::new(0);
@@ -78,12 +109,16 @@ impl World {
             .open(&log)
             .unwrap();
         let mut command = ccbt(&state);
-        command
-            .args(args)
-            .args(["--no-dht", "--no-lsd", "--no-portmap", "-v"]);
-        command.arg("--listen").arg(format!("127.0.0.1:{port}"));
-        for peer in peers {
-            command.arg("--peer").arg(format!("127.0.0.1:{peer}"));
+        command.args(args).args(["--no-portmap", "-v"]);
+        if let Some(bootstrap) = &options.dht_bootstrap {
+            command.env("CCBT_DHT_BOOTSTRAP", bootstrap.join(","));
+        } else {
+            command.args(["--no-dht", "--no-lsd"]);
+        }
+        let listen = SocketAddr::new(options.listen, port);
+        command.arg("--listen").arg(listen.to_string());
+        for peer in &options.peers {
+            command.arg("--peer").arg(peer.to_string());
         }
         command
             .stdin(Stdio::null())
@@ -96,6 +131,25 @@ impl World {
             child: Some(child),
             log,
             mounts: Vec::new(),
+        }
+    }
+}
+
+/// How a daemon is started; by default on loopback, without discovery.
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) listen: IpAddr,
+    pub(crate) peers: Vec<SocketAddr>,
+    /// DHT and LSD are on, and these are the first nodes.
+    pub(crate) dht_bootstrap: Option<Vec<String>>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            listen: IpAddr::from([127, 0, 0, 1]),
+            peers: Vec::new(),
+            dht_bootstrap: None,
         }
     }
 }
@@ -144,6 +198,15 @@ impl Daemon {
     /// `ccbt status --json`.
     pub(crate) fn status(&self) -> serde_json::Value {
         serde_json::from_str(&self.run(&["status", "--json"])).unwrap()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
+    /// One of the metrics in `ccbt status --json`.
+    pub(crate) fn metric(&self, name: &str) -> u64 {
+        self.status()["daemon"]["metrics"][name].as_u64().unwrap()
     }
 
     /// Mounts one of its folders at a second place.
