@@ -59,6 +59,11 @@ impl Daemon {
                 Err(FetchError::Closed) => {
                     return Err(ApiError::new(ErrorKind::NotFound, "the folder was closed"));
                 }
+                Err(FetchError::NoSpace) => {
+                    let what = format!("there is no room to keep {}", request.path);
+                    return Err(ApiError::new(ErrorKind::NoSpace, what)
+                        .hint("free some space on the disk of the state directory; `ccbt status` says what is wrong"));
+                }
                 Err(_) => {
                     tokio::time::sleep(POLL).await;
                     "waiting for peers"

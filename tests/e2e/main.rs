@@ -13,5 +13,6 @@ mod main_job;
 mod member;
 mod members;
 mod netns;
+mod replica_full;
 mod seeders;
 mod support;
