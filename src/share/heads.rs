@@ -388,6 +388,11 @@ mod tests {
         let inc = Incarnation::from_bytes([1; 8]);
         assert_eq!(offer(&mut w, &other), Err(HeadError::Fork(inc)));
         assert_eq!(w.heads.forks().len(), 1);
+        for n in 0..100 {
+            let other = head(5, 1, 2, 9 + n);
+            assert_eq!(offer(&mut w, &other), Err(HeadError::Fork(inc)));
+        }
+        assert_eq!(w.heads.forks().len(), FORKS_MAX, "enough is enough");
         assert_eq!(w.heads.get(&inc), Some(&two));
     }
 
