@@ -11,6 +11,7 @@ use crate::api::{ApiError, ErrorKind};
 use crate::engine::swarm::SwarmStatus;
 use crate::folder::work::FolderStats;
 use crate::share::Right as ShareRight;
+use crate::telemetry::metrics;
 
 /// Hex digits of a root shown to people.
 const ROOT_DIGITS: usize = 12;
@@ -52,7 +53,6 @@ impl Daemon {
         let record = open.record.lock().clone();
         let converged = swarm.peers.iter().filter(|peer| peer.converged).count();
         let held_back = open.home.lock().as_ref().and_then(|home| home.held_back());
-        let held_back = held_back.map(|why| why.to_string());
         let own = swarm.heads.iter().find(|head| head.own);
         FolderStatus {
             id: open.id.to_string(),
@@ -89,7 +89,8 @@ impl Daemon {
                 age_s: head.age_s,
             }),
             dirty_files: stats.dirty,
-            waiting: held_back.or_else(|| swarm.trouble.clone()),
+            held_back: held_back.map(|why| why.to_string()),
+            waiting: swarm.trouble.clone(),
         }
     }
 
@@ -97,7 +98,15 @@ impl Daemon {
         let gate = self.0.gate.counters();
         let store = self.0.store.stats();
         let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let folders = self.0.folders.lock();
+        let homes = folders.values().filter_map(|open| open.home.lock().clone());
+        let files_read = homes.map(|home| home.opens()).sum();
+        let mounts = u64::from(count(self.0.mounts.lock().len()));
         [
+            (metrics::CATALOGUE_REBUILT, self.0.seen.rebuilt()),
+            (metrics::MOUNTS, mounts),
+            (metrics::STORE_BYTES, store.bytes),
+            ("files_read", files_read),
             ("connections_accepted", read(&gate.accepted)),
             ("connections_turned_away", read(&gate.turned_away)),
             ("connections_unproven", read(&gate.unproven)),
