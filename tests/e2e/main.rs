@@ -5,8 +5,13 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bad_input;
+mod catalogue;
+mod clock;
+mod confirm;
 mod conflicts;
+mod full_disk;
 mod kill;
 mod main_job;
 mod members;
+mod ordinary_user;
 mod support;

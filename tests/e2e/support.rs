@@ -41,6 +41,12 @@ impl World {
         }
     }
 
+    /// Lets every user into the test's directory.
+    pub(crate) fn open_to_all(&self) {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(self.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
     /// A directory in the test's directory, made if it is missing.
     pub(crate) fn dir(&self, name: &str) -> PathBuf {
         let path = self.dir.path().join(name);
@@ -67,7 +73,31 @@ impl World {
     /// Any command that stays in the foreground.
     pub(crate) fn start(&self, state: &str, peers: &[u16], args: &[&str]) -> Daemon {
         let state = self.dir.path().join(state);
+        self.launch(ccbt(&state), &state, peers, args)
+    }
+
+    /// The same with a command that runs `ccbt --state STATE` in some surroundings.
+    pub(crate) fn launch(
+        &self,
+        command: Command,
+        state: &Path,
+        peers: &[u16],
+        args: &[&str],
+    ) -> Daemon {
         let port = free_port();
+        self.launch_at(port, command, state, peers, args)
+    }
+
+    /// The same where peers found an earlier daemon.
+    pub(crate) fn launch_at(
+        &self,
+        port: u16,
+        mut command: Command,
+        state: &Path,
+        peers: &[u16],
+        args: &[&str],
+    ) -> Daemon {
+        let state = state.to_path_buf();
         static STARTS: AtomicU16 = AtomicU16::new(0);
         let n = STARTS.fetch_add(1, Ordering::Relaxed);
         let name = state.file_name().unwrap().display();
@@ -77,7 +107,6 @@ impl World {
             .append(true)
             .open(&log)
             .unwrap();
-        let mut command = ccbt(&state);
         command
             .args(args)
             .args(["--no-dht", "--no-lsd", "--no-portmap", "-v"]);
@@ -108,7 +137,12 @@ pub(crate) struct Links {
 }
 
 impl Daemon {
-    fn links(&self) -> Links {
+    /// A mount that is to be taken away when the test ends, whatever happens.
+    pub(crate) fn watch_mount(&mut self, at: &Path) {
+        self.mounts.push(at.to_path_buf());
+    }
+
+    pub(crate) fn links(&self) -> Links {
         let find = |what: &str| {
             let text = fs::read_to_string(&self.log).unwrap_or_default();
             let line = text
@@ -187,7 +221,7 @@ impl Daemon {
         panic!("the daemon does not stop\n{}", self.log());
     }
 
-    fn says(&self, what: &str) -> bool {
+    pub(crate) fn says(&self, what: &str) -> bool {
         fs::read_to_string(&self.log).is_ok_and(|text| text.contains(what))
     }
 
@@ -222,6 +256,34 @@ pub(crate) fn ccbt(state: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ccbt"));
     command.arg("--state").arg(state).env_remove("CCBT_LINK");
     command
+}
+
+/// The same as an ordinary user, whose `PATH` is `path`. Only root can become one.
+pub(crate) fn ccbt_as_nobody(state: &Path, path: &str) -> Command {
+    let mut command = Command::new("/usr/bin/setpriv");
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"])
+        .arg(env!("CARGO_BIN_EXE_ccbt"))
+        .arg("--state")
+        .arg(state)
+        .env("PATH", path)
+        .env("HOME", "/nonexistent")
+        .env_remove("CCBT_LINK");
+    command
+}
+
+/// Gives a directory to the ordinary user.
+pub(crate) fn give_to_nobody(path: &Path) {
+    std::os::unix::fs::chown(path, Some(65534), Some(65534)).unwrap();
+}
+
+/// Tests that need another user, a file system or a namespace of their own can only be made by root.
+pub(crate) fn is_root() -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        eprintln!("skipped: only root can make what this test needs");
+    }
+    is_root
 }
 
 pub(crate) fn text(output: &Output) -> String {
