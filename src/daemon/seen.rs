@@ -232,8 +232,13 @@ mod tests {
     #[test]
     fn a_damaged_database_is_counted_and_replaced() {
         let state = tempfile::tempdir().unwrap();
-        std::fs::create_dir(state.path().join(DIR)).unwrap();
-        std::fs::write(state.path().join(DIR).join("conf"), b"garbage").unwrap();
+        put(
+            &Catalogue::open(&state.path().join(DIR)),
+            &FolderId::from_bytes([1; 32]),
+            9,
+            TODAY,
+        );
+        std::fs::write(state.path().join(DIR).join("conf"), b"no configuration").unwrap();
         let seen = Seen::start(state.path()).unwrap();
         let folder = FolderId::from_bytes([1; 32]);
         seen.met(folder, addr(1));
