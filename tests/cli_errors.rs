@@ -24,6 +24,7 @@ fn commands_that_need_a_daemon_say_how_to_start_one() {
         &["evict", "."],
         &["unmount", "x"],
         &["unshare", "."],
+        &["confirm", "."],
         &["daemon", "stop"],
     ] {
         let run = place.run(&[command, &["--state", state]].concat());
@@ -132,8 +133,8 @@ fn every_command_has_help() {
     let help = place.run(&["--help"]);
     assert_eq!(help.code, 0);
     for command in [
-        "share", "unshare", "mount", "unmount", "status", "peers", "pin", "unpin", "evict", "keys",
-        "xet", "daemon", "config",
+        "share", "unshare", "confirm", "mount", "unmount", "status", "peers", "pin", "unpin",
+        "evict", "keys", "xet", "daemon", "config",
     ] {
         assert!(
             help.stdout.contains(&format!("\n  {command}  ")),

@@ -105,16 +105,20 @@ fn attach_by_helper(path: &Path, options: &MountOptions) -> Result<OwnedFd, Moun
         let output = child.wait_with_output().map_err(to_io)?;
         return match received.map_err(to_io)? {
             Some(device) => Ok(device),
-            None if rustix::fs::access(DEVICE, Access::READ_OK | Access::WRITE_OK).is_err() => {
-                Err(MountError::DeviceDenied)
-            }
-            None => Err(MountError::HelperRefused {
-                path: path.into(),
-                message: first_line(&output.stderr),
-            }),
+            None => Err(refusal(path, first_line(&output.stderr))),
         };
     }
     Err(MountError::NoHelper)
+}
+
+/// What the helper's refusal means. It opens the device as root where it can, so that we may not is no reason by itself.
+fn refusal(path: &Path, message: String) -> MountError {
+    let may_open = rustix::fs::access(DEVICE, Access::READ_OK | Access::WRITE_OK).is_ok();
+    if message.contains(DEVICE) && !may_open {
+        return MountError::DeviceDenied;
+    }
+    let path = path.into();
+    MountError::HelperRefused { path, message }
 }
 
 fn helper_options(options: &MountOptions) -> String {

@@ -39,6 +39,12 @@ pub trait Control: Send + Sync {
         request: UnshareRequest,
         progress: ProgressSink,
     ) -> Reply<'_, UnshareResponse>;
+    /// Answers once what the directory holds is published.
+    fn confirm(
+        &self,
+        request: ConfirmRequest,
+        progress: ProgressSink,
+    ) -> Reply<'_, ConfirmResponse>;
     /// Answers once the directory can be listed.
     fn mount(&self, request: MountRequest, progress: ProgressSink) -> Reply<'_, MountResponse>;
     /// Answers once everything written is durable and the mount is gone.

@@ -89,6 +89,15 @@ impl Control for FakeControl {
         }))
     }
 
+    fn confirm(&self, request: ConfirmRequest, _: ProgressSink) -> Reply<'_, ConfirmResponse> {
+        reply(Ok(ConfirmResponse {
+            folder: folder(),
+            name: name_of(&request.dir),
+            held_back: None,
+            content: Amount { files: 2, bytes: 3 },
+        }))
+    }
+
     fn mount(&self, request: MountRequest, _: ProgressSink) -> Reply<'_, MountResponse> {
         self.add(WorkKind::Mount, request.dir.clone());
         reply(Ok(MountResponse {
@@ -152,6 +161,7 @@ impl Control for FakeControl {
                 age_s: 5,
             }),
             dirty_files: 3,
+            held_back: None,
             waiting: None,
         };
         reply(Ok(StatusResponse {

@@ -30,6 +30,7 @@ macro_rules! requests {
 requests! {
     "share": ShareRequest => ShareResponse,
     "unshare": UnshareRequest => UnshareResponse,
+    "confirm": ConfirmRequest => ConfirmResponse,
     "mount": MountRequest => MountResponse,
     "unmount": UnmountRequest => UnmountResponse,
     "status": StatusRequest => StatusResponse,
@@ -124,6 +125,24 @@ pub struct UnshareRequest {
 pub struct UnshareResponse {
     pub folder: String,
     pub name: String,
+}
+
+/// Of `confirm`: what a directory holds now is what its user wants it to hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConfirmRequest {
+    /// A directory that is shared.
+    pub dir: ApiPath,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfirmResponse {
+    pub folder: String,
+    pub name: String,
+    /// Why nothing was published until now; `None` if nothing was held back.
+    pub held_back: Option<String>,
+    /// What the directory holds, published now.
+    pub content: Amount,
 }
 
 /// What is to be mounted.
@@ -241,7 +260,10 @@ pub struct FolderStatus {
     pub published: Option<PublishedStatus>,
     /// Files with changes that are not published yet.
     pub dirty_files: u64,
-    /// Why nothing is published or received at present, as a sentence.
+    /// Why nothing of the directory is published until `confirm`, or until it is back.
+    #[serde(default)]
+    pub held_back: Option<String>,
+    /// What is in the way of publishing or receiving at present, as a sentence.
     pub waiting: Option<String>,
 }
 

@@ -3,6 +3,7 @@
 
 mod background;
 mod config;
+mod confirm;
 mod connect;
 mod create;
 mod daemon;
@@ -52,6 +53,7 @@ struct Cli {
 enum Command {
     Share(share::ShareCommand),
     Unshare(unshare::UnshareCommand),
+    Confirm(confirm::ConfirmCommand),
     Mount(mount::MountCommand),
     Unmount(unmount::UnmountCommand),
     Status(status::StatusCommand),
@@ -123,6 +125,7 @@ async fn dispatch(command: Command, context: &Context) -> CommandResult {
     match command {
         Command::Share(command) => command.run(context).await,
         Command::Unshare(command) => command.run(context).await,
+        Command::Confirm(command) => command.run(context).await,
         Command::Mount(command) => command.run(context).await,
         Command::Unmount(command) => command.run(context).await,
         Command::Status(command) => command.run(context).await,

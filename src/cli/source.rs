@@ -134,7 +134,10 @@ pub(super) fn existing_dir(path: &Path) -> Result<ApiPath, ApiError> {
 /// Something that may not be there, or may be a mount that does not answer: only its parent is looked at.
 pub(super) fn target(path: &Path) -> Result<ApiPath, ApiError> {
     let shown = escape(path.as_os_str().as_bytes());
-    let failed = |error: std::io::Error| ApiError::io(format_args!("cannot use {shown}"), &error);
+    let failed = |error: std::io::Error| {
+        ApiError::io(format_args!("cannot use {shown}"), &error)
+            .hint("name a directory in one that is there and that you may enter")
+    };
     let (Some(name), Some(parent)) = (path.file_name(), path.parent()) else {
         return std::fs::canonicalize(path).map(ApiPath).map_err(failed);
     };

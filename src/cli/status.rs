@@ -8,7 +8,7 @@ use super::peers::right;
 use super::{CommandResult, connect};
 use crate::api::escape;
 use crate::api::types::{
-    Amount, DaemonStatus, FolderStatus, JobStatus, StatusRequest, StatusResponse,
+    Amount, ApiPath, DaemonStatus, FolderStatus, JobStatus, StatusRequest, StatusResponse,
 };
 
 /// Show folders, mounts, what is only here and what is missing
@@ -108,6 +108,9 @@ fn folder_text(folder: &FolderStatus) -> String {
             count(folder.dirty_files)
         ));
     }
+    if let Some(why) = &folder.held_back {
+        lines.push(held_back(why, folder.home.as_ref()));
+    }
     lines.extend(
         folder
             .waiting
@@ -115,4 +118,12 @@ fn folder_text(folder: &FolderStatus) -> String {
             .map(|why| format!("waiting    {}", escape(why.as_bytes()))),
     );
     lines.join("\n  ") + "\n"
+}
+
+fn held_back(why: &str, home: Option<&ApiPath>) -> String {
+    let why = escape(why.as_bytes());
+    let confirm = home.map_or_else(String::new, |home| {
+        format!("; if it is meant to be so: ccbt confirm {home}")
+    });
+    format!("held back  nothing of the directory is published: {why}{confirm}")
 }

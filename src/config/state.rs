@@ -64,8 +64,13 @@ impl From<StateError> for ApiError {
             StateError::NoHome => (ErrorKind::Usage, "name a directory with --state"),
             StateError::Io { path, error } => {
                 let path = escape(path.as_os_str().as_encoded_bytes());
-                return Self::io(format_args!("cannot use the state directory {path}"), error)
-                    .hint("check who may read and write it, or choose another with --state");
+                let what = format_args!("cannot use the state directory {path}");
+                let error = Self::io(what, error);
+                let hint = match error.kind {
+                    ErrorKind::NoSpace => "make room on its disk, or choose another with --state",
+                    _ => "check who may read and write it, or choose another with --state",
+                };
+                return error.hint(hint);
             }
             StateError::NotDirectory { .. } => {
                 (ErrorKind::Usage, "choose another place with --state")

@@ -3,6 +3,7 @@
 //! - `record`: what is remembered of a folder over restarts.
 //! - `open`: from a record to a running folder: store, working tree, actor, home.
 //! - `share`, `mounts`, `status`, `keep`: the calls of the API, one file per family.
+//! - `seen`: members met in earlier runs.
 //! - `place`: which directories may be shared or mounted on.
 //!
 //! The daemon owns two tables, open folders and mounts. A call that changes them holds `turn`, so that two commands
@@ -14,6 +15,7 @@ mod mounts;
 mod open;
 mod place;
 mod record;
+mod seen;
 mod share;
 mod status;
 
@@ -31,6 +33,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::sync::watch;
 
 use self::open::OpenFolder;
+use self::seen::Seen;
 use crate::api::types::*;
 use crate::api::{ApiError, Control, ErrorKind, ProgressSink, Reply, Work, WorkItem, WorkKind};
 use crate::clock::Elapsed;
@@ -53,6 +56,7 @@ struct Inner {
     state: StateDir,
     clock: Elapsed,
     store: Arc<Store>,
+    seen: Arc<Seen>,
     device: Arc<DeviceKey>,
     device_name: DeviceName,
     gate: Gate,
@@ -87,6 +91,7 @@ struct Mounted {
 pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Control>, ApiError> {
     let path = state.path().to_path_buf();
     let device = Arc::new(device_key(&path)?);
+    let seen = Seen::start(&path).map_err(|error| ApiError::io("cannot start threads", &error))?;
     let cache_bytes = usize::try_from(config.read_cache_bytes).unwrap_or(usize::MAX);
     let store = tokio::task::spawn_blocking(move || {
         let options = StoreOptions {
@@ -98,10 +103,8 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
     .await
     .map_err(|error| ApiError::new(ErrorKind::Internal, error))?
     .map_err(|error| {
-        ApiError::new(
-            ErrorKind::Io,
-            format_args!("cannot open the store: {error}"),
-        )
+        let path = place::shown(&error.path);
+        ApiError::io(format_args!("cannot open the store: {path}"), &error.source)
     })?;
     let (work, _) = watch::channel(Work::default());
     let metrics = Arc::new(Metrics::default());
@@ -111,6 +114,7 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
         state,
         clock: Elapsed::start(),
         store: Arc::new(store),
+        seen: Arc::new(seen),
         device,
         device_name: device_name(),
         gate: Gate::new(Arc::clone(&metrics)),
@@ -297,6 +301,17 @@ impl Control for Daemon {
         let what = format!("unshare {}", request.dir);
         self.job(what, progress, |d, _| {
             Box::pin(async move { d.unshare_dir(request).await })
+        })
+    }
+
+    fn confirm(
+        &self,
+        request: ConfirmRequest,
+        progress: ProgressSink,
+    ) -> Reply<'_, ConfirmResponse> {
+        let what = format!("confirm {}", request.dir);
+        self.job(what, progress, |d, p| {
+            Box::pin(async move { d.confirm_dir(request, p).await })
         })
     }
 

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ccbt_mount::{MountEnd, MountOptions, Unmounted};
+use ccbt_mount::{MountEnd, MountError, MountOptions, Unmounted};
 
 use super::open::OpenFolder;
 use super::record::{FolderRecord, MountRecord};
-use super::share::new_folder;
+use super::share::{forget_folder, new_folder};
 use super::{Daemon, Mounted, place};
 use crate::api::types::*;
 use crate::api::{ApiError, ErrorKind, ProgressSink};
@@ -30,38 +30,55 @@ impl Daemon {
         progress: ProgressSink,
     ) -> Result<MountResponse, ApiError> {
         let _turn = self.0.turn.lock().await;
-        let dir = self.mount_point(&request)?;
+        let is_made = make_live_dir(&request)?;
+        let mounted = self.mount_there(&request, &progress).await;
+        if mounted.is_err() && is_made {
+            // It was made a moment ago and is empty; if it is not any more, it is somebody's.
+            let _used = std::fs::remove_dir(&request.dir.0);
+        }
+        mounted
+    }
+
+    async fn mount_there(
+        &self,
+        request: &MountRequest,
+        progress: &ProgressSink,
+    ) -> Result<MountResponse, ApiError> {
+        let dir = self.mount_point(&request.dir)?;
         let mut read_only = request.read_only;
-        let (open, content) = match &request.source {
+        let (opened, content) = match &request.source {
             MountSource::Link(secret) => {
                 let link = parse_link(secret)?;
                 read_only |= link.right() < Right::Write;
-                self.check_mount_point(&dir, false)?;
-                let open = self.open_link(&link).await?;
-                remember_peers(&open, &link.hints.peers);
-                self.go_online(&open)?;
-                let content = self.wait_for_listing(&open, &progress).await;
-                (open, content)
+                self.check_mount_point(&dir)?;
+                self.listen()?;
+                let opened = self.open_link(&link).await?;
+                remember_peers(&opened.open, &link.hints.peers);
+                self.go_online(&opened.open)?;
+                let content = self.wait_for_listing(&opened.open, progress).await;
+                (opened, content)
             }
             MountSource::Dir(source) => {
-                let open = self.open_source(source, &dir).await?;
-                let content = amount(&open);
-                (open, Some(content))
+                let opened = self.open_source(source, &dir).await?;
+                let content = amount(&opened.open);
+                (opened, Some(content))
             }
         };
+        let Opened { open, is_new } = opened;
         remember_peers(&open, &request.peers);
         if request.offline {
             open.record.lock().pinned = true;
             open.swarm.set_replica(true);
         }
-        let MountRequest {
-            persist, suid, dev, ..
-        } = request;
+        let (persist, suid, dev) = (request.persist, request.suid, request.dev);
         let mounted = self
             .mount_folder(&open, &dir, read_only, persist, suid, dev)
             .await;
         if let Err(error) = mounted {
             self.close_if_idle(&open).await;
+            if is_new && self.folder(&open.id).is_none() {
+                forget_folder(&open.dir);
+            }
             return Err(error);
         }
         open.save()?;
@@ -77,42 +94,26 @@ impl Daemon {
         })
     }
 
-    /// The mount point as an absolute path without symbolic links. The one of `ccbt mount DIR` may be missing: a new
-    /// directory becomes a live folder.
-    fn mount_point(&self, request: &MountRequest) -> Result<PathBuf, ApiError> {
-        let dir = &request.dir;
-        let new_live = matches!(&request.source, MountSource::Dir(source) if source == dir);
-        if new_live && !dir.0.exists() {
-            std::fs::create_dir(&dir.0)
-                .map_err(|error| ApiError::io(format_args!("cannot create {dir}"), &error))?;
-        }
-        let detached = ccbt_mount::detach_dead(&dir.0);
-        if let Err(error) = detached {
-            return Err(ApiError::new(ErrorKind::Busy, error));
-        }
+    /// The mount point as an absolute path without symbolic links, with nothing of FUSE on it.
+    fn mount_point(&self, dir: &ApiPath) -> Result<PathBuf, ApiError> {
+        ccbt_mount::detach_dead(&dir.0).map_err(|error| ApiError::new(ErrorKind::Busy, error))?;
         let real = place::existing_dir(dir)?;
         if self.0.mounts.lock().contains_key(&real) {
             let what = format!("{dir} is mounted already");
             return Err(ApiError::new(ErrorKind::Busy, what).hint(format!("ccbt unmount {dir}")));
         }
+        if ccbt_mount::is_fuse_mount(&real).unwrap_or(false) {
+            let what = format!("another program has mounted a file system on {dir}");
+            return Err(ApiError::new(ErrorKind::Busy, what)
+                .hint("unmount that first, or choose another directory"));
+        }
         Ok(real)
     }
 
-    fn check_mount_point(&self, dir: &Path, own: bool) -> Result<(), ApiError> {
+    fn check_mount_point(&self, dir: &Path) -> Result<(), ApiError> {
         place::apart_from_state(dir, self.0.state.path())?;
         place::outside_mounts(dir)?;
-        if !own {
-            let homes = self.homes();
-            if let Some(home) = homes.iter().find(|home| dir.starts_with(home)) {
-                let what = format!(
-                    "{} is inside the shared directory {}",
-                    place::shown(dir),
-                    place::shown(home)
-                );
-                return Err(ApiError::new(ErrorKind::Refused, what)
-                    .hint("choose a mount point outside of it"));
-            }
-        }
+        place::outside_homes(dir, &self.homes())?;
         if !place::is_empty(dir)? {
             let what = format!("{} is not empty", place::shown(dir));
             return Err(ApiError::new(ErrorKind::Refused, what)
@@ -122,14 +123,14 @@ impl Daemon {
     }
 
     /// `ccbt mount DIR [MNT]`: a folder that is open at DIR, or DIR itself as a new live folder.
-    async fn open_source(&self, source: &ApiPath, dir: &Path) -> Result<Arc<OpenFolder>, ApiError> {
+    async fn open_source(&self, source: &ApiPath, dir: &Path) -> Result<Opened, ApiError> {
         let source_dir = place::existing_dir(source)?;
         let itself = source_dir == dir;
         if let Some(open) = self.folder_at(&source_dir)
             && !itself
         {
-            self.check_mount_point(dir, false)?;
-            return Ok(open);
+            self.check_mount_point(dir)?;
+            return Ok(Opened::known(open));
         }
         if !itself {
             let what = format!("{source} is neither shared nor mounted here");
@@ -144,13 +145,14 @@ impl Daemon {
                 "share it (`ccbt share DIR`) and mount it at an empty directory (`ccbt mount DIR MNT`)",
             ));
         }
-        self.check_mount_point(dir, true)?;
-        let (record, link) = match self.remembered_live(dir)? {
-            Some(known) => known,
-            None => new_folder(dir, None),
+        self.check_mount_point(dir)?;
+        let (known, is_new) = match self.remembered_live(dir)? {
+            Some(known) => (known, false),
+            None => (new_folder(dir, None), true),
         };
+        let (record, link) = known;
         if let Some(open) = self.folder(&link.folder()) {
-            return Ok(open);
+            return Ok(Opened::known(open));
         }
         let mut record = record;
         record.live = Some(ApiPath(dir.to_path_buf()));
@@ -159,7 +161,7 @@ impl Daemon {
         if shared {
             self.go_online(&open)?;
         }
-        Ok(open)
+        Ok(Opened { open, is_new })
     }
 
     /// The folder that was live at `dir` in an earlier run.
@@ -178,17 +180,19 @@ impl Daemon {
         Ok(None)
     }
 
-    async fn open_link(&self, link: &Link) -> Result<Arc<OpenFolder>, ApiError> {
+    async fn open_link(&self, link: &Link) -> Result<Opened, ApiError> {
         if let Some(open) = self.folder(&link.folder()) {
             if open.link.right() >= link.right() {
-                return Ok(open);
+                return Ok(Opened::known(open));
             }
             let what = "the folder is open here with a link of a lower right";
             return Err(ApiError::new(ErrorKind::Busy, what)
                 .hint("unmount it, then mount it with the new link"));
         }
         let hints = link.hints.clone();
-        let (record, link) = match self.known(&link.folder())? {
+        let known = self.known(&link.folder())?;
+        let is_new = known.is_none();
+        let (record, link) = match known {
             Some(mut record) => {
                 let dir = super::record::folder_dir(self.0.state.path(), &link.folder());
                 let old = record.link(&dir)?;
@@ -207,7 +211,8 @@ impl Daemon {
                 (FolderRecord::new(name, link), link.clone())
             }
         };
-        self.open_folder(record, &link).await
+        let open = self.open_folder(record, &link).await?;
+        Ok(Opened { open, is_new })
     }
 
     /// Mounts an open folder at `dir`.
@@ -238,7 +243,7 @@ impl Daemon {
             tokio::task::spawn_blocking(move || ccbt_mount::mount(volume, &point, &options))
                 .await
                 .map_err(|error| ApiError::new(ErrorKind::Internal, error))?
-                .map_err(|error| ApiError::new(ErrorKind::Io, error))?;
+                .map_err(unmountable)?;
         if persist {
             let entry = MountRecord {
                 dir: ApiPath(dir.to_path_buf()),
@@ -378,6 +383,8 @@ impl Daemon {
             self.close_folder(&open).await;
         }
         self.close_discovery().await;
+        let seen = Arc::clone(&self.0.seen);
+        let _closed = tokio::task::spawn_blocking(move || seen.close()).await;
         let store = Arc::clone(&self.0.store);
         let synced = tokio::task::spawn_blocking(move || store.sync()).await;
         if let Ok(Err(error)) = synced {
@@ -389,6 +396,55 @@ impl Daemon {
         });
         Ok(ShutdownResponse { unmounted })
     }
+}
+
+/// A folder to be mounted.
+struct Opened {
+    open: Arc<OpenFolder>,
+    /// This device had not heard of it before.
+    is_new: bool,
+}
+
+impl Opened {
+    fn known(open: Arc<OpenFolder>) -> Self {
+        Self {
+            open,
+            is_new: false,
+        }
+    }
+}
+
+/// The directory of `ccbt mount DIR` may be missing: a new one becomes a live folder. Whether it was made.
+fn make_live_dir(request: &MountRequest) -> Result<bool, ApiError> {
+    let dir = &request.dir;
+    let is_live = matches!(&request.source, MountSource::Dir(source) if source == dir);
+    if !is_live {
+        return Ok(false);
+    }
+    match std::fs::create_dir(&dir.0) {
+        Ok(()) => Ok(true),
+        // Whatever it is, a dead mount too: it is looked at next.
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(ApiError::io(format_args!("cannot create {dir}"), &error)
+            .hint("name a directory in one that is there and that you can write to")),
+    }
+}
+
+/// Why a mount did not come about.
+fn unmountable(error: MountError) -> ApiError {
+    let kind = match &error {
+        MountError::NotFound { .. } | MountError::NoDevice | MountError::NoHelper => {
+            ErrorKind::NotFound
+        }
+        MountError::NotDirectory { .. } | MountError::FsName { .. } => ErrorKind::Usage,
+        MountError::AlreadyMounted { .. } | MountError::Dead { .. } => ErrorKind::Busy,
+        MountError::DeviceDenied | MountError::HelperRefused { .. } => ErrorKind::Denied,
+        MountError::Io { path, source } => {
+            let path = place::shown(path);
+            return ApiError::io(format_args!("{path} cannot be mounted on"), source);
+        }
+    };
+    ApiError::new(kind, error)
 }
 
 /// Addresses the user gave are called now and after every start.

@@ -5,23 +5,29 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ccbt_xet::disk::RealDisk;
+use ccbt_xet::store::WriteError;
 use parking_lot::Mutex;
 
 use super::Daemon;
+use super::place;
 use super::record::{self, FolderRecord, RecordError};
 use crate::api::types::{Progress, Right as ApiRight};
 use crate::api::{ApiError, ErrorKind, ProgressSink};
 use crate::clock;
 use crate::engine::gate::Door;
 use crate::engine::swarm::{self, Names, SwarmConfig, SwarmHandle};
+use crate::folder::home::ledger::{self, LedgerError};
 use crate::folder::home::marker::Marker;
-use crate::folder::home::{Home, HomeOptions, ScanError, ScanProgress, ScanReport, ledger};
+use crate::folder::home::{
+    Home, HomeOptions, OpenHomeError, ScanError, ScanProgress, ScanReport, StoreError,
+};
 use crate::folder::state::Inc;
-use crate::folder::work::{Clock, Folder, FolderConfig};
+use crate::folder::tree::NodesError;
+use crate::folder::work::{Clock, FlushError, Folder, FolderConfig, OpenFolderError};
 use crate::share::heads::Heads;
 use crate::share::{
     Capability, Certificate, FolderCredentials, FolderId, Link, Manifest, ManifestClaims, Right,
-    Role, Writer,
+    Role, Suite, Writer,
 };
 
 /// The epoch of every folder until revocation exists.
@@ -97,9 +103,14 @@ impl Daemon {
             let record = open.record.lock();
             (record.home.clone(), record.shared, record.mounts.clone())
         };
-        if let Some(home) = home {
-            self.open_home(open, &home.0, Arc::new(crate::api::NoProgress))
-                .await?;
+        match home {
+            Some(home) if shared => {
+                self.open_home(open, &home.0, Arc::new(crate::api::NoProgress))
+                    .await?;
+            }
+            // What the mounts show is still read from its files.
+            Some(home) => drop(self.attach_home(open, &home.0).await?),
+            None => {}
         }
         if shared {
             self.go_online(open)?;
@@ -137,11 +148,14 @@ impl Daemon {
     ) -> Result<Arc<OpenFolder>, ApiError> {
         let id = link.folder();
         let dir = record::folder_dir(self.0.state.path(), &id);
-        std::fs::create_dir_all(&dir)
-            .map_err(|e| ApiError::io(format_args!("cannot create {}", dir.display()), &e))?;
-        let incarnation = record.take_incarnation(&dir)?;
         let credentials = Arc::new(self.credentials(link, &dir)?);
+        std::fs::create_dir_all(&dir).map_err(|error| {
+            let dir = place::shown(&dir);
+            ApiError::io(format_args!("cannot create {dir}"), &error)
+        })?;
+        let incarnation = record.take_incarnation(&dir)?;
         let (swarm, inbox) = swarm::channel();
+        let seen = Arc::clone(&self.0.seen);
         let names = Names::default();
         let inc = Inc(*incarnation.as_bytes());
         let read_only = credentials.writer.is_none();
@@ -171,6 +185,7 @@ impl Daemon {
             exchange: self.0.config.pex,
             nonce: self.0.gate.nonce(),
             metrics: Arc::clone(&self.0.metrics),
+            met: Arc::new(move |addr| seen.met(id, addr)),
         };
         swarm::spawn(inbox, config, Arc::new(self.0.gate.clone()));
         let open = Arc::new(OpenFolder {
@@ -210,19 +225,17 @@ impl Daemon {
             device_name: Arc::new(move |inc: Inc| names.read().get(&inc.0).cloned()),
             read_timeout: self.0.config.read_timeout,
         };
-        blocking(move || {
-            Folder::open(config).map_err(|error| {
-                ApiError::new(
-                    ErrorKind::Io,
-                    format_args!("cannot open the folder: {error}"),
-                )
-            })
-        })
-        .await
+        blocking(move || Folder::open(config).map_err(unopened)).await
     }
 
     /// What this device shows to members.
     fn credentials(&self, link: &Link, dir: &Path) -> Result<FolderCredentials, ApiError> {
+        if link.suite() != Suite::Blake3 {
+            let what =
+                "the folder's chunks are named by SHA-256, which this version of ccbt cannot";
+            return Err(ApiError::new(ErrorKind::Refused, what)
+                .hint("ask for a folder that was made with the default, BLAKE3"));
+        }
         let capability = link.capability();
         let read = capability.read_key(EPOCH).ok_or_else(|| {
             ApiError::new(
@@ -266,6 +279,7 @@ impl Daemon {
             name: open.record.lock().name.clone(),
         });
         open.swarm.set_online(true);
+        self.0.seen.recall(open.id, open.swarm.clone());
         self.watch_for_members(open);
         Ok(())
     }
@@ -277,35 +291,43 @@ impl Daemon {
         dir: &Path,
         progress: ProgressSink,
     ) -> Result<(), ApiError> {
+        let home = self.attach_home(open, dir).await?;
+        let was_shared = open.record.lock().shared;
+        let dir = place::shown(dir);
+        blocking(move || {
+            if !was_shared {
+                home.mark_again()
+                    .map_err(|error| ApiError::io(format_args!("cannot write in {dir}"), &error))?;
+            }
+            match home.scan(&|done| progress.report(indexing(&done))) {
+                // It says why in `status` and goes on once the user confirms.
+                Ok(_) | Err(ScanError::Held(_)) => {}
+                Err(error) => return Err(unscanned(error)),
+            }
+            home.watch(Box::new(report_scan))
+                .map_err(|error| ApiError::io(format_args!("cannot watch {dir}"), &error))
+        })
+        .await
+    }
+
+    /// Opens the plain directory that holds the folder, and reads nothing of it yet.
+    async fn attach_home(&self, open: &Arc<OpenFolder>, dir: &Path) -> Result<Arc<Home>, ApiError> {
         let (folder, store) = (Arc::new(open.folder.clone()), Arc::clone(&self.0.store));
         let (dir, options) = (dir.to_path_buf(), self.home_options(open));
         let opened = blocking(move || {
             let clock = Arc::new(clock::unix_nanos);
-            Home::open(&dir, folder, store, clock, &options)
-                .map_err(|error| ApiError::new(ErrorKind::Refused, error))
+            Home::open(&dir, folder, store, clock, &options).map_err(no_home)
         });
         let home = Arc::new(opened.await?);
         *open.home.lock() = Some(Arc::clone(&home));
-        blocking(move || {
-            match home.scan(&|done| progress.report(indexing(&done))) {
-                // It says why in `status` and goes on once the user confirms.
-                Ok(_) | Err(ScanError::Held(_)) => {}
-                Err(error) => return Err(ApiError::new(ErrorKind::Io, error)),
-            }
-            home.watch(Box::new(report_scan))
-                .map_err(|error| ApiError::io("cannot watch the directory", &error))
-        })
-        .await
+        Ok(home)
     }
 
     fn home_options(&self, open: &OpenFolder) -> HomeOptions {
         let own = open.record.lock().home.clone();
         let others = self.homes();
         HomeOptions {
-            marker: Marker {
-                folder: open.id.to_string(),
-                device: self.0.device.id().to_string(),
-            },
+            marker: self.marker(&open.id),
             state_dir: self.0.state.path().to_path_buf(),
             known_homes: others
                 .into_iter()
@@ -313,6 +335,14 @@ impl Daemon {
                 .collect(),
             // One of 65,536: a daemon opens far fewer homes in its life.
             space: self.0.next_space.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    /// What the directory that holds a folder here is marked with.
+    pub(super) fn marker(&self, folder: &FolderId) -> Marker {
+        Marker {
+            folder: folder.to_string(),
+            device: self.0.device.id().to_string(),
         }
     }
 
@@ -353,7 +383,67 @@ pub(super) async fn blocking<T: Send + 'static>(
     done.unwrap_or_else(|error| Err(ApiError::new(ErrorKind::Internal, error)))
 }
 
-fn indexing(done: &ScanProgress) -> Progress {
+/// Why a working tree cannot be opened.
+fn unopened(error: OpenFolderError) -> ApiError {
+    match error {
+        OpenFolderError::Io { path, source } => {
+            let path = place::shown(&path);
+            ApiError::io(format_args!("cannot open the folder: {path}"), &source)
+        }
+        OpenFolderError::Checkpoint(FlushError::NoSpace)
+        | OpenFolderError::Tree(NodesError::Store(StoreError::Write(WriteError::NoSpace {
+            ..
+        }))) => ApiError::new(
+            ErrorKind::NoSpace,
+            "cannot open the folder: no space left for it",
+        ),
+        error => ApiError::new(
+            ErrorKind::Io,
+            format_args!("cannot open the folder: {error}"),
+        ),
+    }
+}
+
+/// Why a directory cannot hold a folder.
+fn no_home(error: OpenHomeError) -> ApiError {
+    match error {
+        OpenHomeError::Unreadable { path, error } => {
+            ApiError::io(format_args!("cannot read {}", place::shown(&path)), &error)
+        }
+        OpenHomeError::Marker { dir, error } => ApiError::io(
+            format_args!("cannot write in {}", place::shown(&dir)),
+            &error,
+        )
+        .hint("a shared directory is marked by a small file in it, `.ccbt/home`"),
+        OpenHomeError::OfAnother(dir) => {
+            let what = format!(
+                "{} is already shared as another folder or by another device",
+                place::shown(&dir)
+            );
+            ApiError::new(ErrorKind::Refused, what).hint(
+                "end that with `ccbt unshare`; if there is nothing to end, remove `.ccbt/home` in the directory",
+            )
+        }
+        error @ OpenHomeError::Store(_) => ApiError::new(ErrorKind::Io, error),
+        error => ApiError::new(ErrorKind::Refused, error)
+            .hint("share a directory that neither lies in another one of these nor contains one"),
+    }
+}
+
+/// Why a directory was not taken in.
+pub(super) fn unscanned(error: ScanError) -> ApiError {
+    let kind = match &error {
+        ScanError::Ledger(LedgerError::NoSpace)
+        | ScanError::Store(NodesError::Store(StoreError::Write(WriteError::NoSpace { .. }))) => {
+            ErrorKind::NoSpace
+        }
+        ScanError::Held(_) => ErrorKind::Refused,
+        _ => ErrorKind::Io,
+    };
+    ApiError::new(kind, error)
+}
+
+pub(super) fn indexing(done: &ScanProgress) -> Progress {
     Progress {
         files_done: done.found,
         bytes_done: done.bytes,
@@ -372,7 +462,7 @@ fn report_scan(result: Result<ScanReport, ScanError>) {
 fn own_manifest(seed: &crate::share::OwnerSeed) -> Result<Manifest, ApiError> {
     let claims = ManifestClaims {
         epoch: EPOCH,
-        suite: crate::share::Suite::Blake3,
+        suite: Suite::Blake3,
         write: seed.write_key(EPOCH).public(),
         flags: 0,
         revocations: Vec::new(),
@@ -419,10 +509,21 @@ impl OpenFolder {
 
 impl From<RecordError> for ApiError {
     fn from(error: RecordError) -> Self {
-        let kind = match &error {
-            RecordError::Newer { .. } => ErrorKind::Refused,
-            _ => ErrorKind::Io,
-        };
-        Self::new(kind, error)
+        let hint =
+            "restore it from a backup, or move it aside: its links then have to be given again";
+        match &error {
+            RecordError::Read { path, error } => {
+                Self::io(format_args!("cannot read {}", place::shown(path)), error)
+            }
+            RecordError::Write { path, error } => {
+                Self::io(format_args!("cannot write {}", place::shown(path)), error)
+            }
+            RecordError::Newer { .. } => {
+                Self::new(ErrorKind::Refused, error).hint("install that version of ccbt")
+            }
+            RecordError::Json { .. } | RecordError::Link { .. } => {
+                Self::new(ErrorKind::Io, error).hint(hint)
+            }
+        }
     }
 }

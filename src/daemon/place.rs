@@ -5,12 +5,18 @@ use std::path::{Path, PathBuf};
 
 use crate::api::types::ApiPath;
 use crate::api::{ApiError, ErrorKind};
+use crate::folder::home::marker::OWN_DIR;
 
 /// The directory a request names, without symbolic links, or why it cannot be used.
 pub(super) fn existing_dir(path: &ApiPath) -> Result<PathBuf, ApiError> {
     let shown = path.to_string();
-    let real = fs::canonicalize(&path.0)
-        .map_err(|error| ApiError::io(format_args!("cannot use {shown}"), &error))?;
+    let real = fs::canonicalize(&path.0).map_err(|error| {
+        let failed = ApiError::io(format_args!("cannot use {shown}"), &error);
+        match failed.kind {
+            ErrorKind::NotFound => failed.hint("create the directory first"),
+            _ => failed,
+        }
+    })?;
     let kind = fs::metadata(&real)
         .map_err(|error| ApiError::io(format_args!("cannot use {shown}"), &error))?;
     if !kind.is_dir() {
@@ -26,6 +32,11 @@ pub(super) fn existing_dir(path: &ApiPath) -> Result<PathBuf, ApiError> {
         );
     }
     Ok(real)
+}
+
+/// The directory a request names, without symbolic links as far as it is there.
+pub(super) fn real(path: &ApiPath) -> PathBuf {
+    fs::canonicalize(&path.0).unwrap_or_else(|_| path.0.clone())
 }
 
 /// Neither may contain the other: the daemon's own files would be in the folder, or the folder in them.
@@ -69,6 +80,22 @@ pub(super) fn outside_mounts(dir: &Path) -> Result<(), ApiError> {
         }
     }
     Ok(())
+}
+
+/// Not inside a directory that holds a folder, of this daemon (`homes`) or by its marker of any other.
+pub(super) fn outside_homes(dir: &Path, homes: &[PathBuf]) -> Result<(), ApiError> {
+    let is_marked = |above: &&Path| above.join(OWN_DIR).join("home").exists();
+    let marked = || dir.ancestors().skip(1).find(is_marked).map(PathBuf::from);
+    let known = homes.iter().find(|home| dir.starts_with(home)).cloned();
+    let Some(home) = known.or_else(marked) else {
+        return Ok(());
+    };
+    let what = format!(
+        "{} is inside the shared directory {}",
+        shown(dir),
+        shown(&home)
+    );
+    Err(ApiError::new(ErrorKind::Refused, what).hint("choose a mount point outside of it"))
 }
 
 /// Whether a directory holds nothing.

@@ -1,13 +1,15 @@
-//! `share` and `unshare`.
+//! `share`, `unshare` and `confirm`.
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use super::open::OpenFolder;
-use super::record::FolderRecord;
+use super::open::{OpenFolder, blocking, indexing, unscanned};
+use super::record::{self, FolderRecord};
 use super::{Daemon, place};
 use crate::api::types::*;
 use crate::api::{ApiError, ErrorKind, ProgressSink};
+use crate::folder::home::marker;
 use crate::random;
 use crate::share::{Capability, Link, OwnerSeed, Right, Suite};
 
@@ -21,28 +23,27 @@ impl Daemon {
         let dir = place::existing_dir(&request.dir)?;
         let _turn = self.0.turn.lock().await;
         let open = match self.folder_at(&dir) {
-            Some(open) => open,
+            Some(open) => {
+                // A read-only member cannot hand out the links, so it is asked before anything changes.
+                self.links_of(&open)?;
+                self.share_again(&open, progress).await?;
+                open
+            }
             None => self.new_home(&dir, request.name.clone(), progress).await?,
         };
-        // A read-only member cannot hand out the links, so it is asked before anything changes.
-        self.links_of(&open)?;
         for peer in &request.peers {
             open.swarm.give(*peer);
         }
         self.go_online(&open)?;
         open.record.lock().shared = true;
         open.save()?;
-        let published = open.swarm.publish_now().await;
-        published.map_err(|error| {
-            ApiError::new(
-                ErrorKind::Io,
-                format_args!("cannot publish the folder: {error}"),
-            )
-        })?;
+        self.publish(&open).await?;
         self.announce_work();
         self.share_response(&open)
     }
 
+    /// A plain directory becomes the home of its folder. What fails before it is shared leaves nothing behind; only a
+    /// first scan that was stopped is gone on with the next time.
     async fn new_home(
         &self,
         dir: &Path,
@@ -53,17 +54,57 @@ impl Daemon {
         place::outside_mounts(dir)?;
         let homes = self.homes();
         place::apart_from_others(dir, homes.iter().map(|home| home.as_path()))?;
-        let (mut record, link) = match self.remembered_home(dir)? {
-            Some(known) => known,
-            None => new_folder(dir, name),
+        self.listen()?;
+        let (known, is_new) = match self.remembered_home(dir)? {
+            Some(known) => (known, false),
+            None => (new_folder(dir, name), true),
         };
+        let (mut record, link) = known;
         record.home = Some(ApiPath(dir.to_path_buf()));
         let open = self.open_folder(record, &link).await?;
         if let Err(error) = self.open_home(&open, dir, progress).await {
+            let is_stopped = self.0.stopping.load(Ordering::Relaxed);
+            if is_new && !is_stopped {
+                self.unmark(&open).await;
+            }
             self.close_folder(&open).await;
+            if is_new && !is_stopped {
+                forget_folder(&open.dir);
+            }
             return Err(error);
         }
         Ok(open)
+    }
+
+    /// A home that was unshared while it was mounted is followed again.
+    async fn share_again(
+        &self,
+        open: &Arc<OpenFolder>,
+        progress: ProgressSink,
+    ) -> Result<(), ApiError> {
+        let (shared, home) = {
+            let record = open.record.lock();
+            (record.shared, record.home.clone())
+        };
+        match home {
+            Some(home) if !shared => {
+                // Two readers of one directory would answer for each other's ranges.
+                drop(open.home.lock().take());
+                self.open_home(open, &home.0, progress).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the marker away from the directory that holds a folder.
+    async fn unmark(&self, open: &OpenFolder) {
+        let Some(home) = open.home.lock().clone() else {
+            return;
+        };
+        let unmarked = tokio::task::spawn_blocking(move || home.unshare()).await;
+        if let Ok(Err(error)) = unmarked {
+            tracing::warn!(%error, "the marker .ccbt/home stays in the directory");
+        }
     }
 
     /// A directory that was shared before keeps its folder and so its links.
@@ -87,20 +128,13 @@ impl Daemon {
         &self,
         request: UnshareRequest,
     ) -> Result<UnshareResponse, ApiError> {
-        let dir = place::existing_dir(&request.dir)?;
+        let dir = place::real(&request.dir);
         let _turn = self.0.turn.lock().await;
-        let open = self.folder_at(&dir).ok_or_else(|| {
-            ApiError::new(
-                ErrorKind::NotFound,
-                format_args!("{} is not shared", request.dir),
-            )
-            .hint("`ccbt status` lists what is")
-        })?;
+        let Some(open) = self.folder_at(&dir) else {
+            return self.unshare_closed(&dir, &request.dir);
+        };
         if !open.record.lock().shared {
-            let what = format!("{} is not shared", request.dir);
-            return Err(
-                ApiError::new(ErrorKind::NotFound, what).hint("`ccbt status` lists what is")
-            );
+            return Err(not_shared(&request.dir));
         }
         let response = UnshareResponse {
             folder: open.id.to_string(),
@@ -111,11 +145,84 @@ impl Daemon {
         self.0.gate.close(&open.credentials.swarm());
         self.stop_looking(&open);
         open.swarm.set_online(false);
+        self.unmark(&open).await;
         if self.mounts_of(&open.id).is_empty() {
             self.close_folder(&open).await;
         }
         self.announce_work();
         Ok(response)
+    }
+
+    /// Ends a share that could not be opened when the daemon started, as when its disk is gone.
+    fn unshare_closed(&self, dir: &Path, asked: &ApiPath) -> Result<UnshareResponse, ApiError> {
+        let Some((mut record, link)) = self.remembered_home(dir)?.filter(|(r, _)| r.shared) else {
+            return Err(not_shared(asked));
+        };
+        record.shared = false;
+        let folder = link.folder();
+        record.save(&record::folder_dir(self.0.state.path(), &folder))?;
+        let marker = self.marker(&folder);
+        if let Err(error) = marker::remove_own(dir, &marker) {
+            tracing::warn!(%error, "the marker .ccbt/home stays in the directory");
+        }
+        Ok(UnshareResponse {
+            folder: folder.to_string(),
+            name: record.name,
+        })
+    }
+
+    /// Publishes what a home holds although it looks as if its disk were gone: the user says it is meant to be so.
+    pub(super) async fn confirm_dir(
+        &self,
+        request: ConfirmRequest,
+        progress: ProgressSink,
+    ) -> Result<ConfirmResponse, ApiError> {
+        let dir = place::real(&request.dir);
+        let _turn = self.0.turn.lock().await;
+        let open = self
+            .folder_at(&dir)
+            .ok_or_else(|| not_shared(&request.dir))?;
+        let home = open.home.lock().clone();
+        let home = home.ok_or_else(|| not_shared(&request.dir))?;
+        let held = home.held_back();
+        if let Some(reason) = &held {
+            if !reason.can_be_confirmed() {
+                let what = format!("{} cannot be confirmed: {reason}", request.dir);
+                return Err(ApiError::new(ErrorKind::Refused, what).hint(
+                    "bring the directory back, or share the one that is there: `ccbt unshare`, then `ccbt share`",
+                ));
+            }
+            let shown = request.dir.to_string();
+            blocking(move || {
+                home.confirm().map_err(|error| {
+                    ApiError::io(format_args!("cannot write in {shown}"), &error)
+                })?;
+                let scanned = home.scan(&|done| progress.report(indexing(&done)));
+                scanned.map(drop).map_err(unscanned)
+            })
+            .await?;
+            self.publish(&open).await?;
+        }
+        let stats = open.folder.stats();
+        Ok(ConfirmResponse {
+            folder: open.id.to_string(),
+            name: open.record.lock().name.clone(),
+            held_back: held.map(|reason| reason.to_string()),
+            content: Amount {
+                files: stats.files,
+                bytes: stats.bytes,
+            },
+        })
+    }
+
+    async fn publish(&self, open: &OpenFolder) -> Result<(), ApiError> {
+        open.swarm.publish_now().await.map_err(|error| {
+            let kind = match error.is_disk_full {
+                true => ErrorKind::NoSpace,
+                false => ErrorKind::Io,
+            };
+            ApiError::new(kind, format_args!("cannot publish the folder: {error}"))
+        })
     }
 
     /// The open folder whose home, live directory or mount point `dir` is.
@@ -168,6 +275,18 @@ impl Daemon {
                 bytes: stats.bytes,
             },
         })
+    }
+}
+
+fn not_shared(dir: &ApiPath) -> ApiError {
+    ApiError::new(ErrorKind::NotFound, format_args!("{dir} is not shared"))
+        .hint("`ccbt status` lists what is")
+}
+
+/// Removes the record and the working tree of a folder nobody has seen yet.
+pub(super) fn forget_folder(dir: &Path) {
+    if let Err(error) = std::fs::remove_dir_all(dir) {
+        tracing::warn!(%error, dir = %dir.display(), "what was begun stays");
     }
 }
 

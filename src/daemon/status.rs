@@ -51,7 +51,6 @@ impl Daemon {
         let record = open.record.lock().clone();
         let converged = swarm.peers.iter().filter(|peer| peer.converged).count();
         let held_back = open.home.lock().as_ref().and_then(|home| home.held_back());
-        let held_back = held_back.map(|why| why.to_string());
         let own = swarm.heads.iter().find(|head| head.own);
         FolderStatus {
             id: open.id.to_string(),
@@ -88,7 +87,8 @@ impl Daemon {
                 age_s: head.age_s,
             }),
             dirty_files: stats.dirty,
-            waiting: held_back.or_else(|| swarm.trouble.clone()),
+            held_back: held_back.map(|why| why.to_string()),
+            waiting: swarm.trouble.clone(),
         }
     }
 
@@ -99,6 +99,12 @@ impl Daemon {
         metrics.store_bytes.set(store.bytes);
         metrics.store_memory_bytes.set(store.memory_bytes);
         metrics.packs_damaged.raise_to(store.quarantined);
+        metrics.catalogues_rebuilt.raise_to(self.0.seen.rebuilt());
+        let folders = self.0.folders.lock();
+        let homes = folders.values().filter_map(|open| open.home.lock().clone());
+        metrics
+            .home_files_read
+            .raise_to(homes.map(|home| home.opens()).sum());
         metrics.snapshot()
     }
 

@@ -315,7 +315,7 @@ mod tests {
         fs::write(&file, vec![1; 100_000]).unwrap();
         let last = Mutex::new((0, 0));
         let created = create(&file, options(Version::V1), &|done, total| {
-            *last.lock().unwrap() = (done, total)
+            *last.lock().unwrap() = (done, total);
         });
         assert_eq!(*last.lock().unwrap(), (100_000, 100_000));
         let torrent = Torrent::parse(&created.unwrap().torrent).unwrap();

@@ -7,8 +7,8 @@
 //! - [`discovery`]: finds peers by DHT, trackers and local multicast.
 //! - `dial`, `serve`, `allowance`: the plain data these two decide with.
 
-pub mod create;
 mod allowance;
+pub mod create;
 mod dial;
 pub mod discovery;
 pub mod gate;

@@ -23,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use self::adopt::Adoption;
+pub use self::publish::NotPublished;
 use self::replica::Replica;
 pub use self::status::{HeadView, PeerView, SwarmStatus};
 use super::dial::Dialer;
@@ -81,6 +82,8 @@ pub struct SwarmConfig {
     /// What this process says in HELLO.
     pub nonce: [u8; 8],
     pub metrics: Arc<Metrics>,
+    /// Told of every member that is met, by the address it can be called at. Must not wait.
+    pub met: Arc<dyn Fn(SocketAddr) + Send + Sync>,
 }
 
 /// See [`SwarmConfig::names`].
@@ -102,7 +105,7 @@ pub(super) enum Message {
     SetReplica(bool),
     SetOnline(bool),
     Status(oneshot::Sender<SwarmStatus>),
-    PublishNow(oneshot::Sender<Result<(), String>>),
+    PublishNow(oneshot::Sender<Result<(), NotPublished>>),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -158,11 +161,11 @@ impl SwarmHandle {
     }
 
     /// Publishes what there is now.
-    pub async fn publish_now(&self) -> Result<(), String> {
+    pub async fn publish_now(&self) -> Result<(), NotPublished> {
         let (tx, rx) = oneshot::channel();
         self.tell(Message::PublishNow(tx));
         rx.await
-            .unwrap_or_else(|_| Err("the folder is being closed".to_owned()))
+            .unwrap_or_else(|_| Err(NotPublished::because("the folder is being closed")))
     }
 
     /// Publishes, says BYE to peers and ends the actor.
@@ -329,8 +332,8 @@ pub(super) struct Swarm {
     pace: Pace,
     publishing: bool,
     /// Who waits for the publication that runs, and who asked after it began.
-    publish_waiters: Vec<oneshot::Sender<Result<(), String>>>,
-    next_publish_waiters: Vec<oneshot::Sender<Result<(), String>>>,
+    publish_waiters: Vec<oneshot::Sender<Result<(), NotPublished>>>,
+    next_publish_waiters: Vec<oneshot::Sender<Result<(), NotPublished>>>,
     publish_again: bool,
     published_at: Option<Duration>,
     replica: Replica,

@@ -36,7 +36,7 @@ pub enum HeadError {
     Epoch { theirs: u32, ours: u32 },
     #[error("incarnation {0} was revoked")]
     Revoked(Incarnation),
-    #[error("the head's clock is {ahead_ms} ms ahead")]
+    #[error("its clock is {} ahead of the one here", span(*ahead_ms))]
     Future { ahead_ms: u64 },
     #[error("incarnation {0} belongs to another device")]
     Foreign(Incarnation),
@@ -44,6 +44,16 @@ pub enum HeadError {
     Fork(Incarnation),
     #[error("more than {KEPT_MAX} incarnations")]
     TooMany,
+}
+
+/// A time for people, in the largest unit that fits.
+fn span(ms: u64) -> String {
+    let minutes = ms / 60_000;
+    match minutes {
+        0..120 => format!("{minutes} minutes"),
+        120..2880 => format!("{} hours", minutes / 60),
+        _ => format!("{} days", minutes / 1440),
+    }
 }
 
 /// See the module documentation.

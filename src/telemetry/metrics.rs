@@ -104,6 +104,10 @@ metrics! {
         "Damaged records met in packs and set aside.";
     store_memory_bytes: Gauge, STORE_MEMORY_BYTES = "ccbt_store_memory_bytes",
         "Bytes of memory the chunk index, the borrow table and the read cache take.";
+    catalogues_rebuilt: Counter, CATALOGUES_REBUILT = "ccbt_catalogues_rebuilt_total",
+        "Times the catalogue was damaged, moved aside and begun anew.";
+    home_files_read: Counter, HOME_FILES_READ = "ccbt_home_files_read_total",
+        "Files of shared directories opened to be hashed.";
     mounts: Gauge, MOUNTS = "ccbt_mounts",
         "Mounts that are up.";
 }

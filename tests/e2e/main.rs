@@ -6,13 +6,18 @@
 
 mod bad_input;
 mod capture;
+mod catalogue;
+mod clock;
+mod confirm;
 mod conflicts;
+mod full_disk;
 mod hostile;
 mod kill;
 mod main_job;
 mod member;
 mod members;
 mod netns;
+mod ordinary_user;
 mod replica_full;
 mod seeders;
 mod support;

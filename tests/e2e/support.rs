@@ -41,6 +41,12 @@ impl World {
         }
     }
 
+    /// Lets every user into the test's directory.
+    pub(crate) fn open_to_all(&self) {
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(self.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
     /// A directory in the test's directory, made if it is missing.
     pub(crate) fn dir(&self, name: &str) -> PathBuf {
         let path = self.dir.path().join(name);
@@ -66,12 +72,7 @@ impl World {
 
     /// Any command that stays in the foreground.
     pub(crate) fn start(&self, state: &str, peers: &[u16], args: &[&str]) -> Daemon {
-        let local = |port: &u16| SocketAddr::from(([127, 0, 0, 1], *port));
-        let options = Options {
-            peers: peers.iter().map(local).collect(),
-            ..Options::default()
-        };
-        self.start_with(state, &options, args)
+        self.start_with(state, &Options::peers(peers), args)
     }
 
     /// [`Self::mount`] with options.
@@ -98,7 +99,41 @@ impl World {
     /// [`Self::start`] with options.
     pub(crate) fn start_with(&self, state: &str, options: &Options, args: &[&str]) -> Daemon {
         let state = self.dir.path().join(state);
-        let port = free_port();
+        self.spawn(free_port(), ccbt(&state), &state, options, args)
+    }
+
+    /// The same with a command that runs `ccbt --state STATE` in some surroundings.
+    pub(crate) fn launch(
+        &self,
+        command: Command,
+        state: &Path,
+        peers: &[u16],
+        args: &[&str],
+    ) -> Daemon {
+        self.launch_at(free_port(), command, state, peers, args)
+    }
+
+    /// The same where peers found an earlier daemon.
+    pub(crate) fn launch_at(
+        &self,
+        port: u16,
+        command: Command,
+        state: &Path,
+        peers: &[u16],
+        args: &[&str],
+    ) -> Daemon {
+        self.spawn(port, command, state, &Options::peers(peers), args)
+    }
+
+    fn spawn(
+        &self,
+        port: u16,
+        mut command: Command,
+        state: &Path,
+        options: &Options,
+        args: &[&str],
+    ) -> Daemon {
+        let state = state.to_path_buf();
         static STARTS: AtomicU16 = AtomicU16::new(0);
         let n = STARTS.fetch_add(1, Ordering::Relaxed);
         let name = state.file_name().unwrap().display();
@@ -108,7 +143,6 @@ impl World {
             .append(true)
             .open(&log)
             .unwrap();
-        let mut command = ccbt(&state);
         command.args(args).args(["--no-portmap", "-v"]);
         if let Some(bootstrap) = &options.dht_bootstrap {
             command.env("CCBT_DHT_BOOTSTRAP", bootstrap.join(","));
@@ -144,6 +178,17 @@ pub(crate) struct Options {
     pub(crate) dht_bootstrap: Option<Vec<String>>,
 }
 
+impl Options {
+    /// Without DHT, knowing the daemons on these ports of this machine.
+    fn peers(ports: &[u16]) -> Self {
+        let local = |port: &u16| SocketAddr::from(([127, 0, 0, 1], *port));
+        Self {
+            peers: ports.iter().map(local).collect(),
+            ..Self::default()
+        }
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
@@ -162,7 +207,12 @@ pub(crate) struct Links {
 }
 
 impl Daemon {
-    fn links(&self) -> Links {
+    /// A mount that is to be taken away when the test ends, whatever happens.
+    pub(crate) fn watch_mount(&mut self, at: &Path) {
+        self.mounts.push(at.to_path_buf());
+    }
+
+    pub(crate) fn links(&self) -> Links {
         let find = |what: &str| {
             let text = fs::read_to_string(&self.log).unwrap_or_default();
             let line = text
@@ -250,7 +300,7 @@ impl Daemon {
         panic!("the daemon does not stop\n{}", self.log());
     }
 
-    fn says(&self, what: &str) -> bool {
+    pub(crate) fn says(&self, what: &str) -> bool {
         fs::read_to_string(&self.log).is_ok_and(|text| text.contains(what))
     }
 
@@ -285,6 +335,34 @@ pub(crate) fn ccbt(state: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ccbt"));
     command.arg("--state").arg(state).env_remove("CCBT_LINK");
     command
+}
+
+/// The same as an ordinary user, whose `PATH` is `path`. Only root can become one.
+pub(crate) fn ccbt_as_nobody(state: &Path, path: &str) -> Command {
+    let mut command = Command::new("/usr/bin/setpriv");
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"])
+        .arg(env!("CARGO_BIN_EXE_ccbt"))
+        .arg("--state")
+        .arg(state)
+        .env("PATH", path)
+        .env("HOME", "/nonexistent")
+        .env_remove("CCBT_LINK");
+    command
+}
+
+/// Gives a directory to the ordinary user.
+pub(crate) fn give_to_nobody(path: &Path) {
+    std::os::unix::fs::chown(path, Some(65534), Some(65534)).unwrap();
+}
+
+/// Tests that need another user, a file system or a namespace of their own can only be made by root.
+pub(crate) fn is_root() -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        eprintln!("skipped: only root can make what this test needs");
+    }
+    is_root
 }
 
 pub(crate) fn text(output: &Output) -> String {

@@ -20,7 +20,7 @@ use std::time::Duration;
 use parking_lot::RwLock;
 
 /// Page cache of sled in bytes. What it really takes is a multiple of it.
-const CACHE_BYTES: u64 = 32 * 1024 * 1024;
+const CACHE_BYTES: u64 = 1024 * 1024;
 
 /// Recovery of a large log takes seconds; a database that needs longer than this is given up.
 const OPEN_DEADLINE: Duration = Duration::from_secs(20);

@@ -16,7 +16,7 @@ use crate::folder::work::{FetchError, Folder, MergeError};
 use crate::proto::scheduler::{Item, PeerKey, Priority};
 use crate::proto::ut_xet::{Delta, Frame};
 use crate::share::heads::{Counters, HeadError};
-use crate::share::{Head, Incarnation, Unverified};
+use crate::share::{DeviceId, Head, Incarnation, Unverified};
 
 /// A head whose snapshot could not be had is tried again after this long.
 const RETRY_TIME: Duration = Duration::from_secs(3);
@@ -82,6 +82,7 @@ impl Swarm {
         head: Unverified<Head>,
         delta: Option<Arc<Told>>,
     ) -> Result<(), Forged> {
+        let device = head.claimed().claims().device;
         match self.heads.check(head, clock::unix_millis()) {
             Ok(None) => {}
             Ok(Some(head)) => self.adopt(key, head, delta),
@@ -92,12 +93,23 @@ impl Swarm {
                 return Err(Forged);
             }
             Err(error) => {
-                tracing::debug!(%error, "head not taken");
+                tracing::info!(%error, "head not taken");
                 self.config.metrics.heads_refused.inc();
-                self.trouble = Some(error.to_string());
+                self.trouble = Some(self.not_taken(device, &error));
             }
         }
         Ok(())
+    }
+
+    /// Why a head was not taken, for people.
+    fn not_taken(&self, device: DeviceId, error: &HeadError) -> String {
+        let certificate = self.heads.certificates().find(|c| c.device() == device);
+        let name = certificate.map_or_else(|| device.to_string(), |c| c.name().to_string());
+        let advice = match error {
+            HeadError::Future { .. } => ": set the clock that is wrong",
+            _ => "",
+        };
+        format!("what {name} publishes is not taken: {error}{advice}")
     }
 
     fn adopt(&mut self, from: PeerKey, head: Head, delta: Option<Arc<Told>>) {

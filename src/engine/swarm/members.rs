@@ -78,6 +78,7 @@ impl Swarm {
         });
         if let Some(reach) = reach {
             self.dialer.connected(reach);
+            (self.config.met)(reach);
         }
         if let Some(manifest) = info.manifest.clone() {
             let _verified_in_auth = self.manifest_offered(manifest.into());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{JobDone, Swarm, outcome_of};
 use crate::engine::peer::ToPeer;
 use crate::folder::changes;
-use crate::folder::work::{Publication, Unsigned};
+use crate::folder::work::{Publication, PublishError, Unsigned};
 use crate::proto::ut_xet::{Delta, Frame};
 use crate::share::head::FLAG_HOME;
 use crate::share::{Head, HeadClaims};
@@ -14,7 +14,34 @@ use crate::share::{Head, HeadClaims};
 const COMPRESSED_LEN_MAX: usize = 160 * 1024;
 
 /// What a publication came to.
-pub(super) struct Outcome(Result<Option<(Head, Frame)>, String>);
+pub(super) struct Outcome(Result<Option<(Head, Frame)>, NotPublished>);
+
+/// Why nothing was published. It is tried again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{why}")]
+pub struct NotPublished {
+    why: String,
+    /// There is no space left for what is to be written first.
+    pub is_disk_full: bool,
+}
+
+impl NotPublished {
+    pub(super) fn because(why: impl std::fmt::Display) -> Self {
+        Self {
+            why: why.to_string(),
+            is_disk_full: false,
+        }
+    }
+}
+
+impl From<PublishError> for NotPublished {
+    fn from(error: PublishError) -> Self {
+        Self {
+            is_disk_full: error.is_disk_full(),
+            ..Self::because(error)
+        }
+    }
+}
 
 impl Swarm {
     /// After a restart there may be changes that were not published before the end.
@@ -62,11 +89,13 @@ impl Swarm {
             let published = folder.publish(&sign);
             JobDone::Published(Box::new(Outcome(match published {
                 Ok(None) => Ok(None),
-                Ok(Some(publication)) => announce(publication).map(Some),
-                Err(error) => Err(error.to_string()),
+                Ok(Some(publication)) => announce(publication)
+                    .map(Some)
+                    .map_err(NotPublished::because),
+                Err(error) => Err(error.into()),
             })))
         };
-        let panicked = Outcome(Err("publishing panicked".to_owned()));
+        let panicked = Outcome(Err(NotPublished::because("publishing panicked")));
         let otherwise = JobDone::Published(Box::new(panicked));
         self.jobs
             .spawn_blocking(move || outcome_of(otherwise, publish));
@@ -76,7 +105,9 @@ impl Swarm {
     fn refuse_waiters(&mut self) {
         if self.rolled_back {
             for waiter in self.next_publish_waiters.drain(..) {
-                let _nobody = waiter.send(Err("the state directory was rolled back".to_owned()));
+                let _nobody = waiter.send(Err(NotPublished::because(
+                    "the state directory was rolled back",
+                )));
             }
         }
     }
@@ -99,7 +130,7 @@ impl Swarm {
                 Ok(())
             }
             Err(error) => {
-                tracing::warn!(error, "not published");
+                tracing::warn!(%error, "not published");
                 self.trouble = Some(format!("not published: {error}"));
                 self.pace.failed(now);
                 Err(error)

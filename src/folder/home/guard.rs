@@ -27,6 +27,16 @@ pub enum HeldReason {
     MostGone { gone: u64, of: u64 },
 }
 
+impl HeldReason {
+    /// Whether the user can say that it is meant to be so. What is not the directory of the records has to come back.
+    pub fn can_be_confirmed(&self) -> bool {
+        match self {
+            Self::MarkerMissing | Self::Emptied | Self::MostGone { .. } => true,
+            Self::RootMissing | Self::Replaced | Self::MarkerOfAnother => false,
+        }
+    }
+}
+
 impl fmt::Display for HeldReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -3,6 +3,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 
@@ -61,6 +62,20 @@ pub fn write(root: &OwnedFd, marker: &Marker) -> io::Result<()> {
     file.sync_all()?;
     rustix::fs::renameat(root, NEW_FILE, root, FILE)?;
     Ok(rustix::fs::fsync(root)?)
+}
+
+/// Removes the marker from the directory `path`, if it is this one.
+pub fn remove_own(path: &Path, own: &Marker) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(root) => root,
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    match read(&root)? {
+        Some(marker) if marker == *own => remove(root),
+        _ => Ok(()),
+    }
 }
 
 /// Removes the marker; the directory is no home any more. What else is in `.ccbt` stays.

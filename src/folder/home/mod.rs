@@ -250,10 +250,25 @@ impl Home {
         self.inner.files.opens()
     }
 
-    /// Stops following changes and takes the marker away: the files stay.
+    /// Stops following changes and takes the marker away: the files stay, and what is borrowed from them is served until
+    /// this is dropped.
     pub fn unshare(&self) -> io::Result<()> {
         self.stop();
-        marker::remove(self.inner.files.root())
+        let root = self.inner.files.root();
+        match marker::read(root)? {
+            Some(marker) if marker == self.inner.marker => marker::remove(root),
+            _ => Ok(()),
+        }
+    }
+
+    /// The user shares a directory again that was unshared: it gets its marker back. What is gone from it is judged as
+    /// ever.
+    pub fn mark_again(&self) -> io::Result<()> {
+        let root = self.inner.files.root();
+        match marker::read(root)? {
+            Some(_) => Ok(()),
+            None => marker::write(root, &self.inner.marker),
+        }
     }
 
     /// Has a scan end soon, with [`ScanError::Stopped`], and no other begin. Waits for nothing.

@@ -81,6 +81,26 @@ impl Inner {
     /// Commits the files that are closed or synced, or (`all`) every changed one. Those that cannot be now are left as
     /// they are; the first reason is given back.
     pub(super) fn commit_due(self: &Arc<Self>, all: bool) -> Result<(), CommitError> {
+        loop {
+            let (settled, result) = self.commit_round(all)?;
+            match result {
+                // Written bytes that are chunks now take their space twice until they are let go.
+                Err(CommitError::NoSpace) if settled > 0 => {
+                    if let Err(error) = self.empty_trash() {
+                        tracing::warn!(%error, "written bytes that are not needed any more stay");
+                        return Err(CommitError::NoSpace);
+                    }
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Commits what fits. How many files that was, and why others were left.
+    fn commit_round(
+        self: &Arc<Self>,
+        all: bool,
+    ) -> Result<(usize, Result<(), CommitError>), CommitError> {
         let mut ready = Vec::new();
         let mut failed = Ok(());
         for body in self.due(all) {
@@ -93,13 +113,14 @@ impl Inner {
                 }
             }
         }
-        if !ready.is_empty() {
+        let settled = ready.len();
+        if settled > 0 {
             self.config.store.sync()?;
             for ready in ready {
                 self.settle(ready)?;
             }
         }
-        failed
+        Ok((settled, failed))
     }
 
     fn due(&self, all: bool) -> Vec<Arc<Body>> {

@@ -33,6 +33,8 @@ pub(super) struct Core {
     pub(super) hlc: Hlc,
     pub(super) tip: Tip,
     pub(super) published: Option<Published>,
+    /// The last head was signed by a clock so far ahead that nobody believes it: it is to be signed anew.
+    pub(super) sign_again: bool,
     /// Owner of what comes from elsewhere.
     pub(super) owner: (u32, u32),
     pub(super) inc: Inc,

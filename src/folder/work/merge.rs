@@ -27,7 +27,7 @@ const RECORD_ENTRIES_MAX: usize = 50_000;
 
 /// A snapshot's clock is not believed to be further ahead than this, in milliseconds: with a later one nobody would
 /// accept our heads.
-const AHEAD_MS_MAX: u64 = 10 * 60 * 1000;
+pub(super) const AHEAD_MS_MAX: u64 = 10 * 60 * 1000;
 
 /// What a merge did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -71,6 +71,21 @@ pub enum PublishError {
     Flush(#[from] FlushError),
 }
 
+impl PublishError {
+    /// Whether it works again once there is space.
+    pub fn is_disk_full(&self) -> bool {
+        let store = match self {
+            Self::Commit(CommitError::NoSpace) | Self::Flush(FlushError::NoSpace) => return true,
+            Self::Commit(CommitError::Store(error))
+            | Self::Flush(FlushError::Store(error) | FlushError::Nodes(NodesError::Store(error))) => {
+                error
+            }
+            _ => return false,
+        };
+        matches!(store, StoreError::Write(WriteError::NoSpace { .. }))
+    }
+}
+
 /// Why the state could not be written down.
 #[derive(Debug, thiserror::Error)]
 pub enum FlushError {
@@ -196,7 +211,7 @@ impl Inner {
                 .clone()
                 .filter(|published| published.inc == inc);
             let done = last.as_ref().map_or(0, |published| published.ctr);
-            if core.state.vv().get(inc) <= done {
+            if core.state.vv().get(inc) <= done && !core.sign_again {
                 return Ok(None);
             }
             (core.take_unflushed(), last)
@@ -257,6 +272,7 @@ impl Inner {
             let mut core = self.core.lock();
             core.tip.shared = NodeId::from_bytes(published.root);
             core.published = Some(published.clone());
+            core.sign_again = false;
             self.journal.queue(Record::Published(published).encode())
         };
         self.journal.write_out(ticket)?;

@@ -20,6 +20,7 @@ use super::core::{Core, time_of};
 use super::extents::{FileId, Overlay};
 use super::inodes::{Ino, Inodes, Local, NodeKind, Spot};
 use super::journal::{self, Journal, Scan};
+use super::merge::AHEAD_MS_MAX;
 use super::nodes::{StoreError, StoreNodes};
 use super::publish::{FlushError, Tip, Turn};
 use super::record::{BodyId, DataAt, DataRecord, OpRecord, Published, Record, Shape, ShapeRecord};
@@ -424,6 +425,13 @@ impl Replay {
         let seen: VersionVector = self.vv.into_iter().collect();
         let vv = redot.map_or_else(|| seen.clone(), |redot| redot.vector(&seen));
         let state = State::from_entries(entries, vv, tag)?;
+        let now = Hlc::default().tick(config.clock.now_ns() / 1_000_000);
+        // The clock was wrong and was set right: what is done from now on must be believed by others.
+        let was_ahead = self.checkpoint.hlc.unix_ms() > now.unix_ms() + AHEAD_MS_MAX;
+        let published = self.checkpoint.published;
+        let is_ours = published
+            .as_ref()
+            .is_some_and(|last| last.inc == config.inc);
         let mut core = Core {
             state,
             inodes: self.inodes,
@@ -431,9 +439,10 @@ impl Replay {
             dirty: BTreeMap::new(),
             trash: Vec::new(),
             unflushed: self.changed,
-            hlc: self.checkpoint.hlc,
+            hlc: if was_ahead { now } else { self.checkpoint.hlc },
             tip: self.checkpoint.tip,
-            published: self.checkpoint.published,
+            published,
+            sign_again: was_ahead && is_ours,
             owner: owner(),
             inc: config.inc,
         };

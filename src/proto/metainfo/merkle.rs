@@ -78,7 +78,7 @@ mod tests {
         leaves[0]
     }
 
-    fn leaves(count: usize) -> Vec<TreeHash> {
+    fn some_leaves(count: usize) -> Vec<TreeHash> {
         (0..count).map(|n| leaf(&n.to_le_bytes())).collect()
     }
 
@@ -86,14 +86,14 @@ mod tests {
         #[test]
         fn pieces_and_leaves_give_one_root(count in 5usize..70, piece_blocks in prop::sample::select(vec![1usize, 2, 4])) {
             let piece_bytes = BLOCK_BYTES * u32::try_from(piece_blocks).unwrap();
-            let leaves = leaves(count);
+            let leaves = some_leaves(count);
             let pieces: Vec<_> = leaves.chunks(piece_blocks).map(|p| piece_hash(p, piece_bytes)).collect();
             prop_assert_eq!(root_of_pieces(&pieces, piece_bytes), naive(leaves, count.next_power_of_two()));
         }
 
         #[test]
         fn a_small_file_is_filled_to_a_power_of_two(count in 1usize..17) {
-            prop_assert_eq!(small_file_root(&leaves(count)), naive(leaves(count), count.next_power_of_two()));
+            prop_assert_eq!(small_file_root(&some_leaves(count)), naive(some_leaves(count), count.next_power_of_two()));
         }
     }
 
