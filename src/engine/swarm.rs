@@ -13,7 +13,7 @@ mod status;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use ccbt_xet::hash::NodeId;
@@ -95,6 +95,8 @@ pub(super) enum Message {
     DialedOurselves(SocketAddr),
     Found(SocketAddr),
     Give(SocketAddr),
+        /// The fetch is given up when this is gone.
+        interest: Option<Weak<()>>,
     SetReplica(bool),
     SetOnline(bool),
     Status(oneshot::Sender<SwarmStatus>),
@@ -135,6 +137,21 @@ impl SwarmHandle {
     pub fn found(&self, addr: SocketAddr) {
         self.tell(Message::Found(addr));
     }
+    fn fetch(
+        &self,
+        items: impl Iterator<Item = (Item, u32)>,
+        priority: Priority,
+        interest: Option<Weak<()>>,
+        done: Fetched,
+    ) {
+        self.tell(Message::Fetch {
+            items: items.collect(),
+            priority,
+            interest,
+            done,
+        });
+    }
+
 
     /// Whether to keep the whole content here.
     pub fn set_replica(&self, on: bool) {
@@ -199,27 +216,18 @@ impl Observer for SwarmHandle {
 
 impl Fetch for SwarmHandle {
     fn chunks(&self, want: Vec<WantedChunk>, priority: work::Priority, done: Fetched) {
-        let priority = urgency(priority);
-        let items = want
-            .into_iter()
-            .map(|w| (Item::Chunk(w.hash), w.len))
-            .collect();
-        self.tell(Message::Fetch {
-            items,
-            priority,
-            done,
-        });
+        self.fetch(want.iter().map(chunk_item), urgency(priority), None, done);
     }
 
     fn nodes(&self, want: Vec<(u8, NodeId)>, priority: work::Priority, done: Fetched) {
-        let priority = urgency(priority);
         let item = |(kind, id)| (Item::Node { kind, id }, NODE_BYTES_GUESS);
-        let items = want.into_iter().map(item).collect();
-        self.tell(Message::Fetch {
-            items,
-            priority,
-            done,
-        });
+        let items = want.into_iter().map(item);
+        self.fetch(items, urgency(priority), None, done);
+    }
+
+    fn ahead(&self, want: Vec<WantedChunk>, interest: Weak<()>, done: Fetched) {
+        let items = want.iter().map(chunk_item);
+        self.fetch(items, Priority::ReadAhead, Some(interest), done);
     }
 }
 
@@ -249,6 +257,10 @@ struct Peer {
     reach: Option<SocketAddr>,
     since: Duration,
     commands: mpsc::UnboundedSender<ToPeer>,
+fn chunk_item(wanted: &WantedChunk) -> (Item, u32) {
+    (Item::Chunk(wanted.hash), wanted.len)
+}
+
     counters: Arc<PeerCounters>,
     /// The root it last said it shows, and whether it holds every chunk of it.
     shows: Option<(NodeId, bool)>,
@@ -310,6 +322,8 @@ pub(super) struct Swarm {
 /// Opens a connection and runs its task; the outcome comes back as messages.
 pub trait Dial: Send + Sync {
     fn dial(&self, addr: SocketAddr, door: Door);
+    /// Fetches that are of use only as long as somebody is interested.
+    interests: Vec<(JobId, Weak<()>)>,
 
     /// The folder's credentials changed (a manifest came): who calls next is met with these.
     fn reopen(&self, door: Door);
@@ -362,6 +376,7 @@ fn restore_heads(heads: &mut Heads, config: &SwarmConfig) {
     if let Ok(bytes) = std::fs::read(&config.heads_file)
         && let Err(error) = heads.restore(&bytes, today)
     {
+        interests: Vec::new(),
         tracing::warn!(%error, "the table of heads is damaged; peers will send it again");
     }
     if let Some(manifest) = &config.credentials.manifest {
@@ -514,14 +529,18 @@ impl Swarm {
     }
 
     fn set_online(&mut self, on: bool) {
+                interest,
         self.config.online = on;
         if !on {
+                self.drop_uninteresting();
             for peer in self.peers.values() {
                 let _gone = peer.commands.send(ToPeer::Close);
             }
         }
     }
 
+                self.interests
+                    .extend(interest.map(|interest| (job, interest)));
     fn job_done(&mut self, done: JobDone) {
         match done {
             JobDone::Adopted(incarnation, attempt) => self.adopted(incarnation, *attempt),
@@ -574,6 +593,7 @@ impl Swarm {
             send(Frame::Heads(some.iter().cloned().map(Into::into).collect()));
         }
     }
+        self.drop_uninteresting();
 
     /// Turns state into requests, dials and jobs.
     fn pump(&mut self) {
@@ -655,6 +675,23 @@ impl Swarm {
             if let Some(name) = self.heads.device_name(&incarnation) {
                 names.insert(*incarnation.as_bytes(), name.to_owned());
             }
+    /// Gives up what was asked for ahead of a reader that went elsewhere.
+    fn drop_uninteresting(&mut self) {
+        let Self {
+            interests,
+            waiters,
+            scheduler,
+            ..
+        } = self;
+        interests.retain(|(job, interest)| {
+            let lives = interest.strong_count() > 0;
+            if !lives {
+                scheduler.cancel(*job);
+            }
+            lives && waiters.contains_key(job)
+        });
+    }
+
         }
     }
 
