@@ -5,6 +5,7 @@
 //! job on the blocking pool and comes back as an action; at most one merge and one publication run at a time.
 
 mod adopt;
+mod hints;
 mod members;
 mod publish;
 mod replica;
@@ -23,6 +24,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use self::adopt::Adoption;
+use self::hints::Hints;
+pub use self::hints::Outlook;
 use self::replica::Replica;
 pub use self::status::{HeadView, PeerView, SwarmStatus};
 use super::dial::Dialer;
@@ -32,10 +35,13 @@ use crate::clock::{self, Elapsed};
 use crate::folder::work::{self, Dirty, Fetch, FetchError, Fetched, Folder, Observer, WantedChunk};
 use crate::proto::scheduler::{Failure, Item, JobId, Output, PeerKey, Priority, Scheduler};
 use crate::proto::ut_xet::{Frame, Holding};
+use crate::share::dht_item::DhtItem;
 use crate::share::head::HEAD_LEN;
 use crate::share::heads::Heads;
 use crate::share::pace::Pace;
-use crate::share::{Certificate, DeviceKey, FolderCredentials, Head, Incarnation, Unverified};
+use crate::share::{
+    Certificate, DeviceKey, FolderCredentials, Head, Incarnation, Manifest, Unverified,
+};
 
 /// Messages taken from the channel before the state is acted on again.
 const BATCH_MAX: usize = 256;
@@ -89,14 +95,17 @@ pub(super) enum Message {
     Fetch {
         items: Vec<(Item, u32)>,
         priority: Priority,
+        /// The fetch is given up when this is gone.
+        interest: Option<Weak<()>>,
         done: Fetched,
     },
     DialFailed(SocketAddr),
     DialedOurselves(SocketAddr),
     Found(SocketAddr),
     Give(SocketAddr),
-        /// The fetch is given up when this is gone.
-        interest: Option<Weak<()>>,
+    Hinted(DhtItem),
+    Manifest(Box<Unverified<Manifest>>),
+    Outlook(oneshot::Sender<Outlook>),
     SetReplica(bool),
     SetOnline(bool),
     Status(oneshot::Sender<SwarmStatus>),
@@ -128,15 +137,6 @@ impl SwarmHandle {
         let _gone = self.tx.send(message);
     }
 
-    /// An address of a member the user gave.
-    pub fn give(&self, addr: SocketAddr) {
-        self.tell(Message::Give(addr));
-    }
-
-    /// An address discovery found.
-    pub fn found(&self, addr: SocketAddr) {
-        self.tell(Message::Found(addr));
-    }
     fn fetch(
         &self,
         items: impl Iterator<Item = (Item, u32)>,
@@ -152,6 +152,32 @@ impl SwarmHandle {
         });
     }
 
+    /// An address of a member the user gave.
+    pub fn give(&self, addr: SocketAddr) {
+        self.tell(Message::Give(addr));
+    }
+
+    /// An address discovery found.
+    pub fn found(&self, addr: SocketAddr) {
+        self.tell(Message::Found(addr));
+    }
+
+    /// What the folder's DHT item says.
+    pub fn hinted(&self, item: DhtItem) {
+        self.tell(Message::Hinted(item));
+    }
+
+    /// A manifest that did not come from a member.
+    pub fn manifest(&self, manifest: Unverified<Manifest>) {
+        self.tell(Message::Manifest(Box::new(manifest)));
+    }
+
+    /// What the folder has to tell those who are not connected; `None` once the actor has ended.
+    pub async fn outlook(&self) -> Option<Outlook> {
+        let (tx, rx) = oneshot::channel();
+        self.tell(Message::Outlook(tx));
+        rx.await.ok()
+    }
 
     /// Whether to keep the whole content here.
     pub fn set_replica(&self, on: bool) {
@@ -231,6 +257,10 @@ impl Fetch for SwarmHandle {
     }
 }
 
+fn chunk_item(wanted: &WantedChunk) -> (Item, u32) {
+    (Item::Chunk(wanted.hash), wanted.len)
+}
+
 fn urgency(priority: work::Priority) -> Priority {
     match priority {
         work::Priority::Blocking => Priority::Blocked,
@@ -257,10 +287,6 @@ struct Peer {
     reach: Option<SocketAddr>,
     since: Duration,
     commands: mpsc::UnboundedSender<ToPeer>,
-fn chunk_item(wanted: &WantedChunk) -> (Item, u32) {
-    (Item::Chunk(wanted.hash), wanted.len)
-}
-
     counters: Arc<PeerCounters>,
     /// The root it last said it shows, and whether it holds every chunk of it.
     shows: Option<(NodeId, bool)>,
@@ -296,11 +322,14 @@ pub(super) struct Swarm {
     dial: Arc<dyn Dial>,
     scheduler: Scheduler,
     waiters: HashMap<JobId, Waiter>,
+    /// Fetches that are of use only as long as somebody is interested.
+    interests: Vec<(JobId, Weak<()>)>,
     peers: BTreeMap<PeerKey, Peer>,
     heads: Heads,
     heads_saved: bool,
     adoptions: BTreeMap<Incarnation, Adoption>,
     adopting: bool,
+    hints: Hints,
     pace: Pace,
     publishing: bool,
     /// Who waits for the publication that runs, and who asked after it began.
@@ -322,8 +351,6 @@ pub(super) struct Swarm {
 /// Opens a connection and runs its task; the outcome comes back as messages.
 pub trait Dial: Send + Sync {
     fn dial(&self, addr: SocketAddr, door: Door);
-    /// Fetches that are of use only as long as somebody is interested.
-    interests: Vec<(JobId, Weak<()>)>,
 
     /// The folder's credentials changed (a manifest came): who calls next is met with these.
     fn reopen(&self, door: Door);
@@ -349,11 +376,13 @@ pub fn spawn(inbox: SwarmInbox, config: SwarmConfig, dial: Arc<dyn Dial>) {
         dial,
         scheduler: Scheduler::new(),
         waiters: HashMap::new(),
+        interests: Vec::new(),
         peers: BTreeMap::new(),
         heads,
         heads_saved: true,
         adoptions: BTreeMap::new(),
         adopting: false,
+        hints: Hints::default(),
         pace: Pace::default(),
         publishing: false,
         publish_waiters: Vec::new(),
@@ -376,7 +405,6 @@ fn restore_heads(heads: &mut Heads, config: &SwarmConfig) {
     if let Ok(bytes) = std::fs::read(&config.heads_file)
         && let Err(error) = heads.restore(&bytes, today)
     {
-        interests: Vec::new(),
         tracing::warn!(%error, "the table of heads is damaged; peers will send it again");
     }
     if let Some(manifest) = &config.credentials.manifest {
@@ -501,19 +529,32 @@ impl Swarm {
             Message::Fetch {
                 items,
                 priority,
+                interest,
                 done,
             } => {
+                self.drop_uninteresting();
                 let patience = match priority {
                     Priority::Blocked => self.config.read_timeout,
                     _ => BACKGROUND_DEADLINE,
                 };
                 let job = self.scheduler.add_job(items, priority, now + patience);
                 self.waiters.insert(job, Waiter::Caller(done));
+                self.interests
+                    .extend(interest.map(|interest| (job, interest)));
             }
             Message::DialFailed(addr) => self.dialer.failed(now, addr),
             Message::DialedOurselves(addr) => self.dialer.ourselves(addr),
             Message::Found(addr) => self.dialer.found(addr),
             Message::Give(addr) => self.dialer.give(addr),
+            Message::Hinted(item) => self.hinted(item),
+            Message::Manifest(manifest) => {
+                if let Err(error) = self.manifest_offered(*manifest) {
+                    tracing::debug!(%error, "manifest refused");
+                }
+            }
+            Message::Outlook(reply) => {
+                let _nobody = reply.send(self.outlook());
+            }
             Message::SetReplica(on) => self.replica.set(on),
             Message::SetOnline(on) => self.set_online(on),
             Message::Status(reply) => self.report_status(reply),
@@ -529,18 +570,14 @@ impl Swarm {
     }
 
     fn set_online(&mut self, on: bool) {
-                interest,
         self.config.online = on;
         if !on {
-                self.drop_uninteresting();
             for peer in self.peers.values() {
                 let _gone = peer.commands.send(ToPeer::Close);
             }
         }
     }
 
-                self.interests
-                    .extend(interest.map(|interest| (job, interest)));
     fn job_done(&mut self, done: JobDone) {
         match done {
             JobDone::Adopted(incarnation, attempt) => self.adopted(incarnation, *attempt),
@@ -554,7 +591,9 @@ impl Swarm {
         if !self.publishing {
             self.save_heads();
         }
+        self.weigh_hints();
         self.retry_adoptions();
+        self.drop_uninteresting();
         self.remind();
     }
 
@@ -593,7 +632,6 @@ impl Swarm {
             send(Frame::Heads(some.iter().cloned().map(Into::into).collect()));
         }
     }
-        self.drop_uninteresting();
 
     /// Turns state into requests, dials and jobs.
     fn pump(&mut self) {
@@ -637,6 +675,23 @@ impl Swarm {
         }
     }
 
+    /// Gives up what was asked for ahead of a reader that went elsewhere.
+    fn drop_uninteresting(&mut self) {
+        let Self {
+            interests,
+            waiters,
+            scheduler,
+            ..
+        } = self;
+        interests.retain(|(job, interest)| {
+            let lives = interest.strong_count() > 0;
+            if !lives {
+                scheduler.cancel(*job);
+            }
+            lives && waiters.contains_key(job)
+        });
+    }
+
     fn wake(&mut self, job: JobId, result: Result<(), FetchError>) {
         match self.waiters.remove(&job) {
             Some(Waiter::Caller(done)) => {
@@ -675,23 +730,6 @@ impl Swarm {
             if let Some(name) = self.heads.device_name(&incarnation) {
                 names.insert(*incarnation.as_bytes(), name.to_owned());
             }
-    /// Gives up what was asked for ahead of a reader that went elsewhere.
-    fn drop_uninteresting(&mut self) {
-        let Self {
-            interests,
-            waiters,
-            scheduler,
-            ..
-        } = self;
-        interests.retain(|(job, interest)| {
-            let lives = interest.strong_count() > 0;
-            if !lives {
-                scheduler.cancel(*job);
-            }
-            lives && waiters.contains_key(job)
-        });
-    }
-
         }
     }
 

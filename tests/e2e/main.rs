@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod conflicts;
+mod discovery;
 mod kill;
 mod main_job;
 mod members;

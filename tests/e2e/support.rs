@@ -24,7 +24,7 @@ pub(crate) struct Daemon {
     pub(crate) port: u16,
     child: Option<Child>,
     log: PathBuf,
-    mounts: Vec<PathBuf>,
+    pub(crate) mounts: Vec<PathBuf>,
 }
 
 impl World {
@@ -66,6 +66,17 @@ impl World {
 
     /// Any command that stays in the foreground.
     pub(crate) fn start(&self, state: &str, peers: &[u16], args: &[&str]) -> Daemon {
+        self.start_with(state, &["--no-dht"], peers, args)
+    }
+
+    /// The same with a DHT to look for peers in: that of the nodes named.
+    pub(crate) fn start_in_dht(&self, state: &str, nodes: &[String], args: &[&str]) -> Daemon {
+        let config = self.dir.path().join("dht.toml");
+        fs::write(&config, format!("[dht]\nbootstrap = {nodes:?}\n")).unwrap();
+        self.start_with(state, &["--config", config.to_str().unwrap()], &[], args)
+    }
+
+    fn start_with(&self, state: &str, net: &[&str], peers: &[u16], args: &[&str]) -> Daemon {
         let state = self.dir.path().join(state);
         let port = free_port();
         static STARTS: AtomicU16 = AtomicU16::new(0);
@@ -80,7 +91,8 @@ impl World {
         let mut command = ccbt(&state);
         command
             .args(args)
-            .args(["--no-dht", "--no-lsd", "--no-portmap", "-v"]);
+            .args(net)
+            .args(["--no-lsd", "--no-portmap", "-v"]);
         command.arg("--listen").arg(format!("127.0.0.1:{port}"));
         for peer in peers {
             command.arg("--peer").arg(format!("127.0.0.1:{peer}"));
@@ -108,7 +120,7 @@ pub(crate) struct Links {
 }
 
 impl Daemon {
-    fn links(&self) -> Links {
+    pub(crate) fn links(&self) -> Links {
         let find = |what: &str| {
             let text = fs::read_to_string(&self.log).unwrap_or_default();
             let line = text

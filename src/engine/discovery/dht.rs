@@ -22,8 +22,8 @@ use tokio::sync::{mpsc, watch};
 
 use super::{Found, Source, Stop, deliver, jittered};
 use crate::proto::tracker::callable;
-use crate::share::dht_item::{SignedItem, VALUE_LEN_MAX};
-use crate::share::{SwarmId, WritePublic};
+use crate::share::SwarmId;
+use crate::share::dht_item::{ItemKey, SignedItem, VALUE_LEN_MAX};
 use crate::state_file;
 
 /// Addresses taken from one lookup.
@@ -89,7 +89,10 @@ pub trait Dht: Send + Sync {
     fn put_item(&self, item: SignedItem, cas: Option<i64>) -> Later<u32>;
 
     /// The newest item under `key` and `salt`, its signature checked.
-    fn get_item(&self, key: WritePublic, salt: [u8; 8]) -> Later<Option<SignedItem>>;
+    fn get_item(&self, key: ItemKey, salt: [u8; 8]) -> Later<Option<SignedItem>>;
+
+    /// Our address as other nodes see it, once enough of them have said so.
+    fn public_ip(&self) -> Later<Option<Ipv4Addr>>;
 
     /// Nodes worth asking first after a restart: those of the routing table that still answer.
     fn nodes(&self) -> Later<Vec<SocketAddr>>;
@@ -189,7 +192,7 @@ impl Dht for Mainline {
         })
     }
 
-    fn get_item(&self, key: WritePublic, salt: [u8; 8]) -> Later<Option<SignedItem>> {
+    fn get_item(&self, key: ItemKey, salt: [u8; 8]) -> Later<Option<SignedItem>> {
         let dht = self.0.clone();
         contained(async move {
             let found = dht.get_mutable_most_recent(&key.0, Some(&salt)).await;
@@ -203,6 +206,14 @@ impl Dht for Mainline {
             let acceptable =
                 |item: &SignedItem| item.value.len() <= VALUE_LEN_MAX && item.verify().is_ok();
             Ok(found.map(signed).filter(acceptable))
+        })
+    }
+
+    fn public_ip(&self) -> Later<Option<Ipv4Addr>> {
+        let dht = self.0.clone();
+        contained(async move {
+            let info = dht.info().await;
+            Ok(info.public_address().map(|addr| *addr.ip()))
         })
     }
 
@@ -252,6 +263,14 @@ fn put_error(error: PutMutableError) -> DhtError {
 pub(super) struct DhtView {
     pub(super) node: watch::Receiver<Option<Arc<dyn Dht>>>,
     pub(super) nodes: Arc<AtomicUsize>,
+}
+
+impl DhtView {
+    /// The node, once it runs; nothing if it never will.
+    pub(super) async fn ready(&mut self) -> Option<Arc<dyn Dht>> {
+        let node = self.node.wait_for(Option::is_some).await;
+        node.ok()?.clone()
+    }
 }
 
 /// Starts a node as soon as it has somebody to ask, then saves its nodes now and then and at the end.
@@ -375,15 +394,9 @@ pub(super) async fn follow(
     mut stop: Stop,
 ) {
     let work = async {
-        let Ok(ready) = view
-            .node
-            .wait_for(Option::is_some)
-            .await
-            .map(|node| node.clone())
-        else {
+        let Some(dht) = view.ready().await else {
             return;
         };
-        let Some(dht) = ready else { return };
         let mut failures = 0;
         loop {
             let mut peers = dht.get_peers(swarm);

@@ -29,8 +29,8 @@ const ADOPTIONS_MAX: usize = 1024;
 /// A head on its way to being believed.
 pub(super) struct Adoption {
     head: Head,
-    /// Who told us; it is not told again.
-    from: PeerKey,
+    /// Who told us; it is not told again. Nobody if the DHT did.
+    from: Option<PeerKey>,
     /// The change list that came with it, tried once.
     delta: Option<Arc<Delta>>,
     stage: Stage,
@@ -74,7 +74,7 @@ impl Swarm {
     ) {
         match self.heads.check(head, clock::unix_millis()) {
             Ok(None) => {}
-            Ok(Some(head)) => self.adopt(key, head, delta),
+            Ok(Some(head)) => self.adopt(Some(key), head, delta),
             Err(error @ (HeadError::Signature(_) | HeadError::Foreign(_))) => {
                 tracing::warn!(%error, "forged head");
                 self.drop_peer(key, "a forged head");
@@ -86,7 +86,7 @@ impl Swarm {
         }
     }
 
-    fn adopt(&mut self, from: PeerKey, head: Head, delta: Option<Arc<Delta>>) {
+    pub(super) fn adopt(&mut self, from: Option<PeerKey>, head: Head, delta: Option<Arc<Delta>>) {
         let incarnation = head.claims().incarnation;
         if let Some(known) = self.adoptions.get_mut(&incarnation) {
             let newer = head.claims().seq > known.head.claims().seq;
@@ -222,6 +222,10 @@ impl Swarm {
         result: Result<(), FetchError>,
     ) {
         let now = self.clock.now();
+        if let Some(hint) = self.fruitless_hint(incarnation, result.is_err()) {
+            self.hints.push(hint.into());
+            return;
+        }
         if let Some(adoption) = self.adoptions.get_mut(&incarnation) {
             adoption.stage = match result {
                 Ok(()) => Stage::Ready,
@@ -230,6 +234,15 @@ impl Swarm {
                 },
             };
         }
+    }
+
+    /// Takes back a head that only the DHT named and whose snapshot no member has: it is tried again when another comes.
+    fn fruitless_hint(&mut self, incarnation: Incarnation, failed: bool) -> Option<Head> {
+        let adoption = self.adoptions.get(&incarnation)?;
+        if !failed || adoption.from.is_some() {
+            return None;
+        }
+        self.adoptions.remove(&incarnation).map(|a| a.head)
     }
 
     /// Looks again at what was held back long enough.
@@ -247,7 +260,7 @@ impl Swarm {
         let from = self
             .adoptions
             .get(&head.claims().incarnation)
-            .map(|a| a.from);
+            .and_then(|a| a.from);
         if !self.heads.take(head.clone()) {
             return;
         }

@@ -95,6 +95,7 @@ impl Swarm {
         self.introduce(&peer);
         self.peers.insert(key, peer);
         self.scheduler.peer_up(key);
+        self.hints.try_now();
         self.retry_adoptions();
     }
 
