@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ccbt::engine::discovery::dht::{Dht, DhtConfig, Mainline};
-use ccbt::share::dht_item::{DhtItem, SignedItem};
+use ccbt::share::dht_item::{DhtItem, ItemKey, SignedItem};
 use ccbt::share::{Link, WriteKey};
 use mainline::Testnet;
 use tokio::runtime::Runtime;
@@ -45,10 +45,15 @@ impl Network {
         }
     }
 
+    fn get(&self, key: ItemKey, salt: [u8; 8]) -> Option<SignedItem> {
+        let got = self
+            .runtime
+            .block_on(async { self.node.get_item(key, salt).await });
+        got.unwrap()
+    }
+
     fn item(&self, key: &WriteKey) -> Option<SignedItem> {
-        let salt = key.read_key().discover_key().salt();
-        let get = self.node.get_item(key.public().into(), salt);
-        self.runtime.block_on(get).unwrap()
+        self.get(key.public().into(), key.read_key().discover_key().salt())
     }
 
     fn opened(&self, key: &WriteKey) -> Option<DhtItem> {
@@ -57,9 +62,10 @@ impl Network {
     }
 
     fn put(&self, item: SignedItem) {
-        self.runtime
-            .block_on(self.node.put_item(item, None))
-            .unwrap();
+        let put = self
+            .runtime
+            .block_on(async { self.node.put_item(item, None).await });
+        assert!(put.unwrap() > 0);
     }
 
     fn share(&self, world: &World, dir: &Path) -> (Daemon, Links) {
@@ -144,10 +150,7 @@ fn a_read_link_finds_the_item_by_the_owners_manifest_and_readers_outlive_its_wri
     a.wait("the item", || network.item(&key).is_some());
     let folder = links.read.parse::<Link>().unwrap().folder();
     let discover = key.read_key().discover_key();
-    let manifest = || {
-        let get = network.node.get_item(folder.into(), discover.salt());
-        network.runtime.block_on(get).unwrap()
-    };
+    let manifest = || network.get(folder.into(), discover.salt());
     a.wait("the manifest", || manifest().is_some());
     let opened = manifest().unwrap().open_manifest(&discover).unwrap();
     let opened = opened.verify(&folder).expect("signed by the owner");

@@ -42,7 +42,8 @@ const SAVE_TIME: Duration = Duration::from_secs(10 * 60);
 const SAVE_TIME_FIRST: Duration = Duration::from_secs(30);
 /// Wait between announces of a swarm; nodes keep a peer for 30 minutes.
 const ANNOUNCE_TIME: Duration = Duration::from_secs(15 * 60);
-/// First wait after a failed announce; doubled up to [`ANNOUNCE_TIME`].
+/// First wait after the start or after a failed announce; doubled up to [`ANNOUNCE_TIME`]: of two who start together,
+/// one looks before the other has announced itself.
 const RETRY_TIME: Duration = Duration::from_secs(15);
 /// Longest name lookup of a bootstrap host.
 const RESOLVE_TIME: Duration = Duration::from_secs(10);
@@ -397,7 +398,7 @@ pub(super) async fn follow(
         let Some(dht) = view.ready().await else {
             return;
         };
-        let mut failures = 0;
+        let (mut rounds, mut failures) = (0, 0);
         loop {
             let mut peers = dht.get_peers(swarm);
             while let Some(peer) = peers.recv().await {
@@ -411,14 +412,17 @@ pub(super) async fn follow(
                 dht.announce(swarm, port).await
             };
             match announced {
-                Ok(()) => failures = 0,
+                Ok(()) => {
+                    rounds += 1;
+                    failures = 0;
+                }
                 Err(DhtError::Stopped) => return,
                 Err(error) => {
                     failures += 1;
                     tracing::debug!(%swarm, %error, "not announced to the DHT");
                 }
             }
-            tokio::time::sleep(jittered(wait(failures))).await;
+            tokio::time::sleep(jittered(wait(rounds, failures))).await;
         }
     };
     tokio::select! {
@@ -427,11 +431,10 @@ pub(super) async fn follow(
     }
 }
 
-fn wait(failures: u32) -> Duration {
-    match failures {
-        0 => ANNOUNCE_TIME,
-        _ => (RETRY_TIME * 2_u32.pow((failures - 1).min(10))).min(ANNOUNCE_TIME),
-    }
+/// The wait after so many announces, or after so many failures in a row.
+fn wait(rounds: u32, failures: u32) -> Duration {
+    let times = if failures > 0 { failures } else { rounds };
+    (RETRY_TIME * 2_u32.pow(times.saturating_sub(1).min(10))).min(ANNOUNCE_TIME)
 }
 
 #[cfg(test)]
@@ -460,9 +463,12 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_repeated_soon_then_ever_later() {
-        let secs: Vec<u64> = [1, 2, 3, 7, 40].map(|n| wait(n).as_secs()).into();
-        assert_eq!(secs, [15, 30, 60, 900, 900]);
-        assert_eq!(wait(0).as_secs(), 900);
+    fn the_first_rounds_and_failures_are_repeated_soon_then_ever_later() {
+        let secs = |rounds, failures| wait(rounds, failures).as_secs();
+        assert_eq!([1, 2, 3, 7, 40].map(|n| secs(n, 0)), [15, 30, 60, 900, 900]);
+        assert_eq!(
+            [1, 2, 3, 7, 40].map(|n| secs(40, n)),
+            [15, 30, 60, 900, 900]
+        );
     }
 }

@@ -85,12 +85,12 @@ fn who_stands_down_puts_only_its_own_news() {
     assert_eq!(play(|_| stands_down, true).1, [0_u64; 0]);
     let (_, puts) = play(
         |now| Sight {
-            news: now == secs(7200),
+            news: (secs(8000)..secs(8010)).contains(&now),
             ..stands_down
         },
         true,
     );
-    assert_eq!(puts, [7200]);
+    assert_eq!(puts, [8000]);
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn who_is_alone_looks_soon_then_ever_later() {
     assert_eq!(gaps[..5], [20, 30, 60, 120, 240]);
     assert!(gaps.iter().all(|gap| *gap <= 900) && gets.len() < 120);
     let (gets, _) = play(|_| QUIET, true);
-    assert!(gets.len() <= 25, "{}", gets.len());
+    assert!(gets.len() <= 48, "{}", gets.len());
 }
 
 #[test]
