@@ -62,12 +62,12 @@ async fn items_are_put_found_replaced_and_put_again_by_a_reader() {
     let first = SignedItem::seal(&item, &write, 7, [1; 24]).unwrap();
 
     assert_eq!(
-        soon(reader.get_item(write.public(), discover.salt())).await,
+        soon(reader.get_item(write.public().into(), discover.salt())).await,
         Ok(None)
     );
     let stored = soon(writer.put_item(first.clone(), None)).await.unwrap();
     assert!(stored > 0);
-    let got = soon(reader.get_item(write.public(), discover.salt()))
+    let got = soon(reader.get_item(write.public().into(), discover.salt()))
         .await
         .unwrap()
         .unwrap();
@@ -82,7 +82,7 @@ async fn items_are_put_found_replaced_and_put_again_by_a_reader() {
     soon(newcomer.put_item(second.clone(), Some(7)))
         .await
         .unwrap();
-    let got = soon(reader.get_item(write.public(), discover.salt()))
+    let got = soon(reader.get_item(write.public().into(), discover.salt()))
         .await
         .unwrap();
     assert_eq!(got, Some(second));

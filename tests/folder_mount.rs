@@ -5,7 +5,7 @@
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ccbt::folder::state::Inc;
@@ -39,6 +39,10 @@ impl Fetch for Alone {
     }
 
     fn nodes(&self, _: Vec<(u8, NodeId)>, _: Priority, done: Fetched) {
+        done(Err(FetchError::NoPeer));
+    }
+
+    fn ahead(&self, _: Vec<WantedChunk>, _: Weak<()>, done: Fetched) {
         done(Err(FetchError::NoPeer));
     }
 }

@@ -5,9 +5,11 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::Daemon;
-use super::open::OpenFolder;
+use super::open::{EPOCH, OpenFolder};
 use crate::engine::discovery::dht::{self, DhtConfig};
+use crate::engine::discovery::item::ItemKeys;
 use crate::engine::discovery::{Config, Discovery, Found};
+use crate::share::Capability;
 
 /// Addresses waiting to be looked at by a folder's actor; discovery slows down beyond.
 const FOUND_MAX: usize = 256;
@@ -24,6 +26,8 @@ impl Daemon {
         let mut trackers = self.0.config.trackers.clone();
         trackers.extend(open.link.hints.trackers.iter().cloned());
         discovery.watch(open.credentials.swarm(), trackers, sink);
+        let listen = *self.0.listening.lock();
+        discovery.keep_items(item_keys(open), open.swarm.clone(), listen);
         let swarm = open.swarm.clone();
         tokio::spawn(async move {
             while let Some((_, addr, source)) = found.recv().await {
@@ -75,5 +79,18 @@ impl Daemon {
             },
             port,
         )
+    }
+}
+
+fn item_keys(open: &OpenFolder) -> ItemKeys {
+    let capability = open.link.capability();
+    ItemKeys {
+        folder: open.id,
+        discover: open.credentials.read.discover_key(),
+        write: capability.write_key(EPOCH),
+        owner: match capability {
+            Capability::Owner(seed) => Some(seed.clone()),
+            _ => None,
+        },
     }
 }

@@ -31,7 +31,7 @@ use crate::share::{
 };
 
 /// The epoch of every folder until revocation exists.
-const EPOCH: u32 = 0;
+pub(super) const EPOCH: u32 = 0;
 
 /// A folder that is open in this daemon.
 pub(super) struct OpenFolder {

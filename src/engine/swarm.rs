@@ -5,6 +5,7 @@
 //! job on the blocking pool and comes back as an action; at most one merge and one publication run at a time.
 
 mod adopt;
+mod hints;
 mod members;
 mod publish;
 mod replica;
@@ -13,7 +14,7 @@ mod status;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use ccbt_xet::hash::NodeId;
@@ -23,6 +24,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use self::adopt::Adoption;
+use self::hints::Hints;
+pub use self::hints::Outlook;
 pub use self::publish::NotPublished;
 use self::replica::Replica;
 pub use self::status::{HeadView, PeerView, SwarmStatus};
@@ -33,10 +36,13 @@ use crate::clock::{self, Elapsed};
 use crate::folder::work::{self, Dirty, Fetch, FetchError, Fetched, Folder, Observer, WantedChunk};
 use crate::proto::scheduler::{Failure, Item, JobId, Output, PeerKey, Priority, Scheduler};
 use crate::proto::ut_xet::{Frame, Holding};
+use crate::share::dht_item::DhtItem;
 use crate::share::head::HEAD_LEN;
 use crate::share::heads::Heads;
 use crate::share::pace::Pace;
-use crate::share::{Certificate, DeviceKey, FolderCredentials, Head, Incarnation, Unverified};
+use crate::share::{
+    Certificate, DeviceKey, FolderCredentials, Head, Incarnation, Manifest, Unverified,
+};
 use crate::telemetry::Metrics;
 
 /// Messages taken from the channel before the state is acted on again.
@@ -96,12 +102,17 @@ pub(super) enum Message {
     Fetch {
         items: Vec<(Item, u32)>,
         priority: Priority,
+        /// The fetch is given up when this is gone.
+        interest: Option<Weak<()>>,
         done: Fetched,
     },
     DialFailed(SocketAddr),
     DialedOurselves(SocketAddr),
     Found(SocketAddr),
     Give(SocketAddr),
+    Hinted(DhtItem),
+    Manifest(Box<Unverified<Manifest>>),
+    Outlook(oneshot::Sender<Outlook>),
     SetReplica(bool),
     SetOnline(bool),
     Status(oneshot::Sender<SwarmStatus>),
@@ -133,6 +144,21 @@ impl SwarmHandle {
         let _gone = self.tx.send(message);
     }
 
+    fn fetch(
+        &self,
+        items: impl Iterator<Item = (Item, u32)>,
+        priority: Priority,
+        interest: Option<Weak<()>>,
+        done: Fetched,
+    ) {
+        self.tell(Message::Fetch {
+            items: items.collect(),
+            priority,
+            interest,
+            done,
+        });
+    }
+
     /// An address of a member the user gave.
     pub fn give(&self, addr: SocketAddr) {
         self.tell(Message::Give(addr));
@@ -141,6 +167,23 @@ impl SwarmHandle {
     /// An address discovery found.
     pub fn found(&self, addr: SocketAddr) {
         self.tell(Message::Found(addr));
+    }
+
+    /// What the folder's DHT item says.
+    pub fn hinted(&self, item: DhtItem) {
+        self.tell(Message::Hinted(item));
+    }
+
+    /// A manifest that did not come from a member.
+    pub fn manifest(&self, manifest: Unverified<Manifest>) {
+        self.tell(Message::Manifest(Box::new(manifest)));
+    }
+
+    /// What the folder has to tell those who are not connected; `None` once the actor has ended.
+    pub async fn outlook(&self) -> Option<Outlook> {
+        let (tx, rx) = oneshot::channel();
+        self.tell(Message::Outlook(tx));
+        rx.await.ok()
     }
 
     /// Whether to keep the whole content here.
@@ -239,28 +282,23 @@ impl Observer for SwarmHandle {
 
 impl Fetch for SwarmHandle {
     fn chunks(&self, want: Vec<WantedChunk>, priority: work::Priority, done: Fetched) {
-        let priority = urgency(priority);
-        let items = want
-            .into_iter()
-            .map(|w| (Item::Chunk(w.hash), w.len))
-            .collect();
-        self.tell(Message::Fetch {
-            items,
-            priority,
-            done,
-        });
+        self.fetch(want.iter().map(chunk_item), urgency(priority), None, done);
     }
 
     fn nodes(&self, want: Vec<(u8, NodeId)>, priority: work::Priority, done: Fetched) {
-        let priority = urgency(priority);
         let item = |(kind, id)| (Item::Node { kind, id }, NODE_BYTES_GUESS);
-        let items = want.into_iter().map(item).collect();
-        self.tell(Message::Fetch {
-            items,
-            priority,
-            done,
-        });
+        let items = want.into_iter().map(item);
+        self.fetch(items, urgency(priority), None, done);
     }
+
+    fn ahead(&self, want: Vec<WantedChunk>, interest: Weak<()>, done: Fetched) {
+        let items = want.iter().map(chunk_item);
+        self.fetch(items, Priority::ReadAhead, Some(interest), done);
+    }
+}
+
+fn chunk_item(wanted: &WantedChunk) -> (Item, u32) {
+    (Item::Chunk(wanted.hash), wanted.len)
 }
 
 fn urgency(priority: work::Priority) -> Priority {
@@ -324,11 +362,14 @@ pub(super) struct Swarm {
     dial: Arc<dyn Dial>,
     scheduler: Scheduler,
     waiters: HashMap<JobId, Waiter>,
+    /// Fetches that are of use only as long as somebody is interested.
+    interests: Vec<(JobId, Weak<()>)>,
     peers: BTreeMap<PeerKey, Peer>,
     heads: Heads,
     heads_saved: bool,
     adoptions: BTreeMap<Incarnation, Adoption>,
     adopting: bool,
+    hints: Hints,
     pace: Pace,
     publishing: bool,
     /// Who waits for the publication that runs, and who asked after it began.
@@ -377,11 +418,13 @@ pub fn spawn(inbox: SwarmInbox, config: SwarmConfig, dial: Arc<dyn Dial>) {
         dial,
         scheduler: Scheduler::new(),
         waiters: HashMap::new(),
+        interests: Vec::new(),
         peers: BTreeMap::new(),
         heads,
         heads_saved: true,
         adoptions: BTreeMap::new(),
         adopting: false,
+        hints: Hints::default(),
         pace: Pace::default(),
         publishing: false,
         publish_waiters: Vec::new(),
@@ -529,19 +572,32 @@ impl Swarm {
             Message::Fetch {
                 items,
                 priority,
+                interest,
                 done,
             } => {
+                self.drop_uninteresting();
                 let patience = match priority {
                     Priority::Blocked => self.config.read_timeout,
                     _ => BACKGROUND_DEADLINE,
                 };
                 let job = self.scheduler.add_job(items, priority, now + patience);
                 self.waiters.insert(job, Waiter::Caller(done));
+                self.interests
+                    .extend(interest.map(|interest| (job, interest)));
             }
             Message::DialFailed(addr) => self.dialer.failed(now, addr),
             Message::DialedOurselves(addr) => self.dialer.ourselves(addr),
             Message::Found(addr) => self.dialer.found(addr),
             Message::Give(addr) => self.dialer.give(addr),
+            Message::Hinted(item) => self.hinted(item),
+            Message::Manifest(manifest) => {
+                if let Err(error) = self.manifest_offered(*manifest) {
+                    tracing::debug!(%error, "manifest refused");
+                }
+            }
+            Message::Outlook(reply) => {
+                let _nobody = reply.send(self.outlook());
+            }
             Message::SetReplica(on) => self.replica.set(on),
             Message::SetOnline(on) => self.set_online(on),
             Message::Status(reply) => self.report_status(reply),
@@ -578,7 +634,9 @@ impl Swarm {
         if !self.publishing {
             self.save_heads();
         }
+        self.weigh_hints();
         self.retry_adoptions();
+        self.drop_uninteresting();
         self.remind();
     }
 
@@ -662,6 +720,23 @@ impl Swarm {
                 self.wake(job, Err(error));
             }
         }
+    }
+
+    /// Gives up what was asked for ahead of a reader that went elsewhere.
+    fn drop_uninteresting(&mut self) {
+        let Self {
+            interests,
+            waiters,
+            scheduler,
+            ..
+        } = self;
+        interests.retain(|(job, interest)| {
+            let lives = interest.strong_count() > 0;
+            if !lives {
+                scheduler.cancel(*job);
+            }
+            lives && waiters.contains_key(job)
+        });
     }
 
     fn wake(&mut self, job: JobId, result: Result<(), FetchError>) {

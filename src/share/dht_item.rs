@@ -1,5 +1,6 @@
-//! The DHT item of a folder (`docs/bep_xet.md` section 4): newest heads and endpoints for a device that starts while no
-//! member it knows is online, encrypted for readers and signed by the write key as BEP 44 wants it.
+//! The DHT items of a folder (`docs/bep_xet.md` section 4), for a device that starts while no member it knows is online:
+//! newest heads and endpoints, signed by the write key, and the manifest that names that key, signed by the owner. Both are
+//! encrypted for readers and signed as BEP 44 wants it.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -8,8 +9,10 @@ use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use thiserror::Error;
 
 use super::head::Head;
-use super::keys::{DiscoverKey, WriteKey, WritePublic};
-use super::signed::{BadSignature, Unverified};
+use super::ids::FolderId;
+use super::keys::{DiscoverKey, OwnerSeed, WriteKey, WritePublic};
+use super::manifest::Manifest;
+use super::signed::{self, BadSignature, Unverified};
 use super::wire::{DecodeError, Reader, at_most};
 
 /// Longest value BEP 44 nodes store, in bytes of bencode.
@@ -21,6 +24,13 @@ pub const ENDPOINTS_MAX: usize = 8;
 
 const VERSION: u8 = 1;
 const NONCE_LEN: usize = 24;
+const TAG_LEN: usize = 16;
+/// Longest bencode prefix of a value: `NNN:`.
+const PREFIX_LEN: usize = 4;
+/// Longest text in an item, in bytes.
+const PLAIN_LEN_MAX: usize = VALUE_LEN_MAX - PREFIX_LEN - NONCE_LEN - TAG_LEN;
+/// Authenticated with the manifest's item, so that it is never taken for the other one.
+const MANIFEST_LABEL: &[u8] = b"manifest";
 /// BEP 44 signs the bencoded parts themselves, without a context in front.
 const NO_CONTEXT: &[u8] = b"";
 
@@ -33,11 +43,27 @@ pub struct DhtItem {
     pub endpoints: Vec<SocketAddr>,
 }
 
+/// The Ed25519 public key an item is signed by and stored under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ItemKey(pub [u8; 32]);
+
+impl From<WritePublic> for ItemKey {
+    fn from(key: WritePublic) -> Self {
+        Self(key.0)
+    }
+}
+
+impl From<FolderId> for ItemKey {
+    fn from(folder: FolderId) -> Self {
+        Self(*folder.as_bytes())
+    }
+}
+
 /// An item as the DHT stores it. Whoever can read it can put it again unchanged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SignedItem {
-    /// `PK_w`, under which it is stored.
-    pub key: WritePublic,
+    /// `PK_w` or, for the manifest, `PK_s`, under which it is stored.
+    pub key: ItemKey,
     /// Salt, under which it is stored.
     pub salt: [u8; 8],
     /// Number of this version; the larger one counts.
@@ -51,7 +77,7 @@ pub struct SignedItem {
 /// Why an item cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum ItemError {
-    /// The write key did not sign it.
+    /// The key it is stored under did not sign it.
     #[error(transparent)]
     Signature(#[from] BadSignature),
     /// It was not encrypted with the folder's item key, or was changed since.
@@ -78,18 +104,32 @@ impl SignedItem {
     ) -> Result<Self, ItemError> {
         let discover = write.read_key().discover_key();
         let salt = discover.salt();
-        let plain = item.encode()?;
-        let payload = Payload {
-            msg: &plain,
-            aad: &salt,
-        };
-        let sealed = cipher(&discover)
-            .encrypt(XNonce::from_slice(&nonce), payload)
-            .map_err(|_| ItemError::Decrypt)?;
-        let value = [&nonce[..], &sealed].concat();
+        let value = encrypt(&discover, &salt, &item.encode()?, nonce)?;
         let signature = write.sign(NO_CONTEXT, &signed_text(&salt, seq, &value));
         Ok(Self {
-            key: write.public(),
+            key: write.public().into(),
+            salt,
+            seq,
+            value,
+            signature,
+        })
+    }
+
+    /// Encrypts and signs the manifest as version `seq` of its item. `nonce` must be random. Fails if it is too long.
+    pub fn seal_manifest(
+        manifest: &Manifest,
+        owner: &OwnerSeed,
+        seq: i64,
+        nonce: [u8; NONCE_LEN],
+    ) -> Result<Self, ItemError> {
+        let write = owner.write_key(manifest.claims().epoch);
+        let discover = write.read_key().discover_key();
+        let salt = discover.salt();
+        let label = [&salt[..], MANIFEST_LABEL].concat();
+        let value = encrypt(&discover, &label, &manifest.encode(), nonce)?;
+        let signature = owner.sign(NO_CONTEXT, &signed_text(&salt, seq, &value));
+        Ok(Self {
+            key: owner.folder().into(),
             salt,
             seq,
             value,
@@ -100,25 +140,53 @@ impl SignedItem {
     /// Checks the signature.
     pub fn verify(&self) -> Result<(), BadSignature> {
         let text = signed_text(&self.salt, self.seq, &self.value);
-        self.key.verify(NO_CONTEXT, &text, &self.signature)
+        signed::verify(&self.key.0, NO_CONTEXT, &text, &self.signature)
     }
 
     /// Checks the signature and decrypts.
     pub fn open(&self, discover: &DiscoverKey) -> Result<DhtItem, ItemError> {
         self.verify()?;
-        let (nonce, sealed) = self
-            .value
-            .split_first_chunk::<NONCE_LEN>()
-            .ok_or(ItemError::Decrypt)?;
-        let payload = Payload {
-            msg: sealed,
-            aad: &self.salt,
-        };
-        let plain = cipher(discover)
-            .decrypt(XNonce::from_slice(nonce), payload)
-            .map_err(|_| ItemError::Decrypt)?;
+        let plain = decrypt(discover, &self.salt, &self.value)?;
         Ok(DhtItem::decode(&plain)?)
     }
+
+    /// Checks the signature and decrypts the manifest. Whether the owner signed it is for its own signature to say.
+    pub fn open_manifest(&self, discover: &DiscoverKey) -> Result<Unverified<Manifest>, ItemError> {
+        self.verify()?;
+        let label = [&self.salt[..], MANIFEST_LABEL].concat();
+        let plain = decrypt(discover, &label, &self.value)?;
+        Ok(Manifest::decode(&plain)?)
+    }
+}
+
+fn encrypt(
+    discover: &DiscoverKey,
+    label: &[u8],
+    plain: &[u8],
+    nonce: [u8; NONCE_LEN],
+) -> Result<Vec<u8>, ItemError> {
+    at_most("item bytes", plain.len() as u64, PLAIN_LEN_MAX as u64)?;
+    let payload = Payload {
+        msg: plain,
+        aad: label,
+    };
+    let sealed = cipher(discover)
+        .encrypt(XNonce::from_slice(&nonce), payload)
+        .map_err(|_| ItemError::Decrypt)?;
+    Ok([&nonce[..], &sealed].concat())
+}
+
+fn decrypt(discover: &DiscoverKey, label: &[u8], value: &[u8]) -> Result<Vec<u8>, ItemError> {
+    let (nonce, sealed) = value
+        .split_first_chunk::<NONCE_LEN>()
+        .ok_or(ItemError::Decrypt)?;
+    let payload = Payload {
+        msg: sealed,
+        aad: label,
+    };
+    cipher(discover)
+        .decrypt(XNonce::from_slice(nonce), payload)
+        .map_err(|_| ItemError::Decrypt)
 }
 
 fn cipher(discover: &DiscoverKey) -> XChaCha20Poly1305 {
@@ -210,7 +278,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::head::{HEAD_LEN, Head};
-    use super::super::keys::OwnerSeed;
+    use super::super::ids::Incarnation;
+    use super::super::link::Suite;
+    use super::super::manifest::{ManifestClaims, Revocation};
     use super::*;
 
     fn write_key() -> WriteKey {
@@ -269,6 +339,46 @@ mod tests {
             .read_key()
             .discover_key();
         assert_eq!(sealed.open(&other), Err(ItemError::Decrypt));
+    }
+
+    fn manifest(revoked: u8) -> (OwnerSeed, Manifest) {
+        let owner = OwnerSeed::from_bytes([3; 32]);
+        let revocations = (0..revoked).map(|n| Revocation {
+            incarnation: Incarnation::from_bytes([n; 8]),
+            last_seq: 1,
+        });
+        let claims = ManifestClaims {
+            epoch: 0,
+            suite: Suite::Blake3,
+            write: owner.write_key(0).public(),
+            flags: 0,
+            revocations: revocations.collect(),
+        };
+        let manifest = Manifest::sign(&owner, claims).unwrap();
+        (owner, manifest)
+    }
+
+    #[test]
+    fn the_manifest_has_an_item_of_its_own() {
+        let (owner, manifest) = manifest(50);
+        let sealed = SignedItem::seal_manifest(&manifest, &owner, 7, [1; 24]).unwrap();
+        assert!(sealed.value.len() + PREFIX_LEN <= VALUE_LEN_MAX);
+        assert_eq!(sealed.key, owner.folder().into());
+        let opened = sealed.open_manifest(&discover()).unwrap();
+        assert_eq!(opened.verify(&owner.folder()), Ok(manifest));
+        assert_eq!(sealed.open(&discover()), Err(ItemError::Decrypt));
+        let other = SignedItem::seal(&item(), &write_key(), 7, [1; 24]).unwrap();
+        assert_eq!(other.open_manifest(&discover()), Err(ItemError::Decrypt));
+    }
+
+    #[test]
+    fn a_manifest_too_long_for_the_dht_is_refused() {
+        let (owner, manifest) = manifest(60);
+        let refused = SignedItem::seal_manifest(&manifest, &owner, 7, [1; 24]);
+        assert!(matches!(
+            refused,
+            Err(ItemError::Decode(DecodeError::TooMany { .. }))
+        ));
     }
 
     #[test]

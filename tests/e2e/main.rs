@@ -10,6 +10,7 @@ mod catalogue;
 mod clock;
 mod confirm;
 mod conflicts;
+mod discovery;
 mod full_disk;
 mod hostile;
 mod kill;

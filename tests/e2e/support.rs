@@ -75,6 +75,15 @@ impl World {
         self.start_with(state, &Options::peers(peers), args)
     }
 
+    /// The same with a DHT to look for peers in: that of the nodes named.
+    pub(crate) fn start_in_dht(&self, state: &str, nodes: &[String], args: &[&str]) -> Daemon {
+        let options = Options {
+            dht_bootstrap: Some(nodes.to_vec()),
+            ..Options::default()
+        };
+        self.start_with(state, &options, &[args, &["--no-lsd"]].concat())
+    }
+
     /// [`Self::mount`] with options.
     pub(crate) fn mount_with(
         &self,

@@ -22,8 +22,8 @@ use tokio::sync::{mpsc, watch};
 
 use super::{Found, Source, Stop, deliver, jittered};
 use crate::proto::tracker::callable;
-use crate::share::dht_item::{SignedItem, VALUE_LEN_MAX};
-use crate::share::{SwarmId, WritePublic};
+use crate::share::SwarmId;
+use crate::share::dht_item::{ItemKey, SignedItem, VALUE_LEN_MAX};
 use crate::state_file;
 
 /// Addresses taken from one lookup.
@@ -42,7 +42,8 @@ const SAVE_TIME: Duration = Duration::from_secs(10 * 60);
 const SAVE_TIME_FIRST: Duration = Duration::from_secs(30);
 /// Wait between announces of a swarm; nodes keep a peer for 30 minutes.
 const ANNOUNCE_TIME: Duration = Duration::from_secs(15 * 60);
-/// First wait after a failed announce; doubled up to [`ANNOUNCE_TIME`].
+/// First wait after the start or after a failed announce; doubled up to [`ANNOUNCE_TIME`]: of two who start together,
+/// one looks before the other has announced itself.
 const RETRY_TIME: Duration = Duration::from_secs(15);
 /// Longest name lookup of a bootstrap host.
 const RESOLVE_TIME: Duration = Duration::from_secs(10);
@@ -89,7 +90,10 @@ pub trait Dht: Send + Sync {
     fn put_item(&self, item: SignedItem, cas: Option<i64>) -> Later<u32>;
 
     /// The newest item under `key` and `salt`, its signature checked.
-    fn get_item(&self, key: WritePublic, salt: [u8; 8]) -> Later<Option<SignedItem>>;
+    fn get_item(&self, key: ItemKey, salt: [u8; 8]) -> Later<Option<SignedItem>>;
+
+    /// Our address as other nodes see it, once enough of them have said so.
+    fn public_ip(&self) -> Later<Option<Ipv4Addr>>;
 
     /// Nodes worth asking first after a restart: those of the routing table that still answer.
     fn nodes(&self) -> Later<Vec<SocketAddr>>;
@@ -189,7 +193,7 @@ impl Dht for Mainline {
         })
     }
 
-    fn get_item(&self, key: WritePublic, salt: [u8; 8]) -> Later<Option<SignedItem>> {
+    fn get_item(&self, key: ItemKey, salt: [u8; 8]) -> Later<Option<SignedItem>> {
         let dht = self.0.clone();
         contained(async move {
             let found = dht.get_mutable_most_recent(&key.0, Some(&salt)).await;
@@ -203,6 +207,14 @@ impl Dht for Mainline {
             let acceptable =
                 |item: &SignedItem| item.value.len() <= VALUE_LEN_MAX && item.verify().is_ok();
             Ok(found.map(signed).filter(acceptable))
+        })
+    }
+
+    fn public_ip(&self) -> Later<Option<Ipv4Addr>> {
+        let dht = self.0.clone();
+        contained(async move {
+            let info = dht.info().await;
+            Ok(info.public_address().map(|addr| *addr.ip()))
         })
     }
 
@@ -252,6 +264,14 @@ fn put_error(error: PutMutableError) -> DhtError {
 pub(super) struct DhtView {
     pub(super) node: watch::Receiver<Option<Arc<dyn Dht>>>,
     pub(super) nodes: Arc<AtomicUsize>,
+}
+
+impl DhtView {
+    /// The node, once it runs; nothing if it never will.
+    pub(super) async fn ready(&mut self) -> Option<Arc<dyn Dht>> {
+        let node = self.node.wait_for(Option::is_some).await;
+        node.ok()?.clone()
+    }
 }
 
 /// Starts a node as soon as it has somebody to ask, then saves its nodes now and then and at the end.
@@ -375,16 +395,10 @@ pub(super) async fn follow(
     mut stop: Stop,
 ) {
     let work = async {
-        let Ok(ready) = view
-            .node
-            .wait_for(Option::is_some)
-            .await
-            .map(|node| node.clone())
-        else {
+        let Some(dht) = view.ready().await else {
             return;
         };
-        let Some(dht) = ready else { return };
-        let mut failures = 0;
+        let (mut rounds, mut failures) = (0, 0);
         loop {
             let mut peers = dht.get_peers(swarm);
             while let Some(peer) = peers.recv().await {
@@ -398,14 +412,17 @@ pub(super) async fn follow(
                 dht.announce(swarm, port).await
             };
             match announced {
-                Ok(()) => failures = 0,
+                Ok(()) => {
+                    rounds += 1;
+                    failures = 0;
+                }
                 Err(DhtError::Stopped) => return,
                 Err(error) => {
                     failures += 1;
                     tracing::debug!(%swarm, %error, "not announced to the DHT");
                 }
             }
-            tokio::time::sleep(jittered(wait(failures))).await;
+            tokio::time::sleep(jittered(wait(rounds, failures))).await;
         }
     };
     tokio::select! {
@@ -414,11 +431,10 @@ pub(super) async fn follow(
     }
 }
 
-fn wait(failures: u32) -> Duration {
-    match failures {
-        0 => ANNOUNCE_TIME,
-        _ => (RETRY_TIME * 2_u32.pow((failures - 1).min(10))).min(ANNOUNCE_TIME),
-    }
+/// The wait after so many announces, or after so many failures in a row.
+fn wait(rounds: u32, failures: u32) -> Duration {
+    let times = if failures > 0 { failures } else { rounds };
+    (RETRY_TIME * 2_u32.pow(times.saturating_sub(1).min(10))).min(ANNOUNCE_TIME)
 }
 
 #[cfg(test)]
@@ -447,9 +463,12 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_repeated_soon_then_ever_later() {
-        let secs: Vec<u64> = [1, 2, 3, 7, 40].map(|n| wait(n).as_secs()).into();
-        assert_eq!(secs, [15, 30, 60, 900, 900]);
-        assert_eq!(wait(0).as_secs(), 900);
+    fn the_first_rounds_and_failures_are_repeated_soon_then_ever_later() {
+        let secs = |rounds, failures| wait(rounds, failures).as_secs();
+        assert_eq!([1, 2, 3, 7, 40].map(|n| secs(n, 0)), [15, 30, 60, 900, 900]);
+        assert_eq!(
+            [1, 2, 3, 7, 40].map(|n| secs(40, n)),
+            [15, 30, 60, 900, 900]
+        );
     }
 }

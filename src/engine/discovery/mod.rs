@@ -5,6 +5,7 @@
 //! everything off no socket is opened.
 
 pub mod dht;
+pub mod item;
 mod lsd;
 pub mod trackers;
 
@@ -19,8 +20,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use self::dht::{Dht, DhtConfig, DhtView};
+use self::item::{ItemKeys, Keeper};
 use self::lsd::LsdHandle;
 use self::trackers::{TrackerStatus, TrackerUrl};
+use crate::engine::swarm::SwarmHandle;
 use crate::proto::lsd::GROUP_V4;
 use crate::random;
 use crate::share::SwarmId;
@@ -140,6 +143,18 @@ impl Discovery {
         }
     }
 
+    /// Keeps the DHT items of the folder that is watched under `keys` from now on, until it is watched no longer. `listen` is
+    /// where members can call us.
+    pub fn keep_items(&self, keys: ItemKeys, swarm: SwarmHandle, listen: Option<SocketAddr>) {
+        let mut watches = self.watches.lock();
+        let watched = watches.get_mut(&keys.discover.swarm());
+        if let (Some(watch), Some(view)) = (watched, self.dht.clone()) {
+            let stop = Stop(watch.stopper.0.subscribe());
+            let keeper = Keeper::new(keys, swarm, listen);
+            watch.tasks.push(tokio::spawn(keeper.run(view, stop)));
+        }
+    }
+
     fn watch_tracker(
         &self,
         watch: &mut Watch,
@@ -229,7 +244,7 @@ impl Discovery {
 
 /// Dropping it stops the tasks that hold its [`Stop`].
 #[derive(Debug)]
-struct Stopper(#[expect(dead_code, reason = "only its end matters")] watch::Sender<()>);
+struct Stopper(watch::Sender<()>);
 
 /// Tells a task that it shall end.
 #[derive(Debug, Clone)]

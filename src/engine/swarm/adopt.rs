@@ -35,8 +35,8 @@ pub(super) struct Told {
 /// A head on its way to being believed.
 pub(super) struct Adoption {
     head: Head,
-    /// Who told us; it is not told again.
-    from: PeerKey,
+    /// Who told us; it is not told again. Nobody if the DHT did.
+    from: Option<PeerKey>,
     /// The change list that came with it, tried once.
     delta: Option<Arc<Told>>,
     stage: Stage,
@@ -85,7 +85,7 @@ impl Swarm {
         let device = head.claimed().claims().device;
         match self.heads.check(head, clock::unix_millis()) {
             Ok(None) => {}
-            Ok(Some(head)) => self.adopt(key, head, delta),
+            Ok(Some(head)) => self.adopt(Some(key), head, delta),
             Err(error @ (HeadError::Signature(_) | HeadError::Foreign(_))) => {
                 tracing::warn!(%error, "forged head");
                 self.config.metrics.heads_refused.inc();
@@ -112,7 +112,7 @@ impl Swarm {
         format!("what {name} publishes is not taken: {error}{advice}")
     }
 
-    fn adopt(&mut self, from: PeerKey, head: Head, delta: Option<Arc<Told>>) {
+    pub(super) fn adopt(&mut self, from: Option<PeerKey>, head: Head, delta: Option<Arc<Told>>) {
         if self.rolled_back || self.ending.is_some() {
             return;
         }
@@ -260,6 +260,10 @@ impl Swarm {
         result: Result<(), FetchError>,
     ) {
         let now = self.clock.now();
+        if let Some(hint) = self.fruitless_hint(incarnation, result.is_err()) {
+            self.hints.push(hint.into());
+            return;
+        }
         if let Some(adoption) = self.adoptions.get_mut(&incarnation) {
             adoption.stage = match result {
                 Ok(()) => Stage::Ready,
@@ -268,6 +272,15 @@ impl Swarm {
                 },
             };
         }
+    }
+
+    /// Takes back a head that only the DHT named and whose snapshot no member has: it is tried again when another comes.
+    fn fruitless_hint(&mut self, incarnation: Incarnation, failed: bool) -> Option<Head> {
+        let adoption = self.adoptions.get(&incarnation)?;
+        if !failed || adoption.from.is_some() {
+            return None;
+        }
+        self.adoptions.remove(&incarnation).map(|a| a.head)
     }
 
     /// Looks again at what was held back long enough.
@@ -285,7 +298,7 @@ impl Swarm {
         let from = self
             .adoptions
             .get(&head.claims().incarnation)
-            .map(|a| a.from);
+            .and_then(|a| a.from);
         if !self.heads.take(head.clone()) {
             return;
         }

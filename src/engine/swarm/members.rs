@@ -106,6 +106,7 @@ impl Swarm {
         self.introduce(&peer);
         self.peers.insert(key, peer);
         self.scheduler.peer_up(key);
+        self.hints.try_now();
         self.retry_adoptions();
     }
 

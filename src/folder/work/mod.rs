@@ -28,6 +28,7 @@ mod publish;
 mod read;
 mod record;
 mod recover;
+mod runs;
 mod stats;
 mod txn;
 mod write;
@@ -36,8 +37,8 @@ mod write;
 mod tests;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -115,6 +116,8 @@ pub trait Fetch: Send + Sync {
     fn chunks(&self, want: Vec<WantedChunk>, priority: Priority, done: Fetched);
     /// Nodes by kind and name.
     fn nodes(&self, want: Vec<(u8, NodeId)>, priority: Priority, done: Fetched);
+    /// Chunks that a reader will probably want soon; given up when `interest` is gone.
+    fn ahead(&self, want: Vec<WantedChunk>, interest: Weak<()>, done: Fetched);
 }
 
 /// What changed a folder, for the timer that decides when to publish.

@@ -21,6 +21,8 @@ pub struct OpenFile {
     pub(super) body: Arc<Body>,
     pub(super) mode: OpenMode,
     pub(super) ahead: Mutex<Ahead>,
+    /// What is read ahead for it is of no use once it is closed.
+    pub(super) interest: Arc<()>,
 }
 
 impl Inner {
@@ -44,6 +46,7 @@ impl Inner {
             body,
             mode,
             ahead: Mutex::default(),
+            interest: Arc::default(),
         };
         if mode.truncate
             && let Err(error) = self.reshape(&file.body, Shape::Size(0))

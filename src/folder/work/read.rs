@@ -16,6 +16,7 @@ use super::extents::Source;
 use super::inodes::Ino;
 use super::nodes::StoreNodes;
 use super::open::OpenFile;
+use super::runs::{Interest, Runs, SMALL_MAX};
 use super::{FetchError, Inner, Priority, WantedChunk};
 use crate::folder::content::{ContentReader, Located};
 use crate::folder::tree::NodesError;
@@ -46,6 +47,7 @@ pub(super) struct Reads {
     /// When the fetch of a chunk or node failed, in nanoseconds.
     failed: Mutex<HashMap<[u8; 32], u64>>,
     ahead_bytes: AtomicU64,
+    runs: Mutex<Runs>,
 }
 
 /// The read-ahead of one handle.
@@ -93,7 +95,7 @@ impl Inner {
         let extract = file.body.extract(range);
         let wanted = file.ahead.lock().advance(offset, u64::from(size));
         let stored = extract.stored.clone();
-        Job {
+        let was_here = Job {
             inner: self.clone(),
             extract,
             reply,
@@ -101,8 +103,31 @@ impl Inner {
         }
         .run();
         if let Some(wanted) = wanted {
-            self.read_ahead(&stored, wanted);
+            self.read_ahead(&stored, wanted, &file.interest);
         }
+        if offset == 0 && stored.size <= SMALL_MAX {
+            self.read_on(file.ino, !was_here);
+        }
+    }
+
+    /// Asks for the small files that follow in the directory, if that is how they are being read.
+    fn read_on(self: &Arc<Self>, ino: Ino, lacking: bool) {
+        let next = {
+            let core = self.core.lock();
+            let spot = core.inodes.get(ino).and_then(|inode| inode.names.first());
+            let mut runs = self.reads.runs.lock();
+            spot.and_then(|spot| runs.opened(&core.state, spot.dir, &spot.name, lacking))
+        };
+        let Some((files, interest)) = next else {
+            return;
+        };
+        let mut want = Vec::new();
+        for stored in files {
+            if let Ok(chunks) = self.locate(&stored, 0..stored.size) {
+                want.extend(self.absent(&chunks));
+            }
+        }
+        self.ask_ahead(want, interest);
     }
 
     pub(super) fn assemble(&self, extract: &Extract) -> Result<Bytes, Lack> {
@@ -202,7 +227,7 @@ impl Inner {
     }
 
     /// Asks for what a sequential reader will want. Nothing here waits for it or minds its failing.
-    fn read_ahead(self: &Arc<Self>, stored: &Stored, range: Range<u64>) {
+    fn read_ahead(self: &Arc<Self>, stored: &Stored, range: Range<u64>, interest: &Arc<()>) {
         let range = range.start..range.end.min(stored.size);
         if range.is_empty() {
             return;
@@ -217,12 +242,17 @@ impl Inner {
             }
             Err(_) => return,
         };
-        let store = &self.config.store;
-        let want: Vec<WantedChunk> = chunks
-            .iter()
-            .filter(|located| !store.contains(&located.chunk.hash))
-            .map(wanted)
-            .collect();
+        let interest = Arc::downgrade(interest);
+        self.ask_ahead(self.absent(&chunks).collect(), interest);
+    }
+
+    fn absent(&self, chunks: &[Located]) -> impl Iterator<Item = WantedChunk> {
+        let absent = |located: &&Located| !self.config.store.contains(&located.chunk.hash);
+        chunks.iter().filter(absent).map(wanted)
+    }
+
+    /// Fetches for readers that are not there yet, as far as the budget of all of them goes.
+    fn ask_ahead(self: &Arc<Self>, want: Vec<WantedChunk>, interest: Interest) {
         let bytes: u64 = want.iter().map(|chunk| u64::from(chunk.len)).sum();
         if bytes == 0 {
             return;
@@ -236,7 +266,7 @@ impl Inner {
         let done = Box::new(move |_| {
             inner.reads.ahead_bytes.fetch_sub(bytes, Ordering::Relaxed);
         });
-        self.config.fetch.chunks(want, Priority::ReadAhead, done);
+        self.config.fetch.ahead(want, interest, done);
     }
 
     /// How much of a file is here.
@@ -309,16 +339,24 @@ fn wanted(located: &Located) -> WantedChunk {
 }
 
 impl Job {
-    fn run(mut self) {
+    /// Answers at once or asks for what is lacking; whether nothing was.
+    fn run(mut self) -> bool {
         let lack = match self.inner.assemble(&self.extract) {
-            Ok(bytes) => return self.reply.send(Ok(bytes)),
-            Err(Lack::Failed(error)) => return self.reply.send(Err(error)),
+            Ok(bytes) => {
+                self.reply.send(Ok(bytes));
+                return true;
+            }
+            Err(Lack::Failed(error)) => {
+                self.reply.send(Err(error));
+                return true;
+            }
             Err(lack) => lack,
         };
         let names = lack.names();
         self.rounds += 1;
         if self.rounds > ROUNDS_MAX || self.inner.reads.has_failed(&names, self.inner.now_ns()) {
-            return self.reply.send(Err(VolumeError::TimedOut));
+            self.reply.send(Err(VolumeError::TimedOut));
+            return false;
         }
         let inner = self.inner.clone();
         let done = Box::new(move |result| self.resume(&names, result));
@@ -327,11 +365,14 @@ impl Job {
             Lack::Nodes(want) => inner.config.fetch.nodes(want, Priority::Blocking, done),
             Lack::Failed(_) => {}
         }
+        false
     }
 
     fn resume(self, names: &[[u8; 32]], result: Result<(), FetchError>) {
         match result {
-            Ok(()) => self.run(),
+            Ok(()) => {
+                self.run();
+            }
             Err(error) => {
                 self.inner.reads.note_failed(names, self.inner.now_ns());
                 let error = match error {

@@ -5,3 +5,4 @@ mod faults;
 mod merging;
 mod random;
 mod rig;
+mod runs;

@@ -1,8 +1,8 @@
 //! A folder on a fake disk, driven by paths through the `Volume` it is mounted as.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -59,6 +59,8 @@ pub(super) struct Peers {
     own: Mutex<Option<Arc<Store>>>,
     pub(super) others: Mutex<Vec<Arc<Store>>>,
     pub(super) asked: Mutex<Vec<(WantedChunk, Priority)>>,
+    /// One for each request made ahead of a reader.
+    pub(super) interests: Mutex<Vec<Weak<()>>>,
 }
 
 impl Fetch for Peers {
@@ -81,6 +83,11 @@ impl Fetch for Peers {
 
     fn nodes(&self, want: Vec<(u8, NodeId)>, _: Priority, done: Fetched) {
         done(self.copy_nodes(&want));
+    }
+
+    fn ahead(&self, want: Vec<WantedChunk>, interest: Weak<()>, done: Fetched) {
+        self.interests.lock().push(interest);
+        self.chunks(want, Priority::ReadAhead, done);
     }
 }
 
