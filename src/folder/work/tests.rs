@@ -2,6 +2,8 @@
 
 mod basic;
 mod faults;
+mod keeping;
 mod merging;
+mod patching;
 mod random;
 mod rig;
