@@ -6,7 +6,9 @@
 
 mod bad_input;
 mod conflicts;
+mod keep;
 mod kill;
 mod main_job;
 mod members;
+mod scale;
 mod support;
