@@ -226,10 +226,10 @@ fn places(changed: &[Range<u64>], old_len: u64, new_len: u64) -> Vec<Range<u64>>
             _ => out.push(range),
         }
     }
-    if out.len() > PLACES_MAX
-        && let (Some(first), Some(last)) = (out.first(), out.last())
-    {
-        out = vec![first.start..last.end];
+    if out.len() > PLACES_MAX {
+        let end = out.last().map_or(0, |last| last.end);
+        out.truncate(1);
+        out.iter_mut().for_each(|all| all.end = end);
     }
     out
 }
