@@ -57,6 +57,7 @@ fn open(dir: &Path) -> Arc<Folder> {
     let store = Arc::new(Store::open(&dir.join("store"), disk.clone(), options).unwrap());
     let folder = Folder::open(FolderConfig {
         rename_row: |_, _| None,
+        held_content: |_, _| None,
         dir: dir.join("folder"),
         disk,
         store,

@@ -1,12 +1,12 @@
 //! `pin`, `unpin` and `evict`: what of a folder's content stays on this device.
 
-use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ccbt_mount::VolumeError;
-use ccbt_xet::store::WriteError;
+use ccbt_xet::hash::NodeId;
+use ccbt_xet::store::{Store, WriteError};
 use tokio::sync::oneshot;
 
 use super::Daemon;
@@ -14,7 +14,7 @@ use super::open::OpenFolder;
 use crate::api::types::*;
 use crate::api::{ApiError, ErrorKind, ProgressSink};
 use crate::folder::state::Name;
-use crate::folder::work::{Fetch, FetchError, Folder, Missing, Priority};
+use crate::folder::work::{Fetch, FetchError, Folder, Held, Missing, Priority};
 
 /// Chunks and nodes asked for in one round of a pin.
 const ROUND_MAX: usize = 4096;
@@ -105,6 +105,8 @@ impl Daemon {
         &self,
         request: EvictRequest,
     ) -> Result<EvictResponse, ApiError> {
+        // No folder is opened or closed meanwhile.
+        let _turn = self.0.turn.lock().await;
         let (open, path) = self.folder_of(&request.path)?;
         if open.record.lock().pinned || open.record.lock().home.is_some() {
             return Err(ApiError::new(
@@ -113,52 +115,39 @@ impl Daemon {
             )
             .hint("unpin it first: ccbt unpin"));
         }
-        let elsewhere = open
-            .swarm
-            .status()
-            .await
-            .is_some_and(|status| status.stored_elsewhere);
-        let folders: Vec<Folder> = self
-            .0
-            .folders
-            .lock()
-            .values()
-            .map(|f| f.folder.clone())
-            .collect();
-        let (store, folder) = (Arc::clone(&self.0.store), open.folder.clone());
-        let evict = move || -> Result<EvictResponse, EvictError> {
-            let names: Vec<&[u8]> = path.iter().map(Name::as_bytes).collect();
-            let below = folder.chunks_below(&names)?;
-            if !elsewhere {
-                let only_here = Amount {
-                    files: below.files,
-                    bytes: below.bytes,
-                };
-                return Ok(EvictResponse {
-                    freed: Amount::default(),
-                    only_here,
-                });
-            }
-            let mut keep = HashSet::new();
-            for other in folders.iter().filter(|other| !other.is_same(&folder)) {
-                keep.extend(other.chunks()?.chunks);
-            }
-            let kept = |hash: &_| !below.chunks.contains(hash) || keep.contains(hash);
-            let reclaimed = store.remove(&kept)?;
-            let freed = Amount {
-                files: below.files,
-                bytes: reclaimed.freed_bytes,
-            };
-            Ok(EvictResponse {
-                freed,
-                only_here: Amount::default(),
-            })
+        let stored = match open.swarm.status().await {
+            Some(status) if status.stored_elsewhere => Some(status.root),
+            _ => None,
         };
+        let daemon = self.clone();
+        let but = Arc::clone(&open);
+        let others = blocking(move || daemon.folders_but(&but)).await??;
+        let (store, folder) = (Arc::clone(&self.0.store), open.folder.clone());
         let shown = request.path.clone();
-        blocking(evict).await?.map_err(|error| match error {
+        let evicted = blocking(move || {
+            let names: Vec<&[u8]> = path.iter().map(Name::as_bytes).collect();
+            evict(&store, &folder, &names, stored, &others)
+        });
+        evicted.await?.map_err(|error| match error {
             EvictError::Folder(error) => unreadable(&shown, error),
             EvictError::Store(error) => ApiError::new(ErrorKind::Io, error),
         })
+    }
+
+    /// Every other folder of the state directory. Those that are not open are opened to be looked at only: they may hold
+    /// what no peer has.
+    fn folders_but(&self, evicted: &OpenFolder) -> Result<Vec<Folder>, ApiError> {
+        let opened: Vec<_> = self.0.folders.lock().values().cloned().collect();
+        let mut others = Vec::new();
+        for open in opened.iter().filter(|open| open.id != evicted.id) {
+            others.push(open.folder.clone());
+        }
+        for dir in self.folder_dirs()? {
+            if opened.iter().all(|open| open.dir != dir) {
+                others.extend(self.closed_folder(&dir)?);
+            }
+        }
+        Ok(others)
     }
 
     /// The folder a path lies in, and the path inside it.
@@ -178,6 +167,40 @@ impl Daemon {
         let what = format!("{path} is in no folder that is open here");
         Err(ApiError::new(ErrorKind::NotFound, what).hint("`ccbt status` lists them"))
     }
+}
+
+/// Drops what only the files below `path` need, if the root that is `stored` elsewhere holds all there is here.
+fn evict(
+    store: &Store,
+    folder: &Folder,
+    path: &[&[u8]],
+    stored: Option<NodeId>,
+    others: &[Folder],
+) -> Result<EvictResponse, EvictError> {
+    // What is being committed is in the store before any version names it.
+    let held = folder.hold();
+    let others: Vec<Held<'_>> = others.iter().map(Folder::hold).collect();
+    let below = folder.chunks_below(path)?;
+    let amount = |bytes| Amount {
+        files: below.files,
+        bytes,
+    };
+    if stored.is_none() || held.settled_root() != stored {
+        return Ok(EvictResponse {
+            freed: Amount::default(),
+            only_here: amount(below.bytes),
+        });
+    }
+    let mut spare = below.chunks;
+    held.spare_opened(&mut spare)?;
+    for other in &others {
+        other.spare(&mut spare)?;
+    }
+    let reclaimed = store.remove(&|hash| !spare.contains(hash))?;
+    Ok(EvictResponse {
+        freed: amount(reclaimed.freed_bytes),
+        only_here: Amount::default(),
+    })
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -57,19 +57,7 @@ impl Clock for WallClock {
 impl Daemon {
     /// Opens every folder that is to be open after a start.
     pub(super) async fn resume(&self) -> Result<(), ApiError> {
-        let folders = self.0.state.path().join("folders");
-        let entries = match std::fs::read_dir(&folders) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => {
-                return Err(ApiError::io(
-                    format_args!("cannot read {}", folders.display()),
-                    &error,
-                ));
-            }
-        };
-        for entry in entries.flatten() {
-            let dir = entry.path();
+        for dir in self.folder_dirs()? {
             match FolderRecord::load(&dir) {
                 Ok(record) if record.shared || !record.mounts.is_empty() => {
                     self.resume_folder(&dir, record).await;
@@ -79,6 +67,35 @@ impl Daemon {
             }
         }
         Ok(())
+    }
+
+    /// Where every folder of the state directory is kept.
+    pub(super) fn folder_dirs(&self) -> Result<Vec<PathBuf>, ApiError> {
+        let folders = self.0.state.path().join("folders");
+        let unreadable = |error: &std::io::Error| {
+            ApiError::io(format_args!("cannot read {}", folders.display()), error)
+        };
+        let entries = match std::fs::read_dir(&folders) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(unreadable(&error)),
+        };
+        let dirs = entries.map(|entry| entry.map(|entry| entry.path()));
+        dirs.collect::<Result<_, _>>()
+            .map_err(|error| unreadable(&error))
+    }
+
+    /// The working tree of a folder that is not open, to look at: nothing is done under its incarnation. None: it was
+    /// never opened.
+    pub(super) fn closed_folder(&self, dir: &Path) -> Result<Option<Folder>, ApiError> {
+        let Some(record) = load_if_there(dir)? else {
+            return Ok(None);
+        };
+        let inc = Inc(*record.incarnation().as_bytes());
+        // Nobody takes what it would tell.
+        let (nobody, _) = swarm::channel();
+        let config = self.work_config(dir, inc, true, &nobody, Names::default());
+        Folder::open(config).map(Some).map_err(unopened)
     }
 
     /// One folder that cannot be opened must not keep the others closed.
@@ -128,16 +145,7 @@ impl Daemon {
 
     /// The record of a folder that was here before, if any.
     pub(super) fn known(&self, id: &FolderId) -> Result<Option<FolderRecord>, ApiError> {
-        let dir = record::folder_dir(self.0.state.path(), id);
-        match FolderRecord::load(&dir) {
-            Ok(record) => Ok(Some(record)),
-            Err(RecordError::Read { error, .. })
-                if error.kind() == std::io::ErrorKind::NotFound =>
-            {
-                Ok(None)
-            }
-            Err(error) => Err(error.into()),
-        }
+        Ok(load_if_there(&record::folder_dir(self.0.state.path(), id))?)
     }
 
     /// Opens a folder, offline. Its record is saved with the incarnation in use.
@@ -211,21 +219,32 @@ impl Daemon {
         swarm: &SwarmHandle,
         names: &Names,
     ) -> Result<Folder, ApiError> {
-        let names = Arc::clone(names);
-        let config = FolderConfig {
+        let config = self.work_config(dir, inc, read_only, swarm, Arc::clone(names));
+        blocking(move || Folder::open(config).map_err(unopened)).await
+    }
+
+    fn work_config(
+        &self,
+        dir: &Path,
+        inc: Inc,
+        read_only: bool,
+        swarm: &SwarmHandle,
+        names: Names,
+    ) -> FolderConfig {
+        FolderConfig {
             dir: dir.join("work"),
             disk: Arc::new(RealDisk),
             store: Arc::clone(&self.0.store),
             inc,
             rename_row: ledger::rename_row,
+            held_content: ledger::held_content,
             clock: Arc::new(WallClock),
             read_only,
             fetch: Arc::new(swarm.clone()),
             observer: Arc::new(swarm.clone()),
             device_name: Arc::new(move |inc: Inc| names.read().get(&inc.0).cloned()),
             read_timeout: self.0.config.read_timeout,
-        };
-        blocking(move || Folder::open(config).map_err(unopened)).await
+        }
     }
 
     /// What this device shows to members.
@@ -441,6 +460,15 @@ pub(super) fn unscanned(error: ScanError) -> ApiError {
         _ => ErrorKind::Io,
     };
     ApiError::new(kind, error)
+}
+
+fn load_if_there(dir: &Path) -> Result<Option<FolderRecord>, RecordError> {
+    match FolderRecord::load(dir) {
+        Err(RecordError::Read { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => {
+            Ok(None)
+        }
+        loaded => loaded.map(Some),
+    }
 }
 
 pub(super) fn indexing(done: &ScanProgress) -> Progress {

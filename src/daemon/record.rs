@@ -154,6 +154,11 @@ impl FolderRecord {
         Ok(Incarnation::from_bytes(id))
     }
 
+    /// The incarnation of the last run.
+    pub(super) fn incarnation(&self) -> Incarnation {
+        Incarnation::from_bytes(self.incarnation.id)
+    }
+
     pub(super) fn release_incarnation(&mut self, dir: &Path) -> Result<(), RecordError> {
         self.incarnation.clean = true;
         self.save(dir)

@@ -77,7 +77,7 @@ pub struct SwarmConfig {
     pub given: Vec<SocketAddr>,
     /// Keep the whole content here.
     pub replica: bool,
-    /// This device holds the folder in a home: its heads say so, and its STORED counts.
+    /// This device holds the folder in a home: its heads say so.
     pub keeper: bool,
     /// Talk to peers at all. A folder that is only mounted here does not.
     pub online: bool,
@@ -638,6 +638,7 @@ impl Swarm {
         self.retry_adoptions();
         self.drop_uninteresting();
         self.remind();
+        self.replica.check_losses(self.config.store.losses());
     }
 
     /// Tells peers that show something else than we do all heads we know, once for each root of ours: a head is forwarded to
@@ -760,13 +761,23 @@ impl Swarm {
         if self.told == Some((root, whole)) {
             return;
         }
-        self.told = Some((root, whole));
+        let before = self.told.replace((root, whole));
         for peer in self.peers.values() {
-            let _gone = peer.commands.send(ToPeer::Send(have(root, whole)));
-            if whole && self.config.keeper {
-                let _gone = peer.commands.send(ToPeer::Send(Frame::Stored(root)));
+            let send = |frame| {
+                let _gone = peer.commands.send(ToPeer::Send(frame));
+            };
+            send(have(root, whole));
+            match before {
+                _ if whole && self.may_vouch() => send(Frame::Stored(root)),
+                Some((vouched, true)) if self.may_vouch() => send(Frame::Unstored(vouched)),
+                _ => {}
             }
         }
+    }
+
+    /// Whether others believe it when we say that we keep everything.
+    fn may_vouch(&self) -> bool {
+        self.credentials.writer.is_some()
     }
 
     /// Makes the names of devices known to the folder, for the names of conflict files.
@@ -821,12 +832,7 @@ mod tests {
 
     #[test]
     fn a_job_that_panics_ends_all_the_same() {
-        let failed = |why: &str| {
-            JobDone::Missing(replica::Missing::failed(
-                NodeId::from_bytes([0; 32]),
-                why.into(),
-            ))
-        };
+        let failed = |why: &str| JobDone::Missing(replica::Missing::failed(why.into()));
         let done = outcome_of(failed("it panicked"), || panic!("on purpose"));
         assert!(matches!(done, JobDone::Missing(m) if m.error() == Some("it panicked")));
         let done = outcome_of(failed("it panicked"), || failed("it failed"));

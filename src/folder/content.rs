@@ -60,6 +60,13 @@ pub struct Located {
     pub segment: Option<(NodeId, u16)>,
 }
 
+impl Located {
+    /// Where it ends in the file, in bytes.
+    pub fn end(&self) -> u64 {
+        self.offset + u64::from(self.chunk.len)
+    }
+}
+
 /// A segment with its place in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentAt {

@@ -33,12 +33,13 @@ impl World {
             Path::new("/dev/fuse").exists(),
             "/dev/fuse is missing: run `modprobe fuse`"
         );
-        Self {
-            dir: tempfile::Builder::new()
-                .prefix("ccbt-e2e.")
-                .tempdir()
-                .unwrap(),
-        }
+        let mut dir = tempfile::Builder::new()
+            .prefix("ccbt-e2e.")
+            .tempdir()
+            .unwrap();
+        // To look at what a failed run left.
+        dir.disable_cleanup(std::env::var_os("CCBT_KEEP").is_some());
+        Self { dir }
     }
 
     /// Lets every user into the test's directory.
@@ -307,6 +308,18 @@ impl Daemon {
         }
         child.kill().unwrap();
         panic!("the daemon does not stop\n{}", self.log());
+    }
+
+    /// The most memory it has had in use so far, in bytes.
+    pub(crate) fn peak_memory(&self) -> u64 {
+        let pid = self.child.as_ref().unwrap().id();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmHWM:"))
+            .unwrap();
+        let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        kib << 10
     }
 
     pub(crate) fn says(&self, what: &str) -> bool {

@@ -22,7 +22,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -192,6 +192,8 @@ pub struct Store {
     committer: Mutex<Committer>,
     sync_failed: AtomicBool,
     gate: Gate,
+    /// See [`Store::losses`]; what is damaged is counted by the shelves.
+    losses: AtomicU64,
 }
 
 impl Store {
@@ -242,6 +244,7 @@ impl Store {
             committer: Mutex::default(),
             sync_failed: AtomicBool::new(false),
             gate: Gate::default(),
+            losses: AtomicU64::new(0),
         })
     }
 
@@ -378,6 +381,12 @@ impl Store {
     /// Forgets all ranges of a source.
     pub fn unborrow(&self, source: SourceId) {
         self.borrowed.remove_source(source);
+        self.lost();
+    }
+
+    /// Whether any plain file holds chunks.
+    pub fn has_borrowed(&self) -> bool {
+        self.borrowed.has_sources()
     }
 
     /// Sets who reads the borrowed ranges of a space of sources. Without one, its chunks are missing.
@@ -389,6 +398,7 @@ impl Store {
     pub fn remove_borrow_reader(&self, space: u16) {
         self.readers.write().remove(&space);
         self.borrowed.remove_space(space);
+        self.lost();
     }
 
     /// Names of damaged chunks met since the last call, to be fetched from elsewhere.
@@ -399,6 +409,17 @@ impl Store {
             chunks.into_iter().map(ChunkHash::from_bytes).collect(),
             nodes.into_iter().map(NodeId::from_bytes).collect(),
         )
+    }
+
+    /// How often something that was here may have gone since start: a plain file changed or went, a record is
+    /// damaged, space was given back. While it stays the same, what was here still is.
+    pub fn losses(&self) -> u64 {
+        let damaged = self.chunks.quarantined() + self.nodes.quarantined();
+        self.losses.load(Ordering::Acquire) + damaged
+    }
+
+    fn lost(&self) {
+        self.losses.fetch_add(1, Ordering::Release);
     }
 
     /// Sizes and counts.
@@ -482,6 +503,7 @@ impl Store {
             }
             tracing::debug!(?source, offset, len, error = ?read.err(), "borrowed range changed");
             self.borrowed.remove(hash, range);
+            self.lost();
             reader.mismatch(source);
         }
         None

@@ -162,7 +162,7 @@ impl Swarm {
         }
         if let Some((root, whole)) = self.told {
             send(have(root, whole));
-            if whole && self.config.keeper {
+            if whole && self.may_vouch() {
                 send(Frame::Stored(root));
             }
         }

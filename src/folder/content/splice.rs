@@ -35,22 +35,31 @@ pub fn splice<N: Nodes + ?Sized>(
     }
     let top = old.top()?;
     let height = top.first().map_or(0, |link| link.level);
-    let mut part = Part { range, items: new };
+    let mut part = Part {
+        range,
+        items: new,
+        fewer: true,
+    };
+    // A list too long to be named by the entry stays so if there are no fewer segments.
+    let mut is_long = matches!(old.form, Form::Index(_));
     for level in 0..=height {
         part = rewrite_level(&old, &top, level, part)?;
+        is_long &= level > 0 || !part.fewer;
     }
     let before = top.iter().filter(|link| link.end() <= part.range.start);
     let after = top.iter().filter(|link| link.offset >= part.range.end);
     let mut items: Vec<Item> = before.map(|link| link.item).collect();
     items.extend_from_slice(&part.items);
     items.extend(after.map(|link| link.item));
-    finish(&old, height, items)
+    finish(&old, height, items, is_long)
 }
 
 /// A range of the old file and the items that take its place at one level.
 struct Part {
     range: Range<u64>,
     items: Vec<Item>,
+    /// There may be fewer of them than there were in the range.
+    fewer: bool,
 }
 
 fn unaligned<E>() -> NodesError<E> {
@@ -102,6 +111,7 @@ fn rewrite_level<N: Nodes + ?Sized>(
         new: vec![],
     };
     let first = link_at(old, top, level, part.range.start.min(old.size - 1))?;
+    let (mut seen, mut seen_end) = (1, first.end());
     if first.offset < part.range.start {
         let node = old.load(&first)?;
         let before = split(&node.items, first.offset, part.range.start);
@@ -117,10 +127,15 @@ fn rewrite_level<N: Nodes + ?Sized>(
         let node = old.load(&link)?;
         output.push_all(split(&node.items, link.offset, at).ok_or_else(unaligned)?.1)?;
         at = link.end();
+        if link.offset == seen_end {
+            seen += 1;
+            seen_end = at;
+        }
     }
     output.end_node()?;
     Ok(Part {
         range: first.offset..at,
+        fewer: seen_end < at || output.new.len() < seen,
         items: output.new,
     })
 }
@@ -170,11 +185,13 @@ impl<N: Nodes + ?Sized> Output<'_, N> {
     }
 }
 
-/// Content and size of a file whose nodes of `level` are `items`, in the first form that fits.
+/// Content and size of a file whose nodes of `level` are `items`, in the first form that fits; `is_long`: it is known that
+/// only an index does.
 fn finish<N: Nodes + ?Sized>(
     old: &ContentReader<'_, N>,
     mut level: u8,
     mut items: Vec<Item>,
+    is_long: bool,
 ) -> Result<(Vec<u8>, u64), NodesError<N::Error>> {
     let size = items.iter().map(|item| item.bytes).sum();
     in_range("file size", size, 0, MAX_FILE_LEN).map_err(NodesError::Input)?;
@@ -186,7 +203,7 @@ fn finish<N: Nodes + ?Sized>(
         form: Form::Chunks(Vec::new()),
         size,
     };
-    if let Some(segments) = expand(&reader, level, &items, 0, MAX_INLINE_SEGMENTS)? {
+    if !is_long && let Some(segments) = expand(&reader, level, &items, 0, MAX_INLINE_SEGMENTS)? {
         let chunks = chunks_if_few(&reader, &segments)?;
         let content = match chunks {
             Some(chunks) => inline(FORM_CHUNKS, &chunks),

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use super::base::{At, FileTime, HomeId, Row};
+use super::base::{At, FileTime, HomeId, Row, RowKind, table_prefix};
 use crate::folder::state::{
     Body, By, Change, Content, Dot, Fid, FileKind, FileNode, Inc, Key, Name, NewFile, Node,
     OpError, Redot, RenameMode, State, Target, Time, Xattrs, beside,
@@ -477,6 +477,15 @@ pub fn rename_row(redot: &Redot, row: &[u8]) -> Option<Bytes> {
         row.held = renamed;
         row.encode()
     })
+}
+
+/// The content of the plain file that a row of the table is the base record of.
+pub fn held_content(key: &Bytes, row: &Bytes) -> Option<Bytes> {
+    let is_record = key.starts_with(&table_prefix());
+    match Row::decode(row).ok().filter(|_| is_record)?.kind {
+        RowKind::File { content } => Some(content),
+        RowKind::Dir | RowKind::Symlink { .. } => None,
+    }
 }
 
 /// Dots as a base record holds them: `inc 8 | ctr u64` each.

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use ccbt_xet::chunk;
 use ccbt_xet::hash::{ChunkHash, NodeId, chunk_hash};
-use ccbt_xet::rechunk::{Change, rechunk};
 use ccbt_xet::recipe::ChunkRef;
 use ccbt_xet::store::{Store, WriteError};
 
@@ -15,7 +14,7 @@ use super::body::{Body, Cut, Stored};
 use super::nodes::{StoreError, StoreNodes};
 use super::record::Settled;
 use super::{Dirty, Inner, Priority, WantedChunk, read};
-use crate::folder::content::{self, ContentReader, ContentWriter};
+use crate::folder::content::{self, ContentWriter};
 use crate::folder::state::{Body as NewBody, Content};
 use crate::folder::tree::NodesError;
 
@@ -166,42 +165,19 @@ impl Inner {
 
     /// Puts the content of a cut into the store.
     fn encode(&self, cut: &Cut) -> Result<Stored, CommitError> {
-        let nodes = StoreNodes(&self.config.store);
         let new_len = cut.overlay.size();
         let changed = cut.overlay.changed();
         let whole = changed.first().is_some_and(|range| *range == (0..new_len));
-        let chunks = if whole || cut.stored.size == 0 {
-            let read = |offset, buf: &mut [u8]| self.read_cut(cut, offset, buf);
-            chunk_all(new_len, read, |batch| {
-                store_batch(&self.config.store, batch)
-            })?
-        } else {
-            let reader = ContentReader::new(&nodes, &cut.stored.content.0, cut.stored.size)
-                .map_err(NodesError::Input)?;
-            let located = reader.locate(0..cut.stored.size)?;
-            let old: Vec<ChunkRef> = located
-                .iter()
-                .map(|located| ChunkRef {
-                    hash: located.chunk.hash,
-                    len: located.chunk.len,
-                })
-                .collect();
-            let change = Change {
-                old: &old,
-                new_len,
-                dirty: &changed,
-            };
-            let chunks = rechunk(
-                &change,
-                |offset, buf| self.read_cut(cut, offset, buf),
-                |chunk, bytes| {
-                    self.config.store.put_chunk(&chunk.hash, bytes)?;
-                    Ok::<(), CommitError>(())
-                },
-            )?;
-            self.pack_borrowed(&chunks)?;
-            chunks
-        };
+        if !whole && cut.stored.size > 0 {
+            let stored = self.patch(cut, &changed)?;
+            self.pack_kept(&cut.stored, &stored)?;
+            return Ok(stored);
+        }
+        let nodes = StoreNodes(&self.config.store);
+        let read = |offset, buf: &mut [u8]| self.read_cut(cut, offset, buf);
+        let chunks = chunk_all(new_len, read, |batch| {
+            store_batch(&self.config.store, batch)
+        })?;
         let mut writer = ContentWriter::new(&nodes);
         for chunk in chunks {
             writer.push(content::ChunkRef {
@@ -209,38 +185,15 @@ impl Inner {
                 len: chunk.len,
             })?;
         }
-        let (content, size) = writer.finish()?;
-        Ok(Stored {
-            content: Content::from(&content[..]),
-            size,
-        })
+        Ok(stored(writer.finish()?))
     }
 
-    /// Stores what a new version keeps of an old one and only a plain file has, which may change at any time. Chunks
-    /// that are not here at all stay where they are, with peers.
-    fn pack_borrowed(&self, chunks: &[ChunkRef]) -> Result<(), CommitError> {
-        let store = &self.config.store;
-        let mut gone = Vec::new();
-        for ChunkRef { hash, len } in chunks {
-            if store.is_packed(hash) || !store.contains(hash) {
-                continue;
-            }
-            match store.chunk(hash).map_err(StoreError::from)? {
-                Some(bytes) => drop(store.put_chunk(hash, &bytes)?),
-                None => gone.push(WantedChunk {
-                    hash: *hash,
-                    len: *len,
-                    segment: None,
-                }),
-            }
-        }
-        match gone.is_empty() {
-            true => Ok(()),
-            false => Err(CommitError::MissingChunks(gone)),
-        }
-    }
-
-    fn read_cut(&self, cut: &Cut, offset: u64, buf: &mut [u8]) -> Result<(), CommitError> {
+    pub(super) fn read_cut(
+        &self,
+        cut: &Cut,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<(), CommitError> {
         let extract = cut.extract(offset..offset + buf.len() as u64);
         let bytes = self.assemble(&extract).map_err(|lack| match lack {
             read::Lack::Chunks(want) => CommitError::MissingChunks(want),
@@ -306,6 +259,13 @@ impl Inner {
 impl Body {
     fn try_pen(&self) -> Option<parking_lot::MutexGuard<'_, super::body::Pen>> {
         self.pen.try_lock()
+    }
+}
+
+pub(super) fn stored((content, size): (Vec<u8>, u64)) -> Stored {
+    Stored {
+        content: Content::from(&content[..]),
+        size,
     }
 }
 

@@ -2,7 +2,7 @@
 //! of them becomes one journal record.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use ccbt_mount::VolumeError;
@@ -25,6 +25,8 @@ pub(super) struct Core {
     pub(super) table: BTreeMap<Bytes, Bytes>,
     /// Bodies with changes that are not committed.
     pub(super) dirty: BTreeMap<BodyId, Arc<Body>>,
+    /// Every body made, and some that are gone.
+    pub(super) bodies: Vec<Weak<Body>>,
     /// Staging files to remove once the log no longer needs them.
     pub(super) trash: Vec<u64>,
     /// Keys whose entries changed since the tree was last written.
@@ -97,6 +99,20 @@ impl From<VolumeError> for Refused {
 pub(super) struct Refused(pub(super) VolumeError);
 
 impl Core {
+    /// Whether the tree as last written holds all of the state. Means something to the holder of `turn`: nobody else
+    /// is writing it then.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.unflushed.is_empty()
+    }
+
+    /// Remembers a body that was made, as long as it lives.
+    pub(super) fn note_body(&mut self, body: &Arc<Body>) {
+        if self.bodies.len() == self.bodies.capacity() {
+            self.bodies.retain(|body| body.strong_count() > 0);
+        }
+        self.bodies.push(Arc::downgrade(body));
+    }
+
     pub(super) fn inode(&self, ino: Ino) -> Result<&Inode, VolumeError> {
         self.inodes.get(ino).ok_or(VolumeError::NotFound)
     }

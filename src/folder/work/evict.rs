@@ -1,18 +1,16 @@
 //! What may be given up: the chunks that only certain files need.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use ccbt_mount::VolumeError;
-use ccbt_xet::hash::ChunkHash;
+use ccbt_xet::hash::{ChunkHash, NodeId};
+use parking_lot::MutexGuard;
 
 use super::Folder;
 use super::body::Stored;
-use super::nodes::StoreNodes;
+use super::publish::Turn;
 use super::stats::{below, contents, node_at, stored_of};
-use crate::folder::content::ContentReader;
 use crate::folder::state::Node;
-use crate::folder::tree::NodesError;
 
 /// The files at or below a path.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,6 +19,13 @@ pub struct Below {
     pub bytes: u64,
     /// Their chunks, as far as the lists of them are here.
     pub chunks: HashSet<ChunkHash>,
+}
+
+/// A folder held still: while this lives, nothing is committed, published or merged, so no chunk is needed that was not
+/// before, but by what is fetched, which comes back.
+pub struct Held<'f> {
+    folder: &'f Folder,
+    _turn: MutexGuard<'f, Turn>,
 }
 
 impl Folder {
@@ -36,37 +41,78 @@ impl Folder {
             }
             files
         };
-        self.chunks_in(files)
-    }
-
-    /// The chunks of every version of every file.
-    pub fn chunks(&self) -> Result<Below, VolumeError> {
-        let files = contents(&self.inner.core.lock().state);
-        self.chunks_in(files)
-    }
-
-    fn chunks_in(&self, files: Vec<Stored>) -> Result<Below, VolumeError> {
-        let nodes = StoreNodes(&self.inner.config.store);
-        let mut below = Below::default();
-        for stored in files {
-            below.files += 1;
-            below.bytes += stored.size;
-            let located = ContentReader::new(&nodes, &stored.content.0, stored.size)
-                .map_err(|_| VolumeError::Io)?
-                .locate(0..stored.size);
-            match located {
-                Ok(located) => below
-                    .chunks
-                    .extend(located.into_iter().map(|at| at.chunk.hash)),
-                Err(NodesError::Missing(_)) => {}
-                Err(_) => return Err(VolumeError::Io),
-            }
+        let mut below = Below {
+            files: files.len() as u64,
+            bytes: files.iter().map(|stored| stored.size).sum(),
+            chunks: HashSet::new(),
+        };
+        for stored in &files {
+            self.each_listed(stored, &mut |hash| {
+                below.chunks.insert(hash);
+            })?;
         }
         Ok(below)
     }
 
-    /// Whether both are handles of one folder.
-    pub fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.inner, &other.inner)
+    /// Waits for the commit, publication or merge that runs, and holds off the next.
+    pub fn hold(&self) -> Held<'_> {
+        Held {
+            folder: self,
+            _turn: self.inner.turn.lock(),
+        }
+    }
+
+    /// Of parts of the list that are not here no chunk was ever fetched.
+    fn each_listed(
+        &self,
+        stored: &Stored,
+        each: &mut dyn FnMut(ChunkHash),
+    ) -> Result<(), VolumeError> {
+        let listed = self
+            .inner
+            .each_chunk(stored, &mut |located| each(located.chunk.hash));
+        listed.map(drop).map_err(|_| VolumeError::Io)
+    }
+}
+
+impl Held<'_> {
+    /// The root of the tree, if it holds all there is: nothing was done since it was written.
+    pub fn settled_root(&self) -> Option<NodeId> {
+        let core = self.folder.inner.core.lock();
+        core.is_flushed().then_some(core.tip.tree.root)
+    }
+
+    /// Takes every chunk out of `chunks` that some version of a file needs, or that is needed by what was opened or
+    /// written since.
+    pub fn spare(&self, chunks: &mut HashSet<ChunkHash>) -> Result<(), VolumeError> {
+        let files = contents(&self.folder.inner.core.lock().state);
+        self.spare_of(&files, chunks)?;
+        self.spare_opened(chunks)
+    }
+
+    /// Takes the chunks out of `chunks` of versions that open handles show or uncommitted writes lie over: they need
+    /// not be in the newest state.
+    pub fn spare_opened(&self, chunks: &mut HashSet<ChunkHash>) -> Result<(), VolumeError> {
+        let bodies: Vec<_> = {
+            let core = self.folder.inner.core.lock();
+            core.bodies
+                .iter()
+                .filter_map(|body| body.upgrade())
+                .collect()
+        };
+        let opened = bodies.iter().map(|body| (*body.page().stored).clone());
+        self.spare_of(&opened.collect::<Vec<_>>(), chunks)
+    }
+
+    fn spare_of(
+        &self,
+        files: &[Stored],
+        chunks: &mut HashSet<ChunkHash>,
+    ) -> Result<(), VolumeError> {
+        files.iter().try_for_each(|stored| {
+            self.folder.each_listed(stored, &mut |hash| {
+                chunks.remove(&hash);
+            })
+        })
     }
 }

@@ -24,6 +24,7 @@ mod merge;
 mod namespace;
 mod nodes;
 mod open;
+mod patch;
 mod publish;
 mod read;
 mod record;
@@ -54,7 +55,7 @@ use self::core::{Core, Op, Refused};
 use self::journal::Journal;
 
 pub use self::commit::CommitError;
-pub use self::evict::Below;
+pub use self::evict::{Below, Held};
 pub use self::ingest::{IngestError, Ingested, Keep};
 pub use self::merge::{MergeError, Merged};
 pub use self::nodes::StoreError;
@@ -63,7 +64,7 @@ pub use self::open::OpenFile;
 pub use self::publish::{FlushError, HEAD_LEN, Publication, PublishError, Unsigned};
 pub use self::read::Presence;
 pub use self::recover::OpenFolderError;
-pub use self::stats::{FolderStats, Found, Missing};
+pub use self::stats::{FolderStats, Found, Lacking, Missing};
 pub use self::txn::Txn;
 
 /// The wall clock.
@@ -150,6 +151,8 @@ pub struct FolderConfig {
     /// Renames the dots in a row of the caller's table when a fresh incarnation takes over what another did not
     /// publish. `None` if there are none in it.
     pub rename_row: fn(&Redot, &[u8]) -> Option<Bytes>,
+    /// The content that a row of the caller's table says a plain file holds.
+    pub held_content: fn(&Bytes, &Bytes) -> Option<Bytes>,
     pub clock: Arc<dyn Clock>,
     pub read_only: bool,
     pub fetch: Arc<dyn Fetch>,
@@ -177,6 +180,7 @@ pub(crate) struct Inner {
     /// Of every mount, by the number it got.
     notifiers: RwLock<Vec<(u64, Arc<dyn Notifier>)>>,
     reads: read::Reads,
+    packed: patch::Packed,
 }
 
 impl Folder {

@@ -82,6 +82,7 @@ impl Inner {
         };
         let id = BodyId(self.next_number.fetch_add(1, Ordering::Relaxed));
         let body = Arc::new(Body::new(id, ino, base, stored, node.mtime));
+        core.note_body(&body);
         if let Some(inode) = core.inodes.get_mut(ino) {
             inode.body = Some(body.clone());
         }

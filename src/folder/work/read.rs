@@ -14,12 +14,12 @@ use parking_lot::Mutex;
 use super::body::{Extract, Stored};
 use super::extents::Source;
 use super::inodes::Ino;
-use super::nodes::StoreNodes;
+use super::nodes::{StoreError, StoreNodes};
 use super::open::OpenFile;
 use super::runs::{Interest, Runs, SMALL_MAX};
 use super::{FetchError, Inner, Priority, WantedChunk};
 use crate::folder::content::{ContentReader, Located};
-use crate::folder::tree::NodesError;
+use crate::folder::tree::{NodeRef, NodesError};
 
 /// A chunk that did not come is not asked for again so soon: the kernel repeats a failed read at once, and an
 /// application would wait twice the timeout.
@@ -37,6 +37,9 @@ const AHEAD_MAX: u64 = 32 << 20;
 
 /// How far a read may be from where a sequential one would be: the kernel's read-ahead arrives out of order.
 const AHEAD_SLACK: u64 = 1 << 20;
+
+/// Bytes of a file whose chunks are listed at once when the whole list is looked through.
+const LIST_BYTES: u64 = 64 << 20;
 
 /// Bytes asked for ahead of all readers of a folder together.
 const AHEAD_BUDGET: u64 = 256 << 20;
@@ -287,46 +290,69 @@ impl Inner {
     }
 
     pub(super) fn presence_of(&self, stored: &Stored) -> Presence {
-        let Ok(chunks) = self.locate(stored, 0..stored.size) else {
-            return Presence::Remote;
-        };
         let store = &self.config.store;
-        let here = chunks
-            .iter()
-            .filter(|located| store.contains(&located.chunk.hash))
-            .count();
-        match here {
-            n if n == chunks.len() => Presence::Local,
-            0 => Presence::Remote,
-            _ => Presence::Partial,
+        let (mut here, mut all) = (0_u64, 0);
+        let unlisted = self.each_chunk(stored, &mut |located| {
+            all += 1;
+            here += u64::from(store.contains(&located.chunk.hash));
+        });
+        match unlisted {
+            Ok(unlisted) if unlisted.is_empty() && here == all => Presence::Local,
+            Ok(_) if here > 0 => Presence::Partial,
+            _ => Presence::Remote,
         }
     }
 
-    /// Adds what of a version is not here to `missing`: chunks, or the nodes it takes to know them.
+    /// Adds what of a version is not here to `missing`, up to `limit` chunks: those, and the nodes it takes to know them.
     pub(super) fn lacking(
         &self,
         stored: &Stored,
         missing: &mut super::Missing,
+        limit: usize,
     ) -> Result<(), VolumeError> {
-        match self.locate(stored, 0..stored.size) {
-            Ok(chunks) => {
-                let store = &self.config.store;
-                let lacking = chunks
-                    .iter()
-                    .filter(|found| !store.contains(&found.chunk.hash));
-                missing.chunks.extend(lacking.map(wanted));
-                Ok(())
+        let store = &self.config.store;
+        let unlisted = self.each_chunk(stored, &mut |found| {
+            if missing.chunks.len() < limit && !store.contains(&found.chunk.hash) {
+                missing.chunks.push(wanted(found));
             }
-            Err(Lack::Nodes(nodes)) => {
-                missing.nodes.extend(nodes);
-                Ok(())
+        });
+        let unlisted = unlisted.map_err(|error| {
+            tracing::error!(%error, "the recipe of a file is damaged");
+            VolumeError::Io
+        })?;
+        let named = unlisted.iter().map(|node| (node.kind.code(), node.id));
+        missing.nodes.extend(named);
+        Ok(())
+    }
+
+    /// Shows `each` a file's chunks in order, with only a part of the list in memory. Returns the nodes of the list that
+    /// are not here, as far as they are known; what they list is left out.
+    pub(super) fn each_chunk(
+        &self,
+        stored: &Stored,
+        each: &mut dyn FnMut(&Located),
+    ) -> Result<Vec<NodeRef>, NodesError<StoreError>> {
+        let nodes = StoreNodes(&self.config.store);
+        let reader = ContentReader::new(&nodes, &stored.content.0, stored.size)
+            .map_err(NodesError::Input)?;
+        let mut missing = Vec::new();
+        let mut at = 0;
+        while at < stored.size {
+            let until = at.saturating_add(LIST_BYTES).min(stored.size);
+            match reader.locate(at..until) {
+                Ok(found) => {
+                    found.iter().for_each(&mut *each);
+                    at = found.last().map_or(until, Located::end).max(until);
+                }
+                Err(NodesError::Missing(nodes)) => {
+                    missing.extend(nodes);
+                    at = until;
+                }
+                Err(error) => return Err(error),
             }
-            Err(Lack::Chunks(chunks)) => {
-                missing.chunks.extend(chunks);
-                Ok(())
-            }
-            Err(Lack::Failed(error)) => Err(error),
         }
+        missing.dedup();
+        Ok(missing)
     }
 }
 

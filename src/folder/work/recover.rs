@@ -118,6 +118,7 @@ impl Folder {
             next_number: AtomicU64::new(next_number),
             notifiers: RwLock::default(),
             reads: read::Reads::default(),
+            packed: super::patch::Packed::default(),
             config,
         };
         inner
@@ -437,6 +438,7 @@ impl Replay {
             inodes: self.inodes,
             table: self.table,
             dirty: BTreeMap::new(),
+            bodies: Vec::new(),
             trash: Vec::new(),
             unflushed: self.changed,
             hlc: if was_ahead { now } else { self.checkpoint.hlc },
@@ -551,6 +553,7 @@ impl Replayed {
             }
         }
         core.revive_inode(ino, spot, &body);
+        core.note_body(&body);
         core.dirty.insert(body.id, body);
         Ok(as_logged)
     }

@@ -1,12 +1,19 @@
 //! What a folder holds, what of it is here, and what it takes to have it whole.
 
+use std::collections::HashSet;
+
 use ccbt_mount::{Ino, VolumeError};
 use ccbt_xet::hash::NodeId;
 
 use super::body::Stored;
+use super::commit::CommitError;
+use super::nodes::StoreNodes;
 use super::read::Presence;
 use super::{Folder, WantedChunk};
-use crate::folder::state::{EntryRef, Fid, FileKind, Inc, Name, Node, State};
+use crate::folder::codec;
+use crate::folder::content::content_digest;
+use crate::folder::state::{Entry, EntryRef, Fid, FileEntry, FileKind, Inc, Name, Node, State};
+use crate::folder::tree::{Tree, Trees};
 
 /// Numbers of a folder. Files count once for each name; conflicting versions count beside them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -30,6 +37,18 @@ pub struct Missing {
     pub chunks: Vec<WantedChunk>,
     /// By kind and name.
     pub nodes: Vec<(u8, NodeId)>,
+}
+
+/// What a look at the whole folder found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lacking {
+    /// Of the tree that was looked at.
+    pub root: NodeId,
+    /// Every chunk below the root is here, as far as was put or is in a plain file that is known to hold it; not synced.
+    pub whole: bool,
+    /// Nothing is missing, but some is only in plain files that may change at any time.
+    pub on_loan: bool,
+    pub missing: Missing,
 }
 
 /// What a path leads to.
@@ -57,10 +76,85 @@ impl Folder {
         stats
     }
 
-    /// At most about `limit` of the chunks and nodes that are not here. Fails if a recipe that is here is damaged.
-    pub fn missing(&self, limit: usize) -> Result<Missing, VolumeError> {
-        let files = contents(&self.inner.core.lock().state);
-        self.missing_of(files, limit)
+    /// At most about `limit` of the chunks and nodes that are not here, and if there are none, whether something is only
+    /// on loan. `pack`: then it is stored. What the tree `whole` holds is not looked at. Fails if a recipe that is here
+    /// is damaged.
+    pub fn lacking(
+        &self,
+        whole: Option<NodeId>,
+        limit: usize,
+        pack: bool,
+    ) -> Result<Lacking, VolumeError> {
+        let (tree, flushed, files) = {
+            let _turn = self.inner.turn.lock();
+            let (tree, flushed) = {
+                let core = self.inner.core.lock();
+                (core.tip.tree, core.is_flushed())
+            };
+            let changed = whole.and_then(|whole| self.changed_since(whole, &tree));
+            let all = || contents(&self.inner.core.lock().state);
+            (tree, flushed, changed.unwrap_or_else(all))
+        };
+        let missing = self.missing_of(&files, limit)?;
+        let is_here = missing.chunks.is_empty() && missing.nodes.is_empty();
+        let on_loan = is_here && self.is_on_loan(&files, pack)?;
+        Ok(Lacking {
+            root: tree.root,
+            whole: is_here && flushed && !on_loan,
+            on_loan,
+            missing,
+        })
+    }
+
+    /// The contents of the entries in which `tree` differs from another; none if that cannot be compared.
+    fn changed_since(&self, base: NodeId, tree: &Tree) -> Option<Vec<Stored>> {
+        let nodes = StoreNodes(&self.inner.config.store);
+        let base = nodes.tree(base).ok()?;
+        let mut files = Vec::new();
+        for difference in Trees::new(&nodes).diff(&base, tree).ok()? {
+            let difference = difference.ok()?;
+            let Some(value) = difference.b else { continue };
+            let key = codec::decode_key(&difference.key).ok()?;
+            let entry = codec::decode_entry(&key, &value).ok()?;
+            if let Entry::File(entry) = entry {
+                files.extend(stored_versions(&entry));
+            }
+        }
+        Some(files)
+    }
+
+    /// Whether some content has chunks that only plain files have, and no base record says that one holds this content:
+    /// the next edit of those files may take them away. `pack`: they are stored.
+    fn is_on_loan(&self, files: &[Stored], pack: bool) -> Result<bool, VolumeError> {
+        let inner = &self.inner;
+        if !inner.config.store.has_borrowed() {
+            return Ok(false);
+        }
+        let mut held: Option<HashSet<[u8; 8]>> = None;
+        for stored in files {
+            if !inner
+                .needs_plain_file(stored)
+                .map_err(|error| unkept(&error))?
+            {
+                continue;
+            }
+            let held = held.get_or_insert_with(|| {
+                let core = inner.core.lock();
+                let held = |(key, row)| (inner.config.held_content)(key, row);
+                let contents = core.table.iter().filter_map(held);
+                contents.map(|content| content_digest(&content)).collect()
+            });
+            if held.contains(&content_digest(&stored.content.0)) {
+                continue;
+            }
+            if !pack {
+                return Ok(true);
+            }
+            inner
+                .pack_borrowed(stored)
+                .map_err(|error| unkept(&error))?;
+        }
+        Ok(false)
     }
 
     /// The same for what lies at or below `path`.
@@ -75,17 +169,16 @@ impl Folder {
             }
             files
         };
-        self.missing_of(files, limit)
+        self.missing_of(&files, limit)
     }
 
-    fn missing_of(&self, files: Vec<Stored>, limit: usize) -> Result<Missing, VolumeError> {
+    fn missing_of(&self, files: &[Stored], limit: usize) -> Result<Missing, VolumeError> {
         let mut missing = Missing::default();
         for stored in files {
             if missing.chunks.len() + missing.nodes.len() >= limit {
                 break;
             }
-            self.inner.lacking(&stored, &mut missing)?;
-            missing.chunks.truncate(limit);
+            self.inner.lacking(stored, &mut missing, limit)?;
         }
         Ok(missing)
     }
@@ -151,17 +244,26 @@ pub(super) fn contents(state: &State) -> Vec<Stored> {
     let mut out = Vec::new();
     for (_, entry) in state.entries() {
         if let EntryRef::File(entry) = entry {
-            let files = entry
-                .versions
-                .iter()
-                .filter(|version| version.kind == FileKind::File);
-            out.extend(files.map(|version| Stored {
-                content: version.content.clone(),
-                size: version.size,
-            }));
+            out.extend(stored_versions(&entry));
         }
     }
     out
+}
+
+fn unkept(error: &CommitError) -> VolumeError {
+    tracing::warn!(%error, "what only a plain file has cannot be kept");
+    VolumeError::Io
+}
+
+fn stored_versions(entry: &FileEntry) -> impl Iterator<Item = Stored> + '_ {
+    let files = entry
+        .versions
+        .iter()
+        .filter(|version| version.kind == FileKind::File);
+    files.map(|version| Stored {
+        content: version.content.clone(),
+        size: version.size,
+    })
 }
 
 pub(super) fn below(state: &State, dir: Fid, out: &mut Vec<Stored>) {

@@ -2,7 +2,9 @@
 
 mod basic;
 mod faults;
+mod keeping;
 mod merging;
+mod patching;
 mod random;
 mod rig;
 mod runs;

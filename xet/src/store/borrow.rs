@@ -261,6 +261,10 @@ impl BorrowTable {
         }
     }
 
+    pub(crate) fn has_sources(&self) -> bool {
+        !self.sources.read().numbers.is_empty()
+    }
+
     /// Ranges of sources that are still there.
     pub(crate) fn len(&self) -> usize {
         self.sources

@@ -91,6 +91,7 @@ impl Store {
         *self.gate.touched.write() = Some(Mutex::default());
         let result = self.collect_packs(shelf, keep);
         *self.gate.touched.write() = None;
+        self.lost();
         result
     }
 

@@ -40,20 +40,27 @@ fn a_lazy_folder_shows_names_at_once_and_fetches_content_when_it_is_read() {
     let ino = b.find("d/big").unwrap().ino;
     let state = |b: &Rig| b.volume.getxattr(ino, b"user.ccbt.state").unwrap();
     assert_eq!(state(&b), &b"remote"[..]);
-    let missing = b.folder.missing(10_000).unwrap();
+    let missing = b.folder.lacking(None, 10_000, false).unwrap().missing;
     assert!(
         missing.chunks.is_empty() && !missing.nodes.is_empty(),
         "the recipe comes first"
     );
     b.peers.copy_nodes(&missing.nodes).unwrap();
-    let missing = b.folder.missing(10_000).unwrap();
+    let missing = b.folder.lacking(None, 10_000, false).unwrap().missing;
     assert!(
         missing.chunks.len() > 20 && missing.nodes.is_empty(),
         "{missing:?}"
     );
     assert!(b.read("d/big").unwrap() == big);
     assert_eq!(state(&b), &b"local"[..]);
-    assert!(b.folder.missing(10_000).unwrap().chunks.is_empty());
+    assert!(
+        b.folder
+            .lacking(None, 10_000, false)
+            .unwrap()
+            .missing
+            .chunks
+            .is_empty()
+    );
     let asked = b.peers.asked.lock();
     assert!(
         asked
