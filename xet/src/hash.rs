@@ -1,8 +1,8 @@
 //! The 32-byte names of chunks, xorbs, files and nodes, and the hash functions that make them.
 //!
 //! Every name is its own type, so a xorb hash can never be looked up as a chunk hash. All Xet hashes
-//! are BLAKE3 in keyed mode, one fixed key per use (draft-denis-xet, "Hashing Methods"). Their text
-//! form prints each 8-byte group as one little-endian word, so it is *not* the plain hex of the bytes.
+//! are BLAKE3 in keyed mode, one fixed key per use (draft-denis-xet, "Hashing Methods"); the functions
+//! here are those. [`Suite`] has them for either suite. The text form prints each 8-byte group as one little-endian word, so it is *not* the plain hex of the bytes.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -10,6 +10,10 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 
 use thiserror::Error;
+
+mod suite;
+
+pub use suite::Suite;
 
 /// Length of every hash in bytes.
 pub const HASH_LEN: usize = 32;
@@ -117,6 +121,10 @@ hash_type! {
     FileHash
 }
 hash_type! {
+    /// Name of a shard: hash of all its bytes.
+    ShardHash
+}
+hash_type! {
     /// Proof that a client knows the chunks of a range of a file.
     RangeHash
 }
@@ -138,21 +146,22 @@ pub enum ParseHashError {
 
 /// Hash that names a chunk by its uncompressed bytes.
 pub fn chunk_hash(bytes: &[u8]) -> ChunkHash {
-    ChunkHash(*blake3::keyed_hash(&CHUNK_KEY, bytes).as_bytes())
+    Suite::Blake3.chunk_hash(bytes)
+}
+
+/// Hash that names a shard by all its bytes, footer included.
+pub fn shard_hash(bytes: &[u8]) -> ShardHash {
+    Suite::Blake3.shard_hash(bytes)
 }
 
 /// Verification hash over the chunks of one file segment, in file order.
 pub fn range_hash(chunks: &[ChunkHash]) -> RangeHash {
-    let mut hasher = blake3::Hasher::new_keyed(&RANGE_KEY);
-    for chunk in chunks {
-        hasher.update(&chunk.0);
-    }
-    RangeHash(*hasher.finalize().as_bytes())
+    Suite::Blake3.range_hash(chunks)
 }
 
 /// Hides a chunk hash under `key`. The Xet code calls this "HMAC"; it is plain keyed BLAKE3.
 pub fn keyed_chunk_hash(key: &[u8; HASH_LEN], chunk: &ChunkHash) -> KeyedChunkHash {
-    KeyedChunkHash(*blake3::keyed_hash(key, &chunk.0).as_bytes())
+    Suite::Blake3.keyed_chunk_hash(key, chunk)
 }
 
 /// Name of a ccbt node: keyed BLAKE3 of `bytes` under `derive_key("ccbt 2026 node", [kind])`, so

@@ -8,7 +8,7 @@
 
 use std::io::Write;
 
-use crate::hash::{ChunkHash, FileHash, HASH_LEN, MERKLE_KEY, XorbHash, text, word};
+use crate::hash::{ChunkHash, FileHash, HASH_LEN, MERKLE_KEY, Suite, XorbHash, text, word};
 
 /// An entry below this position (from 0) never ends a group.
 const FIRST_END: usize = 2;
@@ -43,13 +43,22 @@ fn collect(chunks: impl IntoIterator<Item = (ChunkHash, u64)>) -> MerkleBuilder 
 /// Builds the tree from chunks as they come.
 #[derive(Clone, Debug, Default)]
 pub struct MerkleBuilder {
+    suite: Suite,
     levels: Vec<Level>,
 }
 
 impl MerkleBuilder {
-    /// A tree without chunks.
+    /// A tree without chunks, of the hashes of Xet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A tree without chunks, of the hashes of `suite`.
+    pub fn with_suite(suite: Suite) -> Self {
+        Self {
+            suite,
+            levels: Vec::new(),
+        }
     }
 
     /// Appends a chunk of `len` uncompressed bytes.
@@ -73,7 +82,7 @@ impl MerkleBuilder {
         if self.levels.is_empty() {
             return FileHash::from_bytes([0; HASH_LEN]);
         }
-        FileHash::from_bytes(*blake3::keyed_hash(salt, &self.root()).as_bytes())
+        FileHash::from_bytes(self.suite.keyed(salt, [&self.root()[..]]))
     }
 
     /// Hash of a xorb made of the chunks so far.
@@ -87,7 +96,7 @@ impl MerkleBuilder {
             if depth == self.levels.len() {
                 self.levels.push(Level::default());
             }
-            match self.levels[depth].push(entry) {
+            match self.levels[depth].push(self.suite, entry) {
                 Some(parent) => (depth, entry) = (depth + 1, parent),
                 None => return,
             }
@@ -103,7 +112,7 @@ impl MerkleBuilder {
                 return only.hash;
             }
             if level.members > 0 {
-                let parent = level.close();
+                let parent = level.close(self.suite);
                 self.push_at(depth + 1, parent);
             }
             depth += 1;
@@ -131,7 +140,7 @@ struct Level {
 
 impl Level {
     /// Adds a member and returns the group's parent when that closes it.
-    fn push(&mut self, entry: Entry) -> Option<Entry> {
+    fn push(&mut self, suite: Suite, entry: Entry) -> Option<Entry> {
         self.preimage.reserve(MAX_LINE);
         self.preimage.extend_from_slice(&text(&entry.hash));
         writeln!(self.preimage, " : {}", entry.len).expect("writing to a vector succeeds");
@@ -139,11 +148,11 @@ impl Level {
         self.last = Some(entry);
         self.members += 1;
         let ends = self.members > FIRST_END && word(&entry.hash, 3).is_multiple_of(4);
-        (ends || self.members == MAX_GROUP).then(|| self.close())
+        (ends || self.members == MAX_GROUP).then(|| self.close(suite))
     }
 
-    fn close(&mut self) -> Entry {
-        let hash = *blake3::keyed_hash(&MERKLE_KEY, &self.preimage).as_bytes();
+    fn close(&mut self, suite: Suite) -> Entry {
+        let hash = suite.keyed(&MERKLE_KEY, [&self.preimage[..]]);
         let parent = Entry {
             hash,
             len: self.len,

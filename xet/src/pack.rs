@@ -25,7 +25,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 
 use crate::codec::{self, Scheme};
-use crate::hash::{ChunkHash, node_id};
+use crate::hash::{Suite, node_id};
 use crate::index::PackId;
 use crate::xorb::{HEADER_LEN, MAX_CHUNKS, RecordHeader};
 
@@ -39,13 +39,10 @@ use files::{Handle, OpenFiles};
 /// Full name of a record: a chunk hash or a node id.
 pub(crate) type Name = [u8; 32];
 
-/// Function that names a chunk: the hash of the folder's suite.
-pub type HashChunk = fn(&[u8]) -> ChunkHash;
-
 /// What the records of a pack are.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum PackKind {
-    Chunks(HashChunk),
+    Chunks(Suite),
     Nodes,
 }
 
@@ -61,7 +58,7 @@ impl PackKind {
     pub(crate) fn name_of(self, tag: u8, bytes: &[u8]) -> Option<Name> {
         match self {
             Self::Chunks(_) if tag != 0 => None,
-            Self::Chunks(hash) => Some(*hash(bytes).as_bytes()),
+            Self::Chunks(suite) => Some(*suite.chunk_hash(bytes).as_bytes()),
             Self::Nodes => Some(*node_id(tag, bytes).as_bytes()),
         }
     }

@@ -31,10 +31,10 @@ use thiserror::Error;
 use crate::chunk::MAX_CHUNK;
 use crate::codec::{Encoded, Encoder, Probe, Scheme};
 use crate::disk::Disk;
-use crate::hash::{ChunkHash, NodeId, chunk_hash};
+use crate::hash::{ChunkHash, NodeId, Suite};
 use crate::index::{ChunkIndex, CompactIndex};
+use crate::pack::PackKind;
 use crate::pack::files::OpenFiles;
-use crate::pack::{HashChunk, PackKind};
 use crate::xorb::{MAX_CHUNKS, MAX_XORB_LEN, RecordHeader};
 
 mod borrow;
@@ -65,8 +65,8 @@ const ENCODERS_MAX: usize = 4;
 pub struct StoreOptions {
     /// Budget of the cache of decoded chunks, in bytes.
     pub cache_bytes: usize,
-    /// Names chunks. One store holds chunks of one suite.
-    pub hash: HashChunk,
+    /// Names chunks. One store holds chunks of one suite; which one is for the owner to remember.
+    pub suite: Suite,
     /// A pack is sealed before it gets longer than this, footer included. At most 64 MiB.
     pub pack_bytes: u64,
     /// A pack is sealed with this many records. At most 8192.
@@ -77,7 +77,7 @@ impl Default for StoreOptions {
     fn default() -> Self {
         Self {
             cache_bytes: 32 * 1024 * 1024,
-            hash: chunk_hash,
+            suite: Suite::Blake3,
             pack_bytes: MAX_XORB_LEN as u64,
             pack_slots: MAX_CHUNKS,
         }
@@ -186,7 +186,7 @@ pub struct Store {
     borrowed: BorrowTable,
     /// By the space of the sources they read.
     readers: RwLock<BTreeMap<u16, Arc<dyn BorrowedFiles>>>,
-    hash: HashChunk,
+    suite: Suite,
     probe: Probe,
     encoders: Mutex<Vec<Encoder>>,
     committer: Mutex<Committer>,
@@ -228,7 +228,7 @@ impl Store {
             })?;
         }
         let files = Arc::new(OpenFiles::new(disk));
-        let kind = PackKind::Chunks(options.hash);
+        let kind = PackKind::Chunks(options.suite);
         let chunks = Shelf::open(kind, chunks_dir, limits, Arc::clone(&files), index)?;
         let index = Box::new(CompactIndex::new());
         let nodes = Shelf::open(PackKind::Nodes, nodes_dir, limits, files, index)?;
@@ -238,7 +238,7 @@ impl Store {
             cache: Cache::new(options.cache_bytes),
             borrowed: BorrowTable::new(),
             readers: RwLock::default(),
-            hash: options.hash,
+            suite: options.suite,
             probe: Probe::new(),
             encoders: Mutex::default(),
             committer: Mutex::default(),
@@ -246,6 +246,11 @@ impl Store {
             gate: Gate::default(),
             losses: AtomicU64::new(0),
         })
+    }
+
+    /// What names the chunks of this store.
+    pub fn suite(&self) -> Suite {
+        self.suite
     }
 
     /// Whether a chunk is here, packed or borrowed. What is damaged or was edited since is only
@@ -498,7 +503,7 @@ impl Store {
             let Some(reader) = reader else { continue };
             let mut bytes = vec![0; len as usize];
             let read = reader.read_at(source, offset, &mut bytes);
-            if read.is_ok() && (self.hash)(&bytes) == *hash {
+            if read.is_ok() && self.suite.chunk_hash(&bytes) == *hash {
                 return Some(bytes.into());
             }
             tracing::debug!(?source, offset, len, error = ?read.err(), "borrowed range changed");

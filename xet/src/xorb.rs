@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use crate::chunk::MAX_CHUNK;
 use crate::codec::{DecodeError, Scheme, decode_into};
-use crate::hash::{ChunkHash, XorbHash, chunk_hash};
+use crate::hash::{ChunkHash, Suite, XorbHash};
 use crate::merkle::MerkleBuilder;
 
 pub use footer::{Footer, FooterError, footer_len};
@@ -266,11 +266,15 @@ impl<'a> Iterator for Records<'a> {
     }
 }
 
-/// What [`validate`] found.
+/// What [`parse`] found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contents {
+    /// The hash its chunks give.
+    pub hash: XorbHash,
     /// Hash and length in bytes of every chunk, in order.
     pub chunks: Vec<(ChunkHash, u32)>,
+    /// Where each chunk's record ends, in bytes from the start of the xorb.
+    pub record_ends: Vec<u32>,
     /// The footer, if there was one. It describes exactly these chunks.
     pub footer: Option<Footer>,
 }
@@ -278,14 +282,22 @@ pub struct Contents {
 /// Checks a whole xorb from a stranger: every header, every payload, the footer if there is one,
 /// and that the chunks give the hash it was claimed to have.
 ///
+/// The hashes are those of `suite`, which nothing in the bytes tells.
 /// A server that wants sealed xorbs only also looks whether [`Contents::footer`] is there.
-pub fn validate(bytes: &[u8], claimed: &XorbHash) -> Result<Contents, XorbError> {
+pub fn validate(suite: Suite, bytes: &[u8], claimed: &XorbHash) -> Result<Contents, XorbError> {
+    let contents = parse(suite, bytes)?;
+    check_hash(claimed, contents.hash)?;
+    Ok(contents)
+}
+
+/// As [`validate`], of a xorb nobody said the hash of, except its footer.
+pub fn parse(suite: Suite, bytes: &[u8]) -> Result<Contents, XorbError> {
     if bytes.len() > MAX_READ_LEN {
         return Err(XorbError::TooLong(bytes.len()));
     }
     let mut walk = records(bytes);
-    let (mut chunks, mut ends, mut merkle) = (Vec::new(), Vec::new(), MerkleBuilder::new());
-    let mut buffer = Vec::new();
+    let (mut chunks, mut record_ends) = (Vec::new(), Vec::new());
+    let (mut merkle, mut buffer) = (MerkleBuilder::with_suite(suite), Vec::new());
     for record in walk.by_ref() {
         let record = record?;
         let Record {
@@ -296,27 +308,33 @@ pub fn validate(bytes: &[u8], claimed: &XorbHash) -> Result<Contents, XorbError>
         buffer.resize(header.chunk_len as usize, 0);
         decode_into(header.scheme, payload, &mut buffer)
             .map_err(|error| XorbError::Payload { offset, error })?;
-        let hash = chunk_hash(&buffer);
+        let hash = suite.chunk_hash(&buffer);
         merkle.push(&hash, u64::from(header.chunk_len));
         chunks.push((hash, header.chunk_len));
-        ends.push(record.end());
+        // At most MAX_READ_LEN, which is below 2^27.
+        record_ends.push(record.end() as u32);
     }
     if chunks.is_empty() {
         return Err(XorbError::Empty);
     }
-    check_hash(claimed, merkle.xorb_hash())?;
+    let hash = merkle.xorb_hash();
     let footer = match walk.rest() {
         [] => None,
         bytes => {
             let footer = Footer::parse(bytes)?;
-            check_hash(&footer.xorb_hash, *claimed)?;
-            match footer.first_difference(&chunks, &ends) {
-                Some(chunk) => return Err(XorbError::FooterDiffers { chunk }),
-                None => Some(footer),
+            if let Some(chunk) = footer.first_difference(&chunks, &record_ends) {
+                return Err(XorbError::FooterDiffers { chunk });
             }
+            check_hash(&footer.xorb_hash, hash)?;
+            Some(footer)
         }
     };
-    Ok(Contents { chunks, footer })
+    Ok(Contents {
+        hash,
+        chunks,
+        record_ends,
+        footer,
+    })
 }
 
 fn check_hash(claimed: &XorbHash, actual: XorbHash) -> Result<(), XorbError> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ccbt_xet::disk::{MemDisk, RealDisk};
-use ccbt_xet::hash::{NodeId, XorbHash};
+use ccbt_xet::hash::{NodeId, Suite, XorbHash};
 use ccbt_xet::store::{Put, Store, StoreOptions, WriteError};
 use ccbt_xet::xorb;
 use store_support::{DIR, node, noise, open_with, small_packs, text};
@@ -121,7 +121,7 @@ fn a_sealed_pack_is_a_xorb() {
             .iter()
             .map(|(hash, bytes)| (*hash, bytes.len() as u64)),
     );
-    let contents = xorb::validate(&bytes, &claimed).unwrap();
+    let contents = xorb::validate(Suite::Blake3, &bytes, &claimed).unwrap();
     assert!(contents.footer.is_some());
     assert!(
         bytes.len() < 4 * 9000,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ccbt_xet::disk::{Disk, MemDisk, OpenMode};
-use ccbt_xet::hash::ChunkHash;
+use ccbt_xet::hash::{ChunkHash, Suite};
 use ccbt_xet::index::{Candidates, ChunkIndex, PackId, Place};
 use ccbt_xet::merkle::xorb_hash;
 use ccbt_xet::store::{Put, Store, StoreOptions, WriteError};
@@ -258,7 +258,7 @@ fn leftovers_of_a_failed_write_do_not_end_up_in_a_sealed_pack() {
         .iter()
         .map(|(hash, bytes)| (*hash, bytes.len() as u64));
     let sealed = disk.contents(&path("00000002.xorb")).expect("is there");
-    let contents = xorb::validate(&sealed, &xorb_hash(sizes)).expect("a whole xorb");
+    let contents = xorb::validate(Suite::Blake3, &sealed, &xorb_hash(sizes)).expect("a whole xorb");
     assert!(contents.footer.is_some());
 }
 

@@ -1,7 +1,9 @@
 //! The published and cross-checked Xet test vectors (`tests/vectors/*.json`).
 
 use ccbt_xet::chunk::{self, Chunker};
-use ccbt_xet::hash::{ChunkHash, FileHash, RangeHash, chunk_hash, keyed_chunk_hash, range_hash};
+use ccbt_xet::hash::{
+    ChunkHash, FileHash, RangeHash, Suite, chunk_hash, keyed_chunk_hash, range_hash,
+};
 use ccbt_xet::merkle::{self, MerkleBuilder};
 use ccbt_xet::xorb::{self, Footer, HEADER_LEN, Record, XorbError, records};
 use serde::Deserialize;
@@ -480,8 +482,9 @@ fn xorbs_with_and_without_footer() {
         };
         let bytes = base64(bytes);
         let claimed = case.expect().xorb_hash.parse().expect("hash");
-        let sealed = xorb::validate(&bytes, &claimed).expect(&case.name);
-        let upload = xorb::validate(&bytes[..upload_len], &claimed).expect(&case.name);
+        let sealed = xorb::validate(Suite::Blake3, &bytes, &claimed).expect(&case.name);
+        let upload =
+            xorb::validate(Suite::Blake3, &bytes[..upload_len], &claimed).expect(&case.name);
         assert_eq!(sealed.chunks, upload.chunks, "{}", case.name);
         assert_eq!(upload.footer, None, "{}", case.name);
         check_footer(
@@ -505,7 +508,7 @@ fn check_footer(case: &XorbCase, bytes: &[u8], footer: &Footer) {
     let word = *bytes.last_chunk().expect("length word");
     assert_eq!(xorb::footer_len(word), Some(bytes.len()), "{name}");
     assert_eq!(footer.xorb_hash.to_string(), expect.xorb_hash, "{name}");
-    assert_eq!(footer.root(), Some(footer.xorb_hash), "{name}");
+    assert_eq!(footer.root(Suite::Blake3), Some(footer.xorb_hash), "{name}");
     assert_eq!(footer.hashes.len(), expect.num_chunks, "{name}");
     assert_eq!(footer.record_ends, expect.boundary_offsets, "{name}");
     assert_eq!(
@@ -559,7 +562,7 @@ fn frames_of_another_encoder() {
             .expect("hash")
             .parse()
             .expect("hash");
-        let found = xorb::validate(&bytes, &claimed);
+        let found = xorb::validate(Suite::Blake3, &bytes, &claimed);
         // The reference reader takes a frame without its end mark; refusing it is also right.
         let lax = case.name == "liblz4-truncated-before-end-mark";
         if case.xet_core_reader_returns_data == Some(true) && !lax {
@@ -592,7 +595,7 @@ fn legacy_footer() {
         .expect("case");
     let bytes = base64(case.bytes_base64.as_ref().expect("bytes"));
     let claimed = case.expect().xorb_hash.parse().expect("hash");
-    let found = xorb::validate(&bytes, &claimed).expect("legacy xorb");
+    let found = xorb::validate(Suite::Blake3, &bytes, &claimed).expect("legacy xorb");
     let footer = found.footer.expect("footer");
     assert_eq!(footer.record_ends, case.expect().boundary_offsets);
     assert_eq!(footer.chunk_ends, None);
@@ -608,7 +611,11 @@ fn of_the_corrupted_only_what_the_reference_accepts_is_accepted() {
     assert_eq!(vectors.corrupted.len(), 31);
     for case in &vectors.corrupted {
         let bytes = base64(&case.bytes_base64);
-        let found = xorb::validate(&bytes, &case.claimed_xorb_hash.parse().expect("hash"));
+        let found = xorb::validate(
+            Suite::Blake3,
+            &bytes,
+            &case.claimed_xorb_hash.parse().expect("hash"),
+        );
         let sealed = found.as_ref().is_ok_and(|found| found.footer.is_some());
         assert_eq!(
             sealed,

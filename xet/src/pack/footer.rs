@@ -55,7 +55,7 @@ pub(crate) fn encode(kind: PackKind, entries: &[Entry]) -> Option<Vec<u8>> {
     }
     match kind {
         PackKind::Nodes => Some(encode_nodes(entries)),
-        PackKind::Chunks(_) => {
+        PackKind::Chunks(suite) => {
             let mut footer = xorb::Footer::new();
             let mut chunk_end = 0;
             let mut chunk_ends = Vec::with_capacity(entries.len());
@@ -66,7 +66,7 @@ pub(crate) fn encode(kind: PackKind, entries: &[Entry]) -> Option<Vec<u8>> {
                 chunk_ends.push(chunk_end);
             }
             footer.chunk_ends = Some(chunk_ends);
-            footer.seal();
+            footer.seal(suite);
             footer.encode()
         }
     }

@@ -17,8 +17,8 @@ use thiserror::Error;
 
 use super::{FOOTER_MAGIC, HEADER_LEN, MAX_CHUNKS, MAX_PAYLOAD, MAX_XORB_LEN, RecordHeader};
 use crate::chunk::MAX_CHUNK;
-use crate::hash::{ChunkHash, HASH_LEN, XorbHash};
-use crate::merkle;
+use crate::hash::{ChunkHash, HASH_LEN, Suite, XorbHash};
+use crate::merkle::MerkleBuilder;
 
 const HASHES_MAGIC: [u8; 7] = *b"XBLBHSH";
 const HASHES_VERSION: u8 = 0;
@@ -136,16 +136,17 @@ impl Footer {
     }
 
     /// The hash that follows from the chunks, if the footer knows their lengths.
-    pub fn root(&self) -> Option<XorbHash> {
-        let chunks = self.chunks()?;
-        Some(merkle::xorb_hash(
-            chunks.map(|(hash, len)| (hash, u64::from(len))),
-        ))
+    pub fn root(&self, suite: Suite) -> Option<XorbHash> {
+        let mut tree = MerkleBuilder::with_suite(suite);
+        for (hash, len) in self.chunks()? {
+            tree.push(&hash, u64::from(len));
+        }
+        Some(tree.xorb_hash())
     }
 
     /// Sets the hash to the one that follows from the chunks.
-    pub fn seal(&mut self) {
-        if let Some(root) = self.root() {
+    pub fn seal(&mut self, suite: Suite) {
+        if let Some(root) = self.root(suite) {
             self.xorb_hash = root;
         }
     }
@@ -239,13 +240,13 @@ impl Footer {
     pub(super) fn first_difference(
         &self,
         chunks: &[(ChunkHash, u32)],
-        record_ends: &[usize],
+        record_ends: &[u32],
     ) -> Option<usize> {
         if self.hashes.len() != chunks.len() {
             return Some(self.hashes.len().min(chunks.len()));
         }
-        let ends = self.record_ends.iter().map(|end| *end as usize);
-        let ends = ends.zip(record_ends).position(|(own, other)| own != *other);
+        let ends = self.record_ends.iter().zip(record_ends);
+        let ends = ends.into_iter().position(|(own, other)| own != other);
         let hashes = self
             .hashes
             .iter()

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::codec::Encoder;
+use crate::hash::chunk_hash;
 
 /// A sealed xorb of these chunks, all stored or compressed by the scheme given.
 fn sealed(chunks: &[(Scheme, Vec<u8>)]) -> (Vec<u8>, Footer) {
@@ -20,7 +21,7 @@ fn sealed(chunks: &[(Scheme, Vec<u8>)]) -> (Vec<u8>, Footer) {
         bytes.extend_from_slice(encoded.payload);
         footer.push(chunk_hash(chunk), &header);
     }
-    footer.seal();
+    footer.seal(Suite::Blake3);
     bytes.extend(footer.encode().expect("version 1"));
     (bytes, footer)
 }
@@ -79,19 +80,22 @@ fn nothing_may_follow_or_be_missing() {
     let claimed = footer.xorb_hash;
     let records_len = footer.records_len() as usize;
     assert_eq!(
-        validate(&bytes, &claimed).map(|found| found.footer),
+        validate(Suite::Blake3, &bytes, &claimed).map(|found| found.footer),
         Ok(Some(footer))
     );
-    let upload = validate(&bytes[..records_len], &claimed);
+    let upload = validate(Suite::Blake3, &bytes[..records_len], &claimed);
     assert_eq!(upload.map(|found| found.footer), Ok(None));
     for cut in (0..bytes.len()).filter(|cut| *cut != records_len) {
-        assert!(validate(&bytes[..cut], &claimed).is_err(), "cut at {cut}");
+        assert!(
+            validate(Suite::Blake3, &bytes[..cut], &claimed).is_err(),
+            "cut at {cut}"
+        );
     }
     for extra in [&[0][..], b"X", b"XETBLOB", &[0; 8]] {
-        assert!(validate(&[&bytes, extra].concat(), &claimed).is_err());
+        assert!(validate(Suite::Blake3, &[&bytes, extra].concat(), &claimed).is_err());
     }
     assert_eq!(
-        validate(&[], &XorbHash::from_bytes([0; 32])),
+        validate(Suite::Blake3, &[], &XorbHash::from_bytes([0; 32])),
         Err(XorbError::Empty)
     );
 }
@@ -136,7 +140,7 @@ proptest! {
     #[test]
     fn what_is_sealed_is_read_back(chunks in prop::collection::vec(chunk_strategy(), 1..20)) {
         let (bytes, footer) = sealed(&chunks);
-        let found = validate(&bytes, &footer.xorb_hash).expect("own xorb");
+        let found = validate(Suite::Blake3, &bytes, &footer.xorb_hash).expect("own xorb");
         let expected: Vec<_> =
             chunks.iter().map(|(_, chunk)| (chunk_hash(chunk), chunk.len() as u32)).collect();
         prop_assert_eq!(found.chunks, expected);
@@ -157,7 +161,7 @@ proptest! {
         let reserved = bytes.len() - 20..bytes.len() - 4;
         let lz4_slack = at < footer.records_len() as usize;
         bytes[at] ^= flip;
-        let found = validate(&bytes, &footer.xorb_hash);
+        let found = validate(Suite::Blake3, &bytes, &footer.xorb_hash);
         // A changed payload may still decode to the same chunk; anything else may not.
         prop_assert!(found.is_err() || reserved.contains(&at) || lz4_slack, "byte {}", at);
         if let Ok(found) = found {
@@ -172,11 +176,77 @@ proptest! {
             xorb.truncate(footer.records_len() as usize);
         }
         for bytes in [&bytes, &[&xorb[..], &tail].concat(), &[&FOOTER_MAGIC[..], &tail].concat()] {
-            drop(validate(bytes, &footer.xorb_hash));
+            drop(validate(Suite::Blake3, bytes, &footer.xorb_hash));
             drop(Footer::parse(bytes));
             for record in records(bytes).flatten() {
                 drop(record.decode());
             }
         }
     }
+}
+
+/// A xorb as writers make it that count uncompressed bytes: 64 MiB of them, stored as they are.
+#[test]
+fn a_reader_takes_64_mib_of_incompressible_chunks() {
+    let mut bytes = Vec::with_capacity(MAX_READ_LEN);
+    let header = RecordHeader {
+        scheme: Scheme::Stored,
+        payload_len: MAX_CHUNK as u32,
+        chunk_len: MAX_CHUNK as u32,
+    };
+    let (chunk, mut footer) = (vec![7; MAX_CHUNK], Footer::new());
+    let hash = chunk_hash(&chunk);
+    for n in 1..=512u32 {
+        bytes.extend_from_slice(&header.encode());
+        bytes.extend_from_slice(&chunk);
+        // Not by `push`: such a xorb is longer than ours may be.
+        footer.hashes.push(hash);
+        footer.record_ends.push(n * header.record_len() as u32);
+        footer
+            .chunk_ends
+            .as_mut()
+            .expect("version 1")
+            .push(n * MAX_CHUNK as u32);
+    }
+    assert!(!footer.fits(&header));
+    footer.seal(Suite::Blake3);
+    assert!(bytes.len() > MAX_XORB_LEN);
+    let upload = parse(Suite::Blake3, &bytes).expect("upload");
+    assert_eq!((upload.hash, upload.chunks.len()), (footer.xorb_hash, 512));
+    bytes.extend(footer.encode().expect("version 1"));
+    assert_eq!(
+        parse(Suite::Blake3, &bytes).map(|found| found.footer),
+        Ok(Some(footer))
+    );
+    bytes.resize(MAX_READ_LEN, 0);
+    assert!(!matches!(
+        parse(Suite::Blake3, &bytes),
+        Err(XorbError::TooLong(_))
+    ));
+    bytes.push(0);
+    assert_eq!(
+        parse(Suite::Blake3, &bytes),
+        Err(XorbError::TooLong(MAX_READ_LEN + 1))
+    );
+}
+
+#[test]
+fn suites_do_not_pass_for_each_other() {
+    let (bytes, footer) = sealed(&[
+        (Scheme::Stored, b"one".to_vec()),
+        (Scheme::Stored, b"two".to_vec()),
+    ]);
+    assert!(parse(Suite::Sha256, &bytes).is_err());
+    let records = &bytes[..footer.records_len() as usize];
+    let other = parse(Suite::Sha256, records).expect("records are of no suite");
+    let blake3 = parse(Suite::Blake3, records).expect("records");
+    assert_ne!(other.hash, blake3.hash);
+    let mut sealed = footer.clone();
+    sealed.hashes = other.chunks.iter().map(|chunk| chunk.0).collect();
+    sealed.seal(Suite::Sha256);
+    let bytes = [records, &sealed.encode().expect("version 1")].concat();
+    assert_eq!(
+        validate(Suite::Sha256, &bytes, &other.hash).map(|found| found.footer),
+        Ok(Some(sealed))
+    );
 }
