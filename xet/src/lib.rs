@@ -11,5 +11,6 @@ pub mod merkle;
 pub mod pack;
 pub mod rechunk;
 pub mod recipe;
+pub mod shard;
 pub mod store;
 pub mod xorb;
