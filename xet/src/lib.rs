@@ -1,5 +1,6 @@
 //! Bytes to chunks to xorbs, and the store that keeps them.
 
+pub mod assemble;
 pub mod catalogue;
 pub mod chunk;
 pub mod codec;
@@ -7,6 +8,7 @@ pub mod disk;
 pub mod fetch;
 pub mod hash;
 pub mod index;
+pub mod ingest;
 pub mod merkle;
 pub mod pack;
 pub mod rechunk;
