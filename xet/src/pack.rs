@@ -181,6 +181,21 @@ impl Pack {
         Ok(bytes.as_chunks::<32>().0.to_vec())
     }
 
+    /// Bytes of all contents together. Only of a pack of chunks: footers of nodes lack it.
+    pub(crate) fn content_len(&self, files: &OpenFiles) -> io::Result<u64> {
+        let at = match &*self.layout.read() {
+            Layout::Listed(list) => {
+                return Ok(list.iter().map(|entry| u64::from(entry.len)).sum());
+            }
+            sealed => sealed.records_len() + footer::content_end_offset(sealed.slots()),
+        };
+        let mut end = [0; 4];
+        files
+            .file(&self.path, &self.handle)?
+            .read_at(at, &mut end)?;
+        Ok(u64::from(u32::from_le_bytes(end)))
+    }
+
     /// The entries from slot `from` on. A sealed pack has none.
     pub(crate) fn listed_from(&self, from: usize) -> Vec<Entry> {
         match &*self.layout.read() {

@@ -42,14 +42,16 @@ mod cache;
 mod commit;
 mod gc;
 mod shelf;
+mod verify;
 
 use borrow::{BorrowTable, Borrowed};
 pub use borrow::{BorrowedFiles, SourceId};
 use cache::Cache;
 use commit::Committer;
 use gc::Gate;
-pub use gc::Reclaimed;
+pub use gc::{CollectError, Hold, Reclaimed};
 use shelf::{Item, Limits, Shelf};
+pub use verify::Verified;
 
 /// Longest node in bytes: what a record can hold.
 pub const NODE_BYTES_MAX: usize = MAX_CHUNK;

@@ -40,6 +40,12 @@ pub(crate) const fn names_offset(kind: PackKind) -> u64 {
     }
 }
 
+/// Where a xorb footer of `slots` chunks says how long all of them are together, counted from its
+/// start: the end of the last one in the uncompressed concatenation.
+pub(crate) const fn content_end_offset(slots: usize) -> u64 {
+    64 + 40 * slots as u64 - 4
+}
+
 /// Length of the footer of a pack with `slots` records, length word included.
 pub(crate) const fn len(kind: PackKind, slots: usize) -> usize {
     match kind {

@@ -249,7 +249,7 @@ fn contradictions_between_files_and_xorbs_are_found() {
     let mut other = shard.clone();
     other.files[0].segments[0].len -= 1;
     assert!(matches!(other.check(), Err(CheckError::Segment { .. })));
-    let mut other = shard.clone();
+    let mut other = shard;
     other.files[0].verification = Some(vec![RangeHash::from_bytes([0; 32])]);
     assert!(matches!(
         other.check(),

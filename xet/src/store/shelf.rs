@@ -399,14 +399,12 @@ impl Shelf {
         }
     }
 
-    /// Seals the open pack if it has damaged records, so that gc may empty it.
-    pub(crate) fn seal_if_damaged(&self) -> Result<(), WriteError> {
+    /// Seals the open pack if `due`, so that gc may empty it.
+    pub(crate) fn seal_if(&self, due: impl FnOnce(&Pack) -> bool) -> Result<(), WriteError> {
         let mut writer = self.writer.lock();
-        let damaged = writer.open.as_ref().is_some_and(|open| open.pack.has_bad());
-        if damaged {
-            self.rotate(&mut writer)
-        } else {
-            Ok(())
+        match writer.open.as_ref().is_some_and(|open| due(&open.pack)) {
+            true => self.rotate(&mut writer),
+            false => Ok(()),
         }
     }
 
@@ -524,6 +522,26 @@ impl Shelf {
         name: &Name,
     ) -> io::Result<Option<(RawRecord, Bytes)>> {
         let known = matches!(pack.state(slot), State::Plain | State::Encoded);
+        self.read_record(pack, slot, name, known)
+    }
+
+    /// As [`checked_record`](Self::checked_record), and hashed in any case.
+    pub(crate) fn hashed_record(
+        &self,
+        pack: &Pack,
+        slot: u16,
+        name: &Name,
+    ) -> io::Result<Option<(RawRecord, Bytes)>> {
+        self.read_record(pack, slot, name, false)
+    }
+
+    fn read_record(
+        &self,
+        pack: &Pack,
+        slot: u16,
+        name: &Name,
+        known: bool,
+    ) -> io::Result<Option<(RawRecord, Bytes)>> {
         let good = |record: RawRecord| {
             let content = record.decode()?;
             let good = known || self.kind.name_of(record.tag, &content).as_ref() == Some(name);

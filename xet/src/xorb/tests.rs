@@ -241,7 +241,7 @@ fn suites_do_not_pass_for_each_other() {
     let other = parse(Suite::Sha256, records).expect("records are of no suite");
     let blake3 = parse(Suite::Blake3, records).expect("records");
     assert_ne!(other.hash, blake3.hash);
-    let mut sealed = footer.clone();
+    let mut sealed = footer;
     sealed.hashes = other.chunks.iter().map(|chunk| chunk.0).collect();
     sealed.seal(Suite::Sha256);
     let bytes = [records, &sealed.encode().expect("version 1")].concat();
