@@ -13,7 +13,7 @@ use crate::chunk::MAX_CHUNK;
 use crate::codec::{Encoder, Probe};
 use crate::hash::{ChunkHash, FileHash, RangeHash, Suite, XorbHash};
 use crate::merkle::MerkleBuilder;
-use crate::shard::{ChunkInfo, FileInfo, Segment, Shard, TARGET_SHARD_LEN, XorbInfo};
+use crate::shard::{ChunkInfo, FileInfo, RECORD_LEN, Segment, Shard, TARGET_SHARD_LEN, XorbInfo};
 use crate::xorb::{Footer, RecordHeader};
 
 /// A xorb that is complete.
@@ -48,6 +48,8 @@ pub struct Assembler {
     /// Complete files of this shard; their runs may be in the open xorb, which has no name yet.
     files: Vec<FinishedFile>,
     xorbs: Vec<XorbInfo>,
+    /// Records the shard has so far, those of the open xorb included.
+    listed: usize,
 }
 
 /// The file whose chunks come now.
@@ -89,6 +91,7 @@ impl Assembler {
             file: OpenFile::new(suite),
             files: Vec::new(),
             xorbs: Vec::new(),
+            listed: 0,
         }
     }
 
@@ -122,21 +125,22 @@ impl Assembler {
             true => sha256.map(|_| [0; 32]),
             false => sha256,
         };
+        // Its own record, two for each run, one for the SHA-256.
+        self.listed += 2 * runs.len() + 2;
         self.files.push(FinishedFile { hash, runs, sha256 });
         hash
     }
 
     /// Whether the shard has reached the length at which writers start another.
     pub fn is_shard_due(&self) -> bool {
-        let runs: usize = self.files.iter().map(|file| 2 * file.runs.len() + 2).sum();
-        let chunks: usize = self.xorbs.iter().map(|xorb| xorb.chunks.len() + 1).sum();
-        48 * (runs + chunks + self.open.hashes.len()) >= TARGET_SHARD_LEN
+        RECORD_LEN * self.listed >= TARGET_SHARD_LEN
     }
 
     /// Ends the open xorb and hands out all ended files and their xorbs. Chunks stay known: later
     /// files may name xorbs of this shard.
     pub fn finish_shard(&mut self) -> (Option<SealedXorb>, Shard) {
         let sealed = self.seal();
+        self.listed = 0;
         let mut files = Vec::with_capacity(self.files.len());
         for file in std::mem::take(&mut self.files) {
             let proofs = file.runs.iter().filter_map(|run| run.proof).collect();
@@ -185,6 +189,8 @@ impl Assembler {
         self.records.extend_from_slice(&header.encode());
         self.records.extend_from_slice(encoded.payload);
         self.open.push(*hash, &header);
+        // The record of the xorb comes with its first chunk.
+        self.listed += 1 + usize::from(place.1 == 0);
         self.places.insert(*hash, place);
         (place, sealed)
     }
@@ -380,7 +386,10 @@ mod tests {
         // A chunk of the first xorb after it was handed out.
         assert_eq!(assembler.chunk(&hash(5), &5u32.to_le_bytes()), Ok(None));
         assembler.end_file(None);
+        // Two xorbs of 8195 chunks, a file of three runs, and a record for a SHA-256 it does not have.
+        assert_eq!(assembler.listed, 2 + 8195 + 1 + 6 + 1);
         let (last, shard) = assembler.finish_shard();
+        assert_eq!(assembler.listed, 0);
         xorbs.extend(last);
         let set = Set { xorbs, shard };
         let file = &set.shard.files[0];

@@ -44,7 +44,7 @@ const HEADER_VERSION: u64 = 2;
 const FOOTER_VERSION: u64 = 1;
 
 /// Length of a record in bytes. The header has it too.
-const RECORD_LEN: usize = 48;
+pub(crate) const RECORD_LEN: usize = 48;
 
 /// Length of the footer in bytes.
 const FOOTER_LEN: usize = 200;
