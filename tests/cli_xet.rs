@@ -1,4 +1,4 @@
-//! `ccbt xet inspect`
+//! `ccbt xet`: formats as files, export and import, and the store without a daemon.
 
 mod support;
 
@@ -87,4 +87,312 @@ fn what_cannot_be_inspected_is_named() {
         (run.code, run.stderr.as_str()),
         (2, "ccbt: . is a directory\nhint: name a file\n")
     );
+}
+
+/// Standard base64 of the vectors.
+fn base64(text: &serde_json::Value) -> Vec<u8> {
+    let text = text.as_str().unwrap();
+    data_encoding::BASE64.decode(text.as_bytes()).unwrap()
+}
+
+fn vectors(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap()
+}
+
+#[test]
+fn xorbs_are_shown_as_the_vectors_have_them_and_corrupted_ones_refused() {
+    let place = Place::new();
+    let vectors = vectors(include_str!("../xet/tests/vectors/xorb.json"));
+    let mut shown = 0;
+    for case in vectors["xorbs"].as_array().unwrap() {
+        if case["with_footer_base64"].is_null() {
+            continue;
+        }
+        let bytes = base64(&case["with_footer_base64"]);
+        std::fs::write(place.path("x"), &bytes).unwrap();
+        let run = place.run(&["xet", "xorb", "x", "--json"]);
+        assert_eq!(run.json(), case["expect"], "{}", case["name"]);
+        let len = case["without_footer_len"].as_u64().unwrap() as usize;
+        std::fs::write(place.path("x"), &bytes[..len]).unwrap();
+        let upload = place.run(&["xet", "xorb", "x", "--json"]).json();
+        assert_eq!(upload["chunks"], case["expect"]["chunks"]);
+        assert_eq!(upload["footer_version"], serde_json::Value::Null);
+        shown += 1;
+    }
+    assert_eq!(shown, 7);
+    for case in vectors["corrupted"].as_array().unwrap() {
+        std::fs::write(place.path("x"), base64(&case["bytes_base64"])).unwrap();
+        let claimed = case["claimed_xorb_hash"].as_str().unwrap();
+        let run = place.run(&["xet", "xorb", "x", "--hash", claimed, "--json"]);
+        let accepted = case["xet_core_validate"] == "accepts" || case["name"] == "without-footer";
+        assert_eq!(run.code == 0, accepted, "{}: {run:?}", case["name"]);
+        if !accepted {
+            assert_eq!(run.code, 7, "{}", case["name"]);
+            assert!(run.stderr.starts_with("ccbt: x: "), "{}", run.stderr);
+        }
+    }
+}
+
+#[test]
+fn shards_are_shown_as_the_vectors_have_them_and_cut_ones_refused() {
+    let place = Place::new();
+    let vectors = vectors(include_str!("../xet/tests/vectors/shard.json"));
+    let mut cases: Vec<(Vec<u8>, &serde_json::Value)> = Vec::new();
+    for case in vectors["shards"].as_array().unwrap() {
+        let rewrite = &case["server_reserialized"];
+        cases.push((base64(&case["with_footer_base64"]), &case["expect"]));
+        cases.push((base64(&rewrite["base64"]), &rewrite["expect"]));
+    }
+    for case in vectors["keyed"].as_array().unwrap() {
+        cases.push((base64(&case["base64"]), &case["expect"]));
+    }
+    for (bytes, expect) in &cases {
+        std::fs::write(place.path("s"), bytes).unwrap();
+        let run = place.run(&["xet", "shard", "s", "--json"]);
+        assert_eq!(&run.json(), *expect);
+    }
+    let (bytes, _) = &cases[2];
+    std::fs::write(place.path("s"), &bytes[..bytes.len() - 1]).unwrap();
+    let run = place.run(&["xet", "shard", "s"]);
+    assert_eq!((run.code, run.stdout.as_str()), (7, ""));
+    assert!(run.stderr.starts_with("ccbt: s: "), "{}", run.stderr);
+}
+
+#[test]
+fn the_hash_of_a_file_is_printed_alone() {
+    let place = Place::new();
+    std::fs::write(place.path("f"), noise(500_000)).unwrap();
+    let inspected = place.run(&["xet", "inspect", "f", "--json"]).json();
+    let run = place.run(&["xet", "hash", "f"]);
+    let hash = inspected["file_hash"].as_str().unwrap();
+    assert_eq!((run.code, run.stdout), (0, format!("{hash}\n")));
+    let json = place.run(&["xet", "hash", "f", "--json"]).json();
+    assert_eq!(json["file_hash"], hash);
+    assert_eq!(
+        json["chunks"],
+        inspected["chunks"].as_array().unwrap().len()
+    );
+}
+
+/// A folder with files that share content, an empty one, and a link.
+fn fill(place: &Place) {
+    let big = noise(700_000);
+    std::fs::create_dir_all(place.path("in/sub/none")).unwrap();
+    std::fs::write(place.path("in/a"), &big).unwrap();
+    std::fs::write(
+        place.path("in/sub/b"),
+        [&big[..300_000], b"x", &big[300_000..]].concat(),
+    )
+    .unwrap();
+    std::fs::write(place.path("in/sub/empty"), b"").unwrap();
+    std::os::unix::fs::symlink("sub/b", place.path("in/link")).unwrap();
+}
+
+#[test]
+fn what_was_exported_is_imported() {
+    let place = Place::new();
+    fill(&place);
+    let out = place
+        .run(&["xet", "export", "in", "-o", "set", "--json"])
+        .json();
+    assert_eq!(
+        (&out["files"], &out["bytes"]),
+        (&3.into(), &1_400_001.into())
+    );
+    assert!(out["stored_bytes"].as_u64().unwrap() < 1_000_000, "{out}");
+    let shard = format!("set/{}.mdb", out["shards"][0].as_str().unwrap());
+    let files = place.run(&["xet", "shard", &shard, "--json"]).json();
+    assert_eq!(files["files"].as_array().unwrap().len(), 3);
+    let xorb = format!("set/{}.xorb", out["xorbs"][0].as_str().unwrap());
+    assert_eq!(place.run(&["xet", "xorb", &xorb]).code, 0);
+
+    let run = place.run(&["xet", "import", "set", "-o", "back", "--json"]);
+    assert_eq!(run.json()["files"], 3);
+    for name in ["a", "sub/b", "sub/empty"] {
+        let before = std::fs::read(place.path("in").join(name)).unwrap();
+        let after = std::fs::read(place.path("back").join(name)).unwrap();
+        assert!(before == after, "{name}");
+        let time = |of: &str| {
+            std::fs::metadata(place.path(of).join(name))
+                .unwrap()
+                .modified()
+                .unwrap()
+        };
+        assert_eq!(time("in"), time("back"));
+    }
+    assert!(place.path("back/sub/none").is_dir());
+    let link = std::fs::read_link(place.path("back/link")).unwrap();
+    assert_eq!(link.to_str(), Some("sub/b"));
+    assert_eq!(
+        place.run(&["xet", "import", "set", "-o", "back"]).code,
+        7,
+        "replaced something"
+    );
+    assert_eq!(place.run(&["xet", "export", "in", "-o", "set"]).code, 5);
+    assert_eq!(place.run(&["xet", "export", "in", "-o", "in/new"]).code, 5);
+
+    // Without names every file is called by its hash.
+    std::fs::remove_file(place.path("set/files.json")).unwrap();
+    assert_eq!(
+        place.run(&["xet", "import", "set", "-o", "unnamed"]).code,
+        0
+    );
+    let hash = place.run(&["xet", "hash", "in/a"]).stdout;
+    let named = std::fs::read(place.path("unnamed").join(hash.trim())).unwrap();
+    assert!(named == noise(700_000));
+}
+
+#[test]
+fn a_set_that_lies_is_refused() {
+    let place = Place::new();
+    fill(&place);
+    let out = place
+        .run(&["xet", "export", "in", "-o", "set", "--json"])
+        .json();
+    let manifest = std::fs::read_to_string(place.path("set/files.json")).unwrap();
+    let outside = manifest.replace("\"path\":\"a\"", "\"path\":\"../a\"");
+    assert_ne!(manifest, outside);
+    std::fs::write(place.path("set/files.json"), outside).unwrap();
+    let run = place.run(&["xet", "import", "set", "-o", "back"]);
+    assert_eq!(run.code, 7);
+    assert!(run.stderr.contains("../a leads out"), "{}", run.stderr);
+    std::fs::write(place.path("set/files.json"), manifest).unwrap();
+
+    let xorb = place.path(&format!("set/{}.xorb", out["xorbs"][0].as_str().unwrap()));
+    let mut bytes = std::fs::read(&xorb).unwrap();
+    bytes[5000] ^= 1;
+    std::fs::write(&xorb, bytes).unwrap();
+    let run = place.run(&["xet", "import", "set", "-o", "back"]);
+    assert_eq!(run.code, 7);
+    assert!(run.stderr.contains(".xorb: "), "{}", run.stderr);
+}
+
+#[test]
+fn the_store_is_looked_at_without_a_daemon() {
+    let place = Place::new();
+    let state = place.path("state");
+    let args = |command: &'static str| ["xet", command, "--json", "--state", "state"];
+    assert_eq!(place.run(&args("stats")).code, 3);
+    let store = ccbt_xet::store::Store::open(
+        &state.join("store"),
+        std::sync::Arc::new(ccbt_xet::disk::RealDisk),
+        ccbt_xet::store::StoreOptions::default(),
+    )
+    .unwrap();
+    for chunk in chunks(&noise(900_000)) {
+        store.put_chunk(&chunk_hash(chunk), chunk).unwrap();
+    }
+    store.sync().unwrap();
+    let held = store.stats().chunks;
+    drop(store);
+    let stats = place.run(&args("stats")).json();
+    assert_eq!(
+        (&stats["chunks"], &stats["chunk_bytes"]),
+        (&held.into(), &900_000.into())
+    );
+    assert_eq!(
+        (&stats["packs"], &stats["content"]),
+        (&1.into(), &serde_json::Value::Null)
+    );
+    let good = place.run(&args("verify"));
+    assert_eq!((good.code, &good.json()["records"]), (0, &held.into()));
+
+    let dry = place
+        .run(&["xet", "gc", "--dry-run", "--json", "--state", "state"])
+        .json();
+    assert_eq!(
+        (&dry["dropped"], &dry["dry_run"]),
+        (&held.into(), &true.into())
+    );
+    assert_eq!(place.run(&args("stats")).json()["chunks"], held);
+
+    let pack = state.join("store/chunks/00000001.xorb");
+    let mut bytes = std::fs::read(&pack).unwrap();
+    bytes[100] ^= 1;
+    std::fs::write(&pack, bytes).unwrap();
+    let bad = place.run(&args("verify"));
+    assert_eq!((bad.code, &bad.json()["damaged"]), (7, &1.into()));
+    assert_eq!(
+        place
+            .run(&["xet", "verify", "--repair", "--state", "state"])
+            .code,
+        10
+    );
+    let gc = place.run(&args("gc")).json();
+    assert!(gc["dropped"].as_u64().unwrap() >= held - 1, "{gc}");
+    assert_eq!(place.run(&args("stats")).json()["chunks"], 0);
+    std::fs::create_dir_all(state.join("folders/0123456789abcdef")).unwrap();
+    assert_eq!(place.run(&args("gc")).code, 10, "folders were not asked");
+}
+
+/// Stops the daemon when the test is over.
+struct Background<'a>(&'a Place);
+
+impl Drop for Background<'_> {
+    fn drop(&mut self) {
+        self.0.run(&["daemon", "stop", "--state", "state"]);
+    }
+}
+
+#[test]
+fn the_daemon_collects_only_what_no_folder_needs_open_or_not() {
+    let place = Place::new();
+    let (wanted, garbage) = (noise(400_000), noise(900_000)[450_000..].to_vec());
+    std::fs::create_dir(place.path("dir")).unwrap();
+    std::fs::write(place.path("dir/a"), &wanted).unwrap();
+    let store = ccbt_xet::store::Store::open(
+        &place.path("state/store"),
+        std::sync::Arc::new(ccbt_xet::disk::RealDisk),
+        ccbt_xet::store::StoreOptions::default(),
+    )
+    .unwrap();
+    let names = |data: &[u8]| -> std::collections::BTreeSet<_> {
+        chunks(data)
+            .map(|chunk| {
+                store.put_chunk(&chunk_hash(chunk), chunk).unwrap();
+                chunk_hash(chunk)
+            })
+            .collect()
+    };
+    let wanted = names(&wanted);
+    let garbage = names(&garbage).difference(&wanted).count();
+    assert!(!wanted.is_empty() && garbage > 0);
+    store.sync().unwrap();
+    drop(store);
+
+    let quiet = [
+        "--state",
+        "state",
+        "--listen",
+        "127.0.0.1:0",
+        "--no-dht",
+        "--no-lsd",
+        "--no-pex",
+        "--no-portmap",
+    ];
+    let started = place.run(&[&["daemon", "-d"], &quiet[..]].concat());
+    assert_eq!(started.code, 0, "{started:?}");
+    let _daemon = Background(&place);
+    let shared = place.run(&["share", "dir", "--state", "state"]);
+    assert_eq!(shared.code, 0, "{shared:?}");
+    let ask = |args: &[&str]| {
+        let run = place.run(&[&["xet"], args, &["--json", "--state", "state"]].concat());
+        assert_eq!(run.code, 0, "{run:?}");
+        run.json()
+    };
+    let stats = ask(&["stats"]);
+    assert_eq!(
+        (&stats["content"]["files"], &stats["content"]["bytes"]),
+        (&1.into(), &400_000.into())
+    );
+    assert_eq!(stats["chunks"], wanted.len() + garbage);
+    assert_eq!(ask(&["verify", "--repair"])["damaged"], 0);
+    assert_eq!(ask(&["gc", "--dry-run"])["dropped"], garbage);
+    // The folder is closed now; its chunks stay all the same.
+    assert_eq!(place.run(&["unshare", "dir", "--state", "state"]).code, 0);
+    assert_eq!(ask(&["gc"])["dropped"], garbage);
+    let stats = ask(&["stats"]);
+    assert_eq!(stats["chunks"], wanted.len());
+    assert_eq!(stats["content"]["files"], 0);
+    assert_eq!(ask(&["gc"])["dropped"], 0);
 }

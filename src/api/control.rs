@@ -60,6 +60,8 @@ pub trait Control: Send + Sync {
     fn unpin(&self, request: UnpinRequest, progress: ProgressSink) -> Reply<'_, UnpinResponse>;
     fn evict(&self, request: EvictRequest, progress: ProgressSink) -> Reply<'_, EvictResponse>;
     fn keys(&self, request: KeysRequest, progress: ProgressSink) -> Reply<'_, KeysResponse>;
+    /// The store as a whole. A gc answers once the space is given back.
+    fn store(&self, request: StoreRequest, progress: ProgressSink) -> Reply<'_, StoreResponse>;
     /// Publishes, unmounts and flushes; answers when all is down. Then [`Work::ended`] is true. May be called again.
     fn shutdown(
         &self,

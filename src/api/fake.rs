@@ -231,6 +231,16 @@ impl Control for FakeControl {
         }))
     }
 
+    fn store(&self, request: StoreRequest, _: ProgressSink) -> Reply<'_, StoreResponse> {
+        let dry_run = request.action == StoreAction::Gc { dry_run: true };
+        reply(Ok(StoreResponse::Gc(GcResponse {
+            dry_run,
+            dropped: 3,
+            dropped_bytes: 3000,
+            freed_bytes: 2000,
+        })))
+    }
+
     fn shutdown(&self, _: ShutdownRequest, _: ProgressSink) -> Reply<'_, ShutdownResponse> {
         let mut unmounted = Vec::new();
         self.work.send_modify(|work| {

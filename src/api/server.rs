@@ -328,6 +328,10 @@ fn router(app: App) -> Router {
             post(|app, request| call(app, request, |c, r, p| c.keys(r, p))),
         )
         .route(
+            "/v1/store",
+            post(|app, request| call(app, request, |c, r, p| c.store(r, p))),
+        )
+        .route(
             "/v1/shutdown",
             post(|app, request| call(app, request, |c, r, p| c.shutdown(r, p))),
         )

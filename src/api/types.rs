@@ -39,6 +39,7 @@ requests! {
     "unpin": UnpinRequest => UnpinResponse,
     "evict": EvictRequest => EvictResponse,
     "keys": KeysRequest => KeysResponse,
+    "store": StoreRequest => StoreResponse,
     "shutdown": ShutdownRequest => ShutdownResponse,
 }
 
@@ -403,6 +404,80 @@ pub struct FolderKeys {
     pub read_only: Option<Secret>,
     /// Only in the answer to `backup`, and only for the owner.
     pub owner: Option<Secret>,
+}
+
+/// Of `xet stats`, `verify` and `gc`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoreRequest {
+    pub action: StoreAction,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoreAction {
+    Stats,
+    /// Reads and hashes everything.
+    Verify {
+        /// Gets what is damaged from plain files and peers.
+        repair: bool,
+    },
+    /// Drops chunks that no folder needs.
+    Gc {
+        /// Only says what would be dropped.
+        dry_run: bool,
+    },
+}
+
+/// The answer to the action of the same name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoreResponse {
+    Stats(StoreStatsResponse),
+    Verify(VerifyResponse),
+    Gc(GcResponse),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreStatsResponse {
+    /// Chunks in packs.
+    pub chunks: u64,
+    /// Their bytes: after deduplication, before compression.
+    pub chunk_bytes: u64,
+    pub nodes: u64,
+    pub packs: u64,
+    /// Of all records in packs, after compression.
+    pub packed_bytes: u64,
+    /// Ranges of plain files that count as chunks.
+    pub borrowed: u64,
+    /// Damaged records met since the store was opened.
+    pub quarantined: u64,
+    pub memory_bytes: u64,
+    /// Of the open folders, before deduplication. `None` without a daemon.
+    pub content: Option<Amount>,
+    /// Content no other device is known to hold. `None` without a daemon.
+    pub only_here: Option<Amount>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyResponse {
+    /// Chunks and nodes that were read.
+    pub records: u64,
+    /// Their bytes on disk.
+    pub bytes: u64,
+    pub damaged: u64,
+    /// How many of the damaged are here again.
+    pub repaired: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GcResponse {
+    pub dry_run: bool,
+    /// Chunks that are, or would be, dropped.
+    pub dropped: u64,
+    pub dropped_bytes: u64,
+    /// By how much the packs get shorter now. The rest follows when more of a pack is dead.
+    pub freed_bytes: u64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

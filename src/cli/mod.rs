@@ -10,7 +10,6 @@ mod daemon;
 mod evict;
 mod foreground;
 mod info;
-mod inspect;
 mod keys;
 mod mount;
 mod options;
@@ -24,6 +23,7 @@ mod status;
 mod unmount;
 mod unpin;
 mod unshare;
+mod xet;
 
 use std::process::ExitCode;
 
@@ -65,17 +65,11 @@ enum Command {
     Create(create::CreateCommand),
     Info(info::InfoCommand),
     Magnet(info::MagnetCommand),
-    /// Tools for the Xet format
     #[command(subcommand)]
-    Xet(XetCommand),
+    Xet(xet::XetCommand),
     Daemon(daemon::DaemonCommand),
     #[command(subcommand)]
     Config(config::ConfigCommand),
-}
-
-#[derive(Debug, Subcommand)]
-enum XetCommand {
-    Inspect(inspect::InspectCommand),
 }
 
 /// The whole program: parses the command line, does it, and turns the outcome into an exit code.
@@ -96,15 +90,18 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli, output: Output) -> CommandResult {
     let global = cli.global;
-    match cli.command {
+    let command = match cli.command {
         Command::Config(command) => return command.run(&global),
-        Command::Xet(XetCommand::Inspect(command)) => return command.run(&global),
         Command::Create(command) => return command.run(&global, output),
         Command::Info(command) => return command.run(output),
         Command::Magnet(command) => return command.run(output),
-        _ => {}
-    }
-    let network = match &cli.command {
+        Command::Xet(command) => match command.run_alone(&global) {
+            Ok(done) => return done,
+            Err(command) => Command::Xet(command),
+        },
+        command => command,
+    };
+    let network = match &command {
         Command::Share(command) => command.network.clone(),
         Command::Mount(command) => command.network.clone(),
         Command::Daemon(command) => command.network.clone(),
@@ -115,7 +112,7 @@ fn run(cli: Cli, output: Output) -> CommandResult {
         .enable_all()
         .build()
         .map_err(|error| ApiError::io("cannot start threads", &error))?;
-    let result = runtime.block_on(dispatch(cli.command, &context));
+    let result = runtime.block_on(dispatch(command, &context));
     // A thread stuck in a system call must not keep the process.
     runtime.shutdown_background();
     result
@@ -135,12 +132,9 @@ async fn dispatch(command: Command, context: &Context) -> CommandResult {
         Command::Evict(command) => command.run(context).await,
         Command::Keys(command) => command.run(context).await,
         Command::Daemon(command) => command.run(context).await,
+        Command::Xet(command) => command.run(context).await,
         // Done in `run`, without a runtime.
-        Command::Xet(_)
-        | Command::Config(_)
-        | Command::Create(_)
-        | Command::Info(_)
-        | Command::Magnet(_) => Ok(0),
+        Command::Config(_) | Command::Create(_) | Command::Info(_) | Command::Magnet(_) => Ok(0),
     }
 }
 

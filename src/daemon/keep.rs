@@ -228,7 +228,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Fetches one round; what could not be had is an error.
-async fn fetch(open: &OpenFolder, missing: Missing) -> Result<(), FetchError> {
+pub(super) async fn fetch(open: &OpenFolder, missing: Missing) -> Result<(), FetchError> {
     let (tx, rx) = oneshot::channel();
     let done = Box::new(move |result| {
         let _nobody = tx.send(result);

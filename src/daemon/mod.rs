@@ -4,6 +4,7 @@
 //! - `open`: from a record to a running folder: store, working tree, actor, home.
 //! - `share`, `mounts`, `status`, `keep`: the calls of the API, one file per family.
 //! - `seen`: members met in earlier runs.
+//! - `store`: the store as a whole, also without a daemon.
 //! - `place`: which directories may be shared or mounted on.
 //!
 //! The daemon owns two tables, open folders and mounts. A call that changes them holds `turn`, so that two commands
@@ -18,6 +19,7 @@ mod record;
 mod seen;
 mod share;
 mod status;
+mod store;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -34,6 +36,7 @@ use tokio::sync::watch;
 
 use self::open::OpenFolder;
 use self::seen::Seen;
+pub use self::store::store_offline;
 use crate::api::types::*;
 use crate::api::{ApiError, Control, ErrorKind, ProgressSink, Reply, Work, WorkItem, WorkKind};
 use crate::clock::Elapsed;
@@ -358,6 +361,17 @@ impl Control for Daemon {
 
     fn keys(&self, request: KeysRequest, _: ProgressSink) -> Reply<'_, KeysResponse> {
         Box::pin(async move { self.report_keys(&request) })
+    }
+
+    fn store(&self, request: StoreRequest, progress: ProgressSink) -> Reply<'_, StoreResponse> {
+        let what = match request.action {
+            StoreAction::Stats => "stats",
+            StoreAction::Verify { .. } => "verify",
+            StoreAction::Gc { .. } => "gc",
+        };
+        self.job(format!("xet {what}"), progress, |d, p| {
+            Box::pin(async move { d.store_call(request, p).await })
+        })
     }
 
     fn shutdown(&self, _: ShutdownRequest, progress: ProgressSink) -> Reply<'_, ShutdownResponse> {

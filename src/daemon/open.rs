@@ -14,6 +14,7 @@ use super::record::{self, FolderRecord, RecordError};
 use crate::api::types::{Progress, Right as ApiRight};
 use crate::api::{ApiError, ErrorKind, ProgressSink};
 use crate::clock;
+use crate::config::StateDir;
 use crate::engine::gate::Door;
 use crate::engine::swarm::{self, Names, SwarmConfig, SwarmHandle};
 use crate::folder::home::ledger::{self, LedgerError};
@@ -71,18 +72,7 @@ impl Daemon {
 
     /// Where every folder of the state directory is kept.
     pub(super) fn folder_dirs(&self) -> Result<Vec<PathBuf>, ApiError> {
-        let folders = self.0.state.path().join("folders");
-        let unreadable = |error: &std::io::Error| {
-            ApiError::io(format_args!("cannot read {}", folders.display()), error)
-        };
-        let entries = match std::fs::read_dir(&folders) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(unreadable(&error)),
-        };
-        let dirs = entries.map(|entry| entry.map(|entry| entry.path()));
-        dirs.collect::<Result<_, _>>()
-            .map_err(|error| unreadable(&error))
+        folder_dirs(&self.0.state)
     }
 
     /// The working tree of a folder that is not open, to look at: nothing is done under its incarnation. None: it was
@@ -392,6 +382,22 @@ impl Daemon {
             Err(error) => tracing::error!(%error, "closing the folder panicked"),
         }
     }
+}
+
+/// The directories of all folders that are remembered.
+pub(super) fn folder_dirs(state: &StateDir) -> Result<Vec<PathBuf>, ApiError> {
+    let folders = state.path().join("folders");
+    let unreadable = |error: &std::io::Error| {
+        ApiError::io(format_args!("cannot read {}", folders.display()), error)
+    };
+    let entries = match std::fs::read_dir(&folders) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(unreadable(&error)),
+    };
+    let dirs = entries.map(|entry| entry.map(|entry| entry.path()));
+    dirs.collect::<Result<_, _>>()
+        .map_err(|error| unreadable(&error))
 }
 
 /// Runs what may take long on the blocking pool.

@@ -100,6 +100,8 @@ impl Inner {
         self: &Arc<Self>,
         all: bool,
     ) -> Result<(usize, Result<(), CommitError>), CommitError> {
+        // What is stored here is named by the state only once it is settled.
+        let _unnamed = self.config.store.hold();
         let mut ready = Vec::new();
         let mut failed = Ok(());
         for body in self.due(all) {

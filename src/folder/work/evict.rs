@@ -62,6 +62,31 @@ impl Folder {
         }
     }
 
+    /// The chunks that something here may still read: those of every version of every file, of what is open, and of what
+    /// was changed and not committed. They are what a gc has to leave, beside what is stored and not named yet.
+    pub fn needed_chunks(&self) -> Result<HashSet<ChunkHash>, VolumeError> {
+        let (mut files, bodies) = {
+            let core = self.inner.core.lock();
+            let mut files = contents(&core.state);
+            let orphans = core.inodes.iter();
+            let orphans = orphans.filter_map(|(_, inode)| inode.orphan.as_deref());
+            files.extend(orphans.map(|orphan| Stored {
+                content: orphan.content.clone(),
+                size: orphan.size,
+            }));
+            let bodies = core.bodies.iter().filter_map(|body| body.upgrade());
+            (files, bodies.collect::<Vec<_>>())
+        };
+        files.extend(bodies.iter().map(|body| (*body.page().stored).clone()));
+        let mut needed = HashSet::new();
+        for stored in &files {
+            self.each_listed(stored, &mut |hash| {
+                needed.insert(hash);
+            })?;
+        }
+        Ok(needed)
+    }
+
     /// Of parts of the list that are not here no chunk was ever fetched.
     fn each_listed(
         &self,

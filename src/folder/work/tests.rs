@@ -2,6 +2,7 @@
 
 mod basic;
 mod faults;
+mod garbage;
 mod keeping;
 mod merging;
 mod patching;

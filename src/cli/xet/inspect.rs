@@ -1,33 +1,30 @@
 //! `ccbt xet inspect`
 
-use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use ccbt_xet::chunk::{Chunker, MAX_CHUNK};
-use ccbt_xet::hash::{ChunkHash, chunk_hash};
+use ccbt_xet::hash::{ChunkHash, Suite};
+use ccbt_xet::ingest;
 use ccbt_xet::merkle::MerkleBuilder;
 use clap::Args;
 
-use super::CommandResult;
-use super::options::GlobalOptions;
-use crate::api::{ApiError, ErrorKind, escape};
-
-/// Bytes per read: large enough that system calls do not show.
-const BLOCK_BYTES: usize = 1 << 20;
+use super::super::CommandResult;
+use super::super::options::GlobalOptions;
+use super::shown;
+use crate::api::ApiError;
 
 /// Show the chunks and hashes of a file
 ///
 /// `xorb_hash` is that of one xorb with all the chunks. A chunk marked `dedup` may be asked for in global deduplication.
 #[derive(Debug, Args)]
-pub(super) struct InspectCommand {
+pub(in crate::cli) struct InspectCommand {
     file: PathBuf,
 }
 
 impl InspectCommand {
     pub(super) fn run(self, global: &GlobalOptions) -> CommandResult {
-        let shown = escape(self.file.as_os_str().as_encoded_bytes());
-        let file = open(&self.file, &shown)?;
+        let shown = shown(&self.file);
+        let file = super::open(&self.file)?;
         let mut out = BufWriter::new(io::stdout().lock());
         let done = if global.json {
             inspect(
@@ -53,22 +50,16 @@ impl InspectCommand {
     }
 }
 
-fn open(path: &Path, shown: &str) -> Result<File, ApiError> {
-    let failed = |error| ApiError::io(format_args!("cannot read {shown}"), &error);
-    let file = File::open(path).map_err(failed)?;
-    if file.metadata().map_err(failed)?.is_dir() {
-        return Err(
-            ApiError::new(ErrorKind::Usage, format_args!("{shown} is a directory"))
-                .hint("name a file"),
-        );
-    }
-    Ok(file)
-}
-
 #[derive(Debug)]
 enum InspectError {
     Read(io::Error),
     Write(io::Error),
+}
+
+impl From<io::Error> for InspectError {
+    fn from(error: io::Error) -> Self {
+        Self::Read(error)
+    }
 }
 
 /// One chunk, as it is found.
@@ -85,46 +76,21 @@ trait Sink {
     fn end(&mut self, size: u64, tree: MerkleBuilder) -> io::Result<()>;
 }
 
-fn inspect(mut file: impl Read, sink: &mut dyn Sink) -> Result<(), InspectError> {
-    let mut chunker = Chunker::new();
+fn inspect(file: impl Read, sink: &mut dyn Sink) -> Result<(), InspectError> {
     let mut tree = MerkleBuilder::new();
-    let mut block = vec![0; BLOCK_BYTES];
-    let mut open = Vec::with_capacity(MAX_CHUNK);
     let mut offset = 0;
-    let mut emit = |bytes: &[u8], sink: &mut dyn Sink| {
-        let hash = chunk_hash(bytes);
-        tree.push(&hash, bytes.len() as u64);
-        // The first chunk of a file may always be asked for.
-        let dedup = offset == 0 || hash.is_dedup_eligible();
+    ingest::each_chunk(Suite::Blake3, file, |hash, bytes| {
+        tree.push(hash, bytes.len() as u64);
         let found = Found {
             offset,
             len: bytes.len(),
-            hash,
-            dedup,
+            hash: *hash,
+            // The first chunk of a file may always be asked for.
+            dedup: offset == 0 || hash.is_dedup_eligible(),
         };
         offset += bytes.len() as u64;
         sink.chunk(&found).map_err(InspectError::Write)
-    };
-    loop {
-        let n = match file.read(&mut block) {
-            Ok(0) => break,
-            Ok(n) => n,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(InspectError::Read(error)),
-        };
-        let mut rest = block.get(..n).unwrap_or_default();
-        while let Some(cut) = chunker.next_cut(rest) {
-            let (head, tail) = rest.split_at(cut);
-            open.extend_from_slice(head);
-            emit(&open, sink)?;
-            open.clear();
-            rest = tail;
-        }
-        open.extend_from_slice(rest);
-    }
-    if !open.is_empty() {
-        emit(&open, sink)?;
-    }
+    })?;
     sink.end(offset, tree).map_err(InspectError::Write)
 }
 
