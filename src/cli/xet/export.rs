@@ -56,11 +56,7 @@ impl ExportCommand {
         prepare(&self.path, &self.out)?;
         let output = Output { json: global.json };
         let bar = Bar::for_command(global, output);
-        let mut export = Export::new(
-            &self.out,
-            &bar,
-            entries.iter().map(|of| of.meta.len()).sum(),
-        );
+        let mut export = Export::new(&self.out, &bar, content_len(&entries));
         export.sha256 = !self.no_sha256;
         let mut manifest = Manifest {
             version: set::VERSION,
@@ -130,6 +126,12 @@ fn entries(path: &Path) -> Result<Vec<Found>, ApiError> {
         }
     }
     Ok(found)
+}
+
+/// Bytes of all files together.
+fn content_len(entries: &[Found]) -> u64 {
+    let files = entries.iter().filter(|found| found.meta.is_file());
+    files.map(|found| found.meta.len()).sum()
 }
 
 /// Makes the output directory, which must not get in the way of what is exported.
