@@ -41,7 +41,7 @@ fn gc_leaves_what_is_named_open_or_not_yet_committed() {
     }
     let (ino, handle) = rig.open("unlinked", READ).unwrap();
     rig.unlink("unlinked").unwrap();
-    rig.unlink("gone").unwrap();
+    rig.put("gone", b"something else").unwrap();
     rig.publish().unwrap();
     rig.patch("edited", 150_000, b"edit").unwrap();
     collect(&rig);
