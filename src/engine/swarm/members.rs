@@ -236,9 +236,7 @@ impl Swarm {
 
     pub(super) fn door(&self) -> Door {
         Door {
-            swarm: SwarmHandle {
-                tx: self.tx.clone(),
-            },
+            swarm: SwarmHandle::new(self.tx.clone()),
             credentials: Arc::clone(&self.credentials),
             store: Arc::clone(&self.config.store),
             name: self.config.name.clone(),
