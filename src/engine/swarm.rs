@@ -168,8 +168,8 @@ pub(super) struct Swarm {
     next_tick: Duration,
     ending: Option<oneshot::Sender<()>>,
     trouble: Option<String>,
-    /// Why what peers send cannot be kept, until something could.
-    not_stored: Option<String>,
+    /// Why what peers send cannot be kept, and when that was seen last; until something could.
+    not_stored: Option<(String, Duration)>,
     /// Our state is older than what we published under this incarnation: nothing more is done under it.
     rolled_back: bool,
 }

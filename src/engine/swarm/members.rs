@@ -3,10 +3,12 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ccbt_xet::hash::NodeId;
 
 use super::adopt::Told;
+use super::replica::RETRY_TIME_MIN;
 use super::{Credit, Door, PEERS_MAX, Peer, Swarm, SwarmHandle, have};
 use crate::clock;
 use crate::engine::peer::{FromPeer, NewPeer, PeerInfo, ToPeer};
@@ -22,7 +24,9 @@ impl Swarm {
             FromPeer::Up(new) => self.peer_up(*new),
             FromPeer::Frame { key, frame, credit } => self.frame(key, frame, credit),
             FromPeer::Arrived { key, items } => {
-                if self.not_stored.take().is_some() {
+                // Right after a failure something smaller may still fit: that is not room.
+                let room = |(_, at): &(String, Duration)| *at + RETRY_TIME_MIN <= now;
+                if self.not_stored.take_if(|failed| room(failed)).is_some() {
                     self.replica.try_now();
                 }
                 for item in items {
@@ -35,7 +39,8 @@ impl Swarm {
                 }
             }
             FromPeer::NotStored { key, items, why } => {
-                self.not_stored = Some(format!("what peers send cannot be kept: {why}"));
+                let why = format!("what peers send cannot be kept: {why}");
+                self.not_stored = Some((why, now));
                 for item in items {
                     self.scheduler.not_stored(now, item, key);
                 }

@@ -13,7 +13,7 @@ use crate::proto::scheduler::{Item, Priority};
 /// Items asked for in one round; then the rest is looked at again.
 const ROUND_ITEMS_MAX: usize = 4096;
 /// After a round that failed the next one waits this long, doubled with each further failure.
-const RETRY_TIME_MIN: Duration = Duration::from_secs(5);
+pub(super) const RETRY_TIME_MIN: Duration = Duration::from_secs(5);
 /// Longest wait after failures: a full disk is looked at again this often.
 const RETRY_TIME_MAX: Duration = Duration::from_secs(320);
 /// What is only on loan is copied once nothing has changed for this long: it may be as much as the folder, and the file

@@ -62,6 +62,7 @@ impl Swarm {
             .values()
             .map(|peer| self.peer_view(peer, root))
             .collect();
+        let not_stored = || self.not_stored.as_ref().map(|(why, _)| why.clone());
         let status = SwarmStatus {
             root,
             heads: self.head_views(),
@@ -71,7 +72,7 @@ impl Swarm {
             whole: self.replica.whole() == Some(root),
             replica: self.replica.is_wanted(),
             stored_elsewhere: self.peers.values().any(|p| p.stored == Some(root)),
-            trouble: self.trouble.clone().or_else(|| self.not_stored.clone()),
+            trouble: self.trouble.clone().or_else(not_stored),
             rolled_back: self.rolled_back,
             wanted: self.scheduler.wanted(),
             peers,
