@@ -8,6 +8,8 @@ mod counts;
 mod errno;
 mod error;
 mod fuse;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handle;
 mod inode;
 mod invalidate;

@@ -85,7 +85,7 @@ fn topmost(entries: Vec<Entry>, path: &Path) -> Option<Entry> {
 }
 
 /// Lines the kernel would not write are skipped.
-fn parse(text: &[u8]) -> Vec<Entry> {
+pub(crate) fn parse(text: &[u8]) -> Vec<Entry> {
     text.split(|&byte| byte == b'\n')
         .filter_map(parse_line)
         .collect()

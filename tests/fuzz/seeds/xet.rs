@@ -1,0 +1,160 @@
+//! Seeds of the store's targets.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ccbt_xet::codec::{Encoder, Scheme};
+use ccbt_xet::disk::{Disk, MemDisk};
+use ccbt_xet::hash::{ChunkHash, chunk_hash, node_id};
+use ccbt_xet::recipe::{ChunkRef, encode_segment};
+use ccbt_xet::store::{Store, StoreOptions};
+use ccbt_xet::xorb::{Footer, RecordHeader};
+
+use super::with_prefix;
+
+fn chunks() -> Vec<Vec<u8>> {
+    let line = b"a line that is much the same as the others\n";
+    let floats = (0..200_u32).flat_map(|n| (n as f32).to_le_bytes());
+    vec![b"short".to_vec(), line.repeat(20), floats.collect()]
+}
+
+pub(super) fn chunk_stream() -> Vec<Vec<u8>> {
+    vec![
+        // Noise, one byte, noise; blocks of 5000 bytes and more.
+        vec![1, 0, 0x60, 200, 0xff, 0x7f, 2, 0xff, 0x9f, 19, 136],
+        vec![7, 0xff, 0xff, 0],
+        vec![255, 0xff, 0xff, 3, 0, 1],
+    ]
+}
+
+pub(super) fn hash_text() -> Vec<Vec<u8>> {
+    let text = chunk_hash(b"some chunk").to_string();
+    vec![
+        text.to_uppercase().into_bytes(),
+        text.into_bytes(),
+        vec![b'0'; 63],
+    ]
+}
+
+pub(super) fn codec() -> Vec<Vec<u8>> {
+    let mut out = Vec::new();
+    let mut encoder = Encoder::new();
+    for chunk in chunks() {
+        for scheme in [Scheme::Stored, Scheme::Lz4, Scheme::GroupedLz4] {
+            let encoded = encoder.encode(scheme, &chunk);
+            let [a, b, c, _] = (chunk.len() as u32).to_le_bytes();
+            out.push(with_prefix(
+                &[encoded.scheme.as_byte(), a, b, c],
+                encoded.payload,
+            ));
+        }
+    }
+    out.dedup();
+    out
+}
+
+/// Records and their footer.
+fn sealed() -> (Vec<u8>, Vec<u8>) {
+    let (mut records, mut footer, mut encoder) = (Vec::new(), Footer::new(), Encoder::new());
+    for (chunk, scheme) in chunks()
+        .iter()
+        .zip([Scheme::Stored, Scheme::Lz4, Scheme::GroupedLz4])
+    {
+        let encoded = encoder.encode(scheme, chunk);
+        let header = RecordHeader {
+            scheme: encoded.scheme,
+            payload_len: encoded.payload.len() as u32,
+            chunk_len: chunk.len() as u32,
+        };
+        records.extend_from_slice(&header.encode());
+        records.extend_from_slice(encoded.payload);
+        footer.push(chunk_hash(chunk), &header);
+    }
+    footer.seal();
+    (records, footer.encode().expect("a footer of version 1"))
+}
+
+pub(super) fn xorb() -> Vec<Vec<u8>> {
+    let (records, footer) = sealed();
+    vec![records.clone(), [records, footer].concat()]
+}
+
+pub(super) fn footer() -> Vec<Vec<u8>> {
+    vec![sealed().1]
+}
+
+pub(super) fn recipe() -> Vec<Vec<u8>> {
+    let chunk = |first: u8, len| ChunkRef {
+        hash: ChunkHash::from_bytes([first; 32]),
+        len,
+    };
+    vec![
+        encode_segment(&[chunk(1, 1)]),
+        encode_segment(&[chunk(3, 9000), chunk(2, 131_072), chunk(0, 70_000)]),
+    ]
+}
+
+/// A store with chunks and nodes whose packs are not sealed.
+fn store() -> MemDisk {
+    let disk = MemDisk::new();
+    let opened = Store::open(
+        Path::new("/store"),
+        Arc::new(disk.clone()),
+        StoreOptions::default(),
+    );
+    let store = opened.expect("a new store");
+    for chunk in chunks() {
+        store
+            .put_chunk(&chunk_hash(&chunk), &chunk)
+            .expect("there is room");
+        store
+            .put_node(1, &node_id(1, &chunk), &chunk)
+            .expect("there is room");
+        store.sync().expect("the disk is whole");
+    }
+    disk
+}
+
+fn file(disk: &MemDisk, dir: &str, extension: &str) -> Vec<u8> {
+    let paths = disk
+        .list(&Path::new("/store").join(dir))
+        .expect("the fake disk");
+    let path = paths
+        .iter()
+        .find(|path| path.extension().is_some_and(|found| found == extension));
+    disk.contents(path.expect("the store has such a file"))
+        .expect("it was listed")
+}
+
+pub(super) fn pack() -> Vec<Vec<u8>> {
+    let (records, footer) = sealed();
+    let nodes = file(&store(), "nodes", "nodes");
+    vec![
+        with_prefix(&[0], [&records[..], &footer].concat()),
+        with_prefix(&[0], &records),
+        with_prefix(&[0], &records[..records.len() - 3]),
+        with_prefix(&[1], &nodes),
+    ]
+}
+
+pub(super) fn pack_journal() -> Vec<Vec<u8>> {
+    let disk = store();
+    let (pack, mut journal) = (
+        file(&disk, "chunks", "xorb"),
+        &file(&disk, "chunks", "journal")[..],
+    );
+    let (mut batches, mut bodies) = (0, Vec::new());
+    while let Some((count, rest)) = journal.split_first_chunk::<4>() {
+        let count = u32::from_le_bytes(*count) as usize;
+        bodies.push(count as u8);
+        bodies.extend_from_slice(&rest[..40 * count]);
+        journal = &rest[40 * count + 4..];
+        batches += 1;
+    }
+    let journal = with_prefix(&[batches], &bodies);
+    vec![
+        [&journal[..], &pack].concat(),
+        [&journal[..], &pack[..40]].concat(),
+        with_prefix(&[0], &pack),
+    ]
+}

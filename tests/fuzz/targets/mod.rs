@@ -1,0 +1,90 @@
+//! The fuzz targets: one function for every parser of bytes that we did not write ourselves or that a disk may have
+//! damaged. libFuzzer drives them (`tests/fuzz/fuzz.rs`), and `tests/fuzz_corpora.rs` runs each over its committed corpus.
+//!
+//! A target panics when a promise is broken, and says whether the parser took the input: a corpus in which nothing is
+//! taken tests little. Checksums and ciphers that would keep a fuzzer out are put on by the target.
+
+pub(crate) mod folder;
+pub(crate) mod local;
+pub(crate) mod share;
+pub(crate) mod wire;
+mod xet;
+
+/// Runs a parser on an input. True if it took it for what it looks for.
+pub(crate) type Target = fn(&[u8]) -> bool;
+
+/// Every target, by the name of its corpus directory.
+pub(crate) const TARGETS: &[(&str, Target)] = &[
+    ("api_request", local::api_request),
+    ("auth", share::auth),
+    ("bencode", wire::bencode),
+    ("certificate", share::certificate),
+    ("changes", folder::changes),
+    ("checkpoint", local::checkpoint),
+    ("chunk_stream", xet::chunk_stream),
+    ("codec", xet::codec),
+    ("config", local::config),
+    ("content", folder::content),
+    ("dht_item", share::dht_item),
+    ("entry", folder::entry),
+    ("extension", wire::extension),
+    ("folder_journal", local::folder_journal),
+    ("footer", xet::footer),
+    ("frame", wire::frame),
+    ("handshake", wire::handshake),
+    ("hash_text", xet::hash_text),
+    ("head", share::head),
+    ("heads_file", share::heads_file),
+    ("home_row", local::home_row),
+    ("http_tracker", wire::http_tracker),
+    ("link", share::link),
+    ("lsd", wire::lsd),
+    ("magnet", wire::magnet),
+    ("manifest", share::manifest),
+    ("merge", folder::merge),
+    ("metainfo", wire::metainfo),
+    ("mountinfo", local::mountinfo),
+    ("noise", wire::noise),
+    ("pack", xet::pack),
+    ("pack_journal", xet::pack_journal),
+    ("recipe", xet::recipe),
+    ("session_member", wire::session_member),
+    ("session_stranger", wire::session_stranger),
+    ("snapshot", folder::snapshot),
+    ("tree", folder::tree),
+    ("udp_tracker", wire::udp_tracker),
+    ("xorb", xet::xorb),
+];
+
+/// Takes a field off the front of an input; what is short is filled up with zeros.
+fn take<const N: usize>(input: &mut &[u8]) -> [u8; N] {
+    let (head, rest) = input.split_at(N.min(input.len()));
+    *input = rest;
+    let mut out = [0; N];
+    out[..head.len()].copy_from_slice(head);
+    out
+}
+
+/// Cuts an input into parts, each with its length before it in two little-endian bytes. The last one may be short.
+fn parts(mut input: &[u8]) -> Vec<&[u8]> {
+    let mut parts = Vec::new();
+    while !input.is_empty() {
+        let len = usize::from(u16::from_le_bytes(take(&mut input)));
+        let (part, rest) = input.split_at(len.min(input.len()));
+        parts.push(part);
+        input = rest;
+    }
+    parts
+}
+
+/// The bytes of which [`parts`] makes these.
+pub(crate) fn join<P: AsRef<[u8]>>(parts: impl IntoIterator<Item = P>) -> Vec<u8> {
+    let mut out = Vec::new();
+    for part in parts {
+        let part = part.as_ref();
+        let len = u16::try_from(part.len()).expect("a part is shorter than 64 KiB");
+        out.extend_from_slice(&len.to_le_bytes());
+        out.extend_from_slice(part);
+    }
+    out
+}

@@ -1,0 +1,235 @@
+//! Targets of the store: names, chunks, records, packs.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ccbt_xet::chunk::{Chunker, MAX_CHUNK, MIN_CHUNK, chunks};
+use ccbt_xet::codec::{Encoder, Scheme, decode_into};
+use ccbt_xet::disk::{Disk, MemDisk, OpenMode};
+use ccbt_xet::hash::{ChunkHash, XorbHash, chunk_hash};
+use ccbt_xet::merkle::xorb_hash;
+use ccbt_xet::recipe::{Recipe, decode_segment, encode_segment, segments};
+use ccbt_xet::store::{Store, StoreOptions};
+use ccbt_xet::xorb::{Footer, records, validate};
+
+use super::take;
+
+/// The text form of a hash: what is read is written the same, in lower case.
+pub(crate) fn hash_text(data: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return false;
+    };
+    let Ok(hash) = text.parse::<ChunkHash>() else {
+        return false;
+    };
+    assert_eq!(hash.to_string(), text.to_ascii_lowercase());
+    true
+}
+
+/// A stream of bytes gives the same chunks however it comes in. The input is a program: a run is `kind u8 | len u16`,
+/// eight bytes a unit, of noise or of one byte; what is left over says how the stream is cut into blocks.
+pub(crate) fn chunk_stream(data: &[u8]) -> bool {
+    const STREAM_LEN_MAX: usize = 1 << 20;
+    let (runs, rest) = data.as_chunks::<3>();
+    let mut stream = Vec::new();
+    for (n, [kind, a, b]) in runs.iter().enumerate() {
+        let len = 8 * usize::from(u16::from_le_bytes([*a, *b]));
+        let end = (stream.len() + len).min(STREAM_LEN_MAX);
+        match kind {
+            0..128 => {
+                let from = stream.len();
+                stream.resize(end, 0);
+                let mut noise = blake3::Hasher::new();
+                noise.update(&[*kind, n as u8]);
+                noise.finalize_xof().fill(&mut stream[from..]);
+            }
+            _ => stream.resize(end, *kind),
+        }
+    }
+    let whole: Vec<&[u8]> = chunks(&stream).collect();
+    assert_eq!(whole.concat(), stream);
+    for (i, chunk) in whole.iter().enumerate() {
+        assert!(chunk.len() <= MAX_CHUNK && (chunk.len() >= MIN_CHUNK || i + 1 == whole.len()));
+    }
+    let mut block_len = 1 + rest
+        .iter()
+        .fold(0, |sum, byte| sum * 256 + usize::from(*byte));
+    let (mut chunker, mut lens, mut open, mut left) = (Chunker::new(), Vec::new(), 0, &stream[..]);
+    while !left.is_empty() {
+        let (mut block, after) = left.split_at(block_len.min(left.len()));
+        while let Some(taken) = chunker.next_cut(block) {
+            lens.push(open + taken);
+            open = 0;
+            block = &block[taken..];
+        }
+        open += block.len();
+        assert_eq!(chunker.pending(), open);
+        block_len = (block_len * 31 + 17) % 70_001 + 1;
+        left = after;
+    }
+    lens.extend(Some(open).filter(|open| *open > 0));
+    assert!(
+        lens.iter()
+            .copied()
+            .eq(whole.iter().map(|chunk| chunk.len()))
+    );
+    whole.len() > 1
+}
+
+/// A payload: `scheme u8 | length of the chunk u24 | payload`. What is decoded can be encoded and decoded again.
+pub(crate) fn codec(mut data: &[u8]) -> bool {
+    let [scheme, a, b, c] = take(&mut data);
+    let len = u32::from_le_bytes([a, b, c, 0]) as usize % (MAX_CHUNK + 1);
+    let Some(scheme) = Scheme::from_byte(scheme) else {
+        return false;
+    };
+    let mut chunk = vec![0; len];
+    if decode_into(scheme, data, &mut chunk).is_err() {
+        return false;
+    }
+    let mut encoder = Encoder::new();
+    let encoded = encoder.encode(scheme, &chunk);
+    let mut again = vec![0; len];
+    decode_into(encoded.scheme, encoded.payload, &mut again).expect("our own encoding");
+    assert_eq!(again, chunk);
+    true
+}
+
+/// The records of a xorb, under the hash that follows from them.
+pub(crate) fn xorb(data: &[u8]) -> bool {
+    let mut chunks = Vec::new();
+    for record in records(data).map_while(Result::ok) {
+        let Ok(chunk) = record.decode() else {
+            break;
+        };
+        chunks.push((chunk_hash(&chunk), chunk.len() as u32));
+        assert!(record.end() <= data.len());
+    }
+    let claimed = xorb_hash(chunks.iter().map(|(hash, len)| (*hash, u64::from(*len))));
+    let stranger = XorbHash::from_bytes([1; 32]);
+    assert!(validate(data, &stranger).is_err());
+    let Ok(contents) = validate(data, &claimed) else {
+        return false;
+    };
+    assert_eq!(contents.chunks, chunks);
+    true
+}
+
+/// The footer of a xorb. One of version 1 is written as it was read, but for reserved bytes.
+pub(crate) fn footer(data: &[u8]) -> bool {
+    let Ok(footer) = Footer::parse(data) else {
+        return false;
+    };
+    let n = footer.hashes.len();
+    assert_eq!(footer.record_ends.len(), n);
+    let Some(encoded) = footer.encode() else {
+        return true;
+    };
+    assert_eq!(encoded.len(), data.len());
+    let again = Footer::parse(&encoded).expect("our own footer");
+    assert_eq!(format!("{again:?}"), format!("{footer:?}"));
+    footer.root().is_some()
+}
+
+/// One segment of a recipe.
+pub(crate) fn recipe(data: &[u8]) -> bool {
+    let Ok(segment) = decode_segment(data) else {
+        return false;
+    };
+    assert_eq!(encode_segment(&segment), data);
+    assert_eq!(segments(&segment).count(), 1);
+    let recipe = Recipe::new(segment);
+    let last = recipe.len() - 1;
+    assert_eq!(
+        recipe.find(last).map(|(i, _)| i + 1),
+        Some(recipe.chunks().len())
+    );
+    assert!(recipe.find(last + 1).is_none());
+    assert_eq!(
+        recipe.covering(0..recipe.len()).count(),
+        recipe.chunks().len()
+    );
+    true
+}
+
+const STORE: &str = "/store";
+
+fn put_file(disk: &MemDisk, path: &Path, bytes: &[u8]) {
+    let dir = path.parent().expect("a file is in a directory");
+    disk.create_dir(dir).expect("the fake disk");
+    let file = disk.open(path, OpenMode::Create).expect("the fake disk");
+    file.write_at(0, &[bytes]).expect("the fake disk");
+    file.sync().expect("the fake disk");
+    disk.sync_dir(dir).expect("the fake disk");
+}
+
+fn open(disk: &MemDisk) -> Store {
+    let disk = Arc::new(disk.clone());
+    let store = Store::open(Path::new(STORE), disk, StoreOptions::default());
+    store.expect("damage is no reason not to open")
+}
+
+/// Opens the store that lies on the disk, reads and writes, and does so again: what was good before stays so.
+fn use_store(disk: &MemDisk, content: &[u8]) -> bool {
+    let names: Vec<ChunkHash> = records(content)
+        .map_while(Result::ok)
+        .filter_map(|record| record.decode().ok())
+        .map(|chunk| chunk_hash(&chunk))
+        .collect();
+    let store = open(disk);
+    let mut found = Vec::new();
+    for name in &names {
+        if let Ok(Some(bytes)) = store.chunk(name) {
+            assert_eq!(chunk_hash(&bytes), *name);
+            found.push(*name);
+        }
+    }
+    let new = chunk_hash(b"new");
+    store.put_chunk(&new, b"new").expect("there is room");
+    store.sync().expect("the disk is whole");
+    drop(store);
+    let store = open(disk);
+    found.push(new);
+    for name in &found {
+        let bytes = store.chunk(name).expect("it could be read before");
+        assert_eq!(chunk_hash(&bytes.expect("it was there before")), *name);
+    }
+    store.stats().chunks > 1
+}
+
+/// A pack file: `kind u8 | bytes`, an even kind of chunks, an odd one of nodes; sealed, or cut off anywhere.
+pub(crate) fn pack(mut data: &[u8]) -> bool {
+    let [kind] = take(&mut data);
+    let disk = MemDisk::new();
+    let path = if kind % 2 == 0 {
+        "chunks/1.xorb"
+    } else {
+        "nodes/1.nodes"
+    };
+    put_file(&disk, &Path::new(STORE).join(path), data);
+    use_store(&disk, data) || open(&disk).stats().nodes > 0
+}
+
+/// The journal beside a pack of chunks: `number of batches u8`, each `number of entries u8 | entries` (the target adds
+/// the checksum), then the pack.
+pub(crate) fn pack_journal(mut data: &[u8]) -> bool {
+    const ENTRY_LEN: usize = 40;
+    let [batches] = take(&mut data);
+    let mut journal = Vec::new();
+    for _ in 0..batches % 8 {
+        let [entries] = take(&mut data);
+        let len = (usize::from(entries) * ENTRY_LEN).min(data.len());
+        let (entries_bytes, rest) = data.split_at(len);
+        let mut batch = u32::from(entries).to_le_bytes().to_vec();
+        batch.extend_from_slice(entries_bytes);
+        let crc = crc32fast::hash(&batch);
+        journal.extend_from_slice(&batch);
+        journal.extend_from_slice(&crc.to_le_bytes());
+        data = rest;
+    }
+    let disk = MemDisk::new();
+    let pack = Path::new(STORE).join("chunks/1.xorb");
+    put_file(&disk, &pack.with_extension("journal"), &journal);
+    put_file(&disk, &pack, data);
+    use_store(&disk, data)
+}
