@@ -160,7 +160,7 @@ fn open_folder(config: FolderConfig) -> bool {
         Ok(folder) => drop(folder),
         Err(_) => return false,
     }
-    let folder = Folder::open(again.clone()).expect("it opened before");
+    let folder = Folder::open(again).expect("it opened before");
     let _stats = folder.stats();
     true
 }
