@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ccbt_xet::codec::{Encoder, Scheme};
 use ccbt_xet::disk::{Disk, MemDisk};
-use ccbt_xet::hash::{ChunkHash, chunk_hash, node_id};
+use ccbt_xet::hash::{ChunkHash, Suite, chunk_hash, node_id};
 use ccbt_xet::recipe::{ChunkRef, encode_segment};
 use ccbt_xet::store::{Store, StoreOptions};
 use ccbt_xet::xorb::{Footer, RecordHeader};
@@ -70,7 +70,7 @@ fn sealed() -> (Vec<u8>, Vec<u8>) {
         records.extend_from_slice(encoded.payload);
         footer.push(chunk_hash(chunk), &header);
     }
-    footer.seal();
+    footer.seal(Suite::Blake3);
     (records, footer.encode().expect("a footer of version 1"))
 }
 

@@ -136,6 +136,7 @@ pub(crate) fn folder_config(disk: &MemDisk, inc: u8) -> FolderConfig {
         store: Arc::new(store.expect("the store is whole")),
         inc: Inc([inc; 8]),
         rename_row: |_, _| None,
+        held_content: |_, _| None,
         clock: Arc::new(Nobody),
         read_only: false,
         fetch: Arc::new(Nobody),

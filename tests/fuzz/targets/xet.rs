@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ccbt_xet::chunk::{Chunker, MAX_CHUNK, MIN_CHUNK, chunks};
 use ccbt_xet::codec::{Encoder, Scheme, decode_into};
 use ccbt_xet::disk::{Disk, MemDisk, OpenMode};
-use ccbt_xet::hash::{ChunkHash, XorbHash, chunk_hash};
+use ccbt_xet::hash::{ChunkHash, Suite, XorbHash, chunk_hash};
 use ccbt_xet::merkle::xorb_hash;
 use ccbt_xet::recipe::{Recipe, decode_segment, encode_segment, segments};
 use ccbt_xet::store::{Store, StoreOptions};
@@ -107,8 +107,8 @@ pub(crate) fn xorb(data: &[u8]) -> bool {
     }
     let claimed = xorb_hash(chunks.iter().map(|(hash, len)| (*hash, u64::from(*len))));
     let stranger = XorbHash::from_bytes([1; 32]);
-    assert!(validate(data, &stranger).is_err());
-    let Ok(contents) = validate(data, &claimed) else {
+    assert!(validate(Suite::Blake3, data, &stranger).is_err());
+    let Ok(contents) = validate(Suite::Blake3, data, &claimed) else {
         return false;
     };
     assert_eq!(contents.chunks, chunks);
@@ -128,7 +128,7 @@ pub(crate) fn footer(data: &[u8]) -> bool {
     assert_eq!(encoded.len(), data.len());
     let again = Footer::parse(&encoded).expect("our own footer");
     assert_eq!(format!("{again:?}"), format!("{footer:?}"));
-    footer.root().is_some()
+    footer.root(Suite::Blake3).is_some()
 }
 
 /// One segment of a recipe.
