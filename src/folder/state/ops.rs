@@ -337,7 +337,13 @@ impl State {
     /// The birth path of a new directory: the first of its name and parent that nobody knows of.
     fn unused_birth(&self, dir: Fid, name: &Name) -> Result<BirthPath, OpError> {
         let parent = self.birth(dir).ok_or(OpError::NotFound)?;
-        let used = |fid| self.dirs.contains_key(&fid) || self.graph.is_known(fid);
+        // What a cycle displaced goes back to where it was once that is there, so it must not be a new directory.
+        let awaited = |fid| {
+            let displaced = self.graph.displaced.iter();
+            let mut places = displaced.filter_map(|dir| self.dirs.get(dir)?.places.first());
+            places.any(|place| place.was.as_ref().is_some_and(|(parent, _)| *parent == fid))
+        };
+        let used = |fid| self.dirs.contains_key(&fid) || self.graph.is_known(fid) || awaited(fid);
         let n = (0..u32::MAX).find(|n| !used(Fid::born(dir, *n, name.as_bytes())));
         let birth = n.and_then(|n| parent.child(name, n));
         birth.ok_or(OpError::TooDeep)
