@@ -283,11 +283,24 @@ impl Daemon {
     }
 
     /// kill -9. Its mounts stay, dead, for the next daemon to find.
+    ///
+    /// The kernel may be unable to end it while it waits for a directory that a program has locked and that program for
+    /// its answer; then the mounts are aborted as docs/semantics.md says.
     pub(crate) fn kill(&mut self) {
-        self.mounts.clear();
-        if let Some(mut child) = self.child.take() {
-            child.kill().unwrap();
-            child.wait().unwrap();
+        let mounts = std::mem::take(&mut self.mounts);
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        child.kill().unwrap();
+        let killed = Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            if killed.elapsed() > Duration::from_secs(10) {
+                eprintln!("the killed daemon does not end: its mounts are aborted");
+                for at in &mounts {
+                    drop(Command::new("umount").arg("-f").arg(at).output());
+                }
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 
