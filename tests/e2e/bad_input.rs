@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ccbt::share::{Capability, Link, OwnerSeed, Right, Suite};
 
 use crate::support::{
-    Daemon, World, ccbt, ccbt_as_nobody, give_to_nobody, is_root, text, wait_equal,
+    Daemon, World, ccbt, ccbt_as_nobody, give_to_nobody, need_root, text, wait_equal,
 };
 
 fn fails(output: &Output, code: i32, sentence: &str) {
@@ -207,9 +207,7 @@ fn links_of_another_right_or_suite_and_the_same_link_twice() {
 
 #[test]
 fn what_an_ordinary_user_lacks() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let world = World::new();
     world.open_to_all();
     let (states, theirs, mine) = (world.dir("states"), world.dir("theirs"), world.dir("mine"));
@@ -261,9 +259,7 @@ fn what_an_ordinary_user_lacks() {
 
 #[test]
 fn a_machine_without_dev_fuse() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let world = World::new();
     let (dev, state) = (world.dir("dev"), world.dir("states").join("s"));
     let live = world.dir("mine");

@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{Daemon, Rng, World, ccbt, eventually, is_root, text, tree};
+use crate::support::{Daemon, Rng, World, ccbt, eventually, need_root, text, tree};
 
 /// Of the small disk. The ballast is what is taken away to make space again.
 const DISK_MIB: usize = 48;
@@ -75,9 +75,7 @@ fn assert_kept(at: &Path, kept: &BTreeMap<String, Vec<u8>>, daemon: &Daemon) {
 
 #[test]
 fn a_writer_gets_enospc_and_nothing_acknowledged_is_lost() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let world = World::new();
     let (src, at, disk) = (world.dir("src"), world.dir("at"), world.dir("disk"));
     let at_a = world.dir("at-a");
@@ -119,9 +117,7 @@ fn a_writer_gets_enospc_and_nothing_acknowledged_is_lost() {
 
 #[test]
 fn a_running_service_goes_on_when_space_returns() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let world = World::new();
     let (src, at, disk) = (world.dir("src"), world.dir("at"), world.dir("disk"));
     let at_a = world.dir("at-a");
@@ -146,9 +142,7 @@ fn a_running_service_goes_on_when_space_returns() {
 
 #[test]
 fn sharing_with_the_state_on_a_full_disk_changes_nothing_and_works_later() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let world = World::new();
     let (src, disk) = (world.dir("src"), world.dir("disk"));
     let mut rng = Rng(9);

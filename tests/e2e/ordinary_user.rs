@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::{World, ccbt_as_nobody, give_to_nobody, is_mounted, is_root, text};
+use crate::support::{World, ccbt_as_nobody, give_to_nobody, is_mounted, need_root, text};
 
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -27,9 +27,7 @@ fn eventually(script: &str, wanted: &str) -> bool {
 
 #[test]
 fn share_mount_read_edit_and_unmount_as_an_ordinary_user() {
-    if !is_root() {
-        return;
-    }
+    need_root();
     let world = World::new();
     world.open_to_all();
     let (src, at, states) = (world.dir("src"), world.dir("at"), world.dir("states"));

@@ -391,13 +391,12 @@ pub(crate) fn give_to_nobody(path: &Path) {
     std::os::unix::fs::chown(path, Some(65534), Some(65534)).unwrap();
 }
 
-/// Tests that need another user, a file system or a namespace of their own can only be made by root.
-pub(crate) fn is_root() -> bool {
-    let is_root = rustix::process::geteuid().is_root();
-    if !is_root {
-        eprintln!("skipped: only root can make what this test needs");
-    }
-    is_root
+/// For tests that need another user, a file system or a namespace of their own.
+pub(crate) fn need_root() {
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "only root can make what this test needs: run scripts/test as root"
+    );
 }
 
 pub(crate) fn text(output: &Output) -> String {
