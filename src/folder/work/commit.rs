@@ -139,7 +139,14 @@ impl Inner {
 
     /// What is missing is asked for, and the commit tried again when it is here.
     fn defer(self: &Arc<Self>, body: &Arc<Body>, error: &CommitError) {
-        tracing::warn!(%error, ino = body.ino.0, "a file is not committed yet");
+        let ino = body.ino.0;
+        match error {
+            // Usual where content comes on demand.
+            CommitError::MissingChunks(_) | CommitError::MissingNodes(_) => {
+                tracing::debug!(%error, ino, "a file is not committed yet");
+            }
+            _ => tracing::warn!(%error, ino, "a file is not committed yet"),
+        }
         body.page().due = true;
         let (inner, body) = (self.clone(), body.clone());
         let again = {
