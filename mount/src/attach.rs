@@ -167,6 +167,20 @@ pub(crate) fn detach(path: &Path) -> Result<(), UnmountError> {
     }
 }
 
+/// Ends the connection of the mount at `path`, whose file system has the device number `minor`: every call that waits in it
+/// fails. For a process that was killed while the kernel made it wait for one of those calls.
+pub(crate) fn abort(path: &Path, minor: u32) -> Result<(), UnmountError> {
+    let flags = UnmountFlags::FORCE | UnmountFlags::NOFOLLOW;
+    // Aborting comes first, so it is done even if the mount is in use and stays.
+    match rustix::mount::unmount(path, flags).map_err(|error| failure(&error.into())) {
+        Err(Failure::NotPermitted) => {}
+        Err(_) | Ok(()) => return Ok(()),
+    }
+    // Where the control file system is mounted, its files belong to whoever mounted.
+    let knob = format!("/sys/fs/fuse/connections/{minor}/abort");
+    std::fs::write(knob, "1").map_err(|_| UnmountError::NotAborted { path: path.into() })
+}
+
 fn detach_by_helper(path: &Path) -> Result<(), UnmountError> {
     for helper in HELPERS {
         let output = Command::new(helper)

@@ -20,8 +20,8 @@ mod volume;
 
 pub use error::VolumeError;
 pub use memory::MemoryVolume;
-pub use mountinfo::{is_ccbt_mount, is_fuse_mount, is_mount_point};
+pub use mountinfo::{MountId, ParseMountIdError, is_ccbt_mount, is_fuse_mount, is_mount_point};
 pub use session::{
-    Mount, MountEnd, MountError, MountOptions, UnmountError, Unmounted, detach_dead, mount,
+    Mount, MountEnd, MountError, MountOptions, UnmountError, Unmounted, abort, detach_dead, mount,
 };
 pub use volume::*;

@@ -3,14 +3,51 @@
 //! Asking the mount point itself would not do: a FUSE mount whose process is gone answers every call with an error.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 /// The file system type of our mounts: `fuse` with the subtype `ccbt`.
 pub(crate) const FS_TYPE: &str = "fuse.ccbt";
 
-const MOUNTINFO: &str = "/proc/self/mountinfo";
+pub(crate) const MOUNTINFO: &str = "/proc/self/mountinfo";
+
+/// A mount on this machine, told from others at the same place before and after it. Shown and parsed as `ID MAJOR:MINOR`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MountId {
+    mount: u64,
+    pub(crate) device: (u32, u32),
+}
+
+impl fmt::Display for MountId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (major, minor) = self.device;
+        write!(f, "{} {major}:{minor}", self.mount)
+    }
+}
+
+/// The text is not what [`MountId`] is shown as.
+#[derive(Debug, thiserror::Error)]
+#[error("not the id of a mount")]
+pub struct ParseMountIdError;
+
+impl FromStr for MountId {
+    type Err = ParseMountIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (mount, device) = text.split_once(' ')?;
+            let (major, minor) = device.split_once(':')?;
+            Some(Self {
+                mount: mount.parse().ok()?,
+                device: (major.parse().ok()?, minor.parse().ok()?),
+            })
+        };
+        parse().ok_or(ParseMountIdError)
+    }
+}
 
 /// One mounted file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +68,22 @@ impl Entry {
     pub(crate) fn is_ccbt(&self) -> bool {
         self.fs_type == FS_TYPE
     }
+
+    pub(crate) fn mount_id(&self) -> MountId {
+        MountId {
+            mount: self.id,
+            device: self.device,
+        }
+    }
+}
+
+/// Where this mount is, if it is there and ours.
+pub(crate) fn find(id: MountId) -> io::Result<Option<PathBuf>> {
+    let entries = parse(&std::fs::read(MOUNTINFO)?);
+    let found = entries
+        .into_iter()
+        .find(|entry| entry.is_ccbt() && entry.mount_id() == id);
+    Ok(found.map(|entry| entry.path))
 }
 
 /// What is mounted on `path` (absolute, no symlinks), topmost if several lie on each other.

@@ -15,7 +15,7 @@ use crate::fuse::{Adapter, Held};
 use crate::handle::OpenFiles;
 use crate::inode::Lookups;
 use crate::invalidate::{self, Invalidations};
-use crate::mountinfo::{self, absolute, quoted};
+use crate::mountinfo::{self, MountId, absolute, quoted};
 use crate::{Notifier, Volume};
 
 /// How long an unmount waits for files that are still open in the mount.
@@ -107,6 +107,8 @@ pub enum UnmountError {
     NoHelper { path: String },
     #[error("{} cannot be unmounted: {message}: run `umount -l {}` as root", quoted(.path), quoted(.path))]
     HelperRefused { path: PathBuf, message: String },
+    #[error("the process behind {} was killed but cannot end: run `umount -f {}` as root", quoted(.path), quoted(.path))]
+    NotAborted { path: PathBuf },
     #[error("{} cannot be unmounted: {source}", quoted(.path))]
     Io { path: PathBuf, source: io::Error },
 }
@@ -164,7 +166,7 @@ impl Ended {
 pub struct Mount {
     path: PathBuf,
     /// Which of the mounts that may lie on `path` over time is ours; `None` if it was gone before it could be seen.
-    device: Option<(u32, u32)>,
+    id: Option<MountId>,
     ended: Arc<Ended>,
     invalidations: Arc<Invalidations>,
     threads: Vec<JoinHandle<()>>,
@@ -202,15 +204,15 @@ pub fn mount(
         }
     })?;
     let seen = mountinfo::mounted_at(&path).ok().flatten();
-    let device = seen
+    let id = seen
         .filter(mountinfo::Entry::is_ccbt)
-        .map(|entry| entry.device);
-    if let Some(device) = device {
-        attach::raise_read_ahead(device);
+        .map(|entry| entry.mount_id());
+    if let Some(id) = id {
+        attach::raise_read_ahead(id.device);
     }
     Ok(Mount {
         path,
-        device,
+        id,
         ended,
         invalidations,
         threads,
@@ -256,6 +258,11 @@ impl Mount {
         &self.path
     }
 
+    /// What [`abort`] needs to know it by; `None` once unmounted.
+    pub fn id(&self) -> Option<MountId> {
+        self.id
+    }
+
     /// Waits until the mount has ended, by whoever's `umount`.
     pub fn wait(&self) {
         self.ended.wait();
@@ -289,7 +296,7 @@ impl Mount {
     fn detach(&mut self) -> Result<(), UnmountError> {
         self.invalidations.close();
         // Someone else may have unmounted ours and mounted something else on the same path since.
-        let Some(ours) = self.device.take() else {
+        let Some(ours) = self.id.take() else {
             return Ok(());
         };
         let there = mountinfo::mounted_at(&self.path).map_err(|source| UnmountError::Io {
@@ -297,7 +304,7 @@ impl Mount {
             source,
         })?;
         match there {
-            Some(entry) if entry.device == ours && !self.is_replaced() => {
+            Some(entry) if entry.device == ours.device && !self.is_replaced() => {
                 attach::detach(&self.path)
             }
             _ => Ok(()),
@@ -365,6 +372,21 @@ fn usable_mount_point(path: &Path) -> Result<PathBuf, MountError> {
         return Err(MountError::NotDirectory { path });
     }
     Ok(path)
+}
+
+/// Ends the connection of a mount of ours, so that every call in it fails. Returns whether it was there.
+///
+/// For mounts of a process that was killed and cannot end: the kernel may be telling it to wait for a directory that a
+/// program has locked, while that program waits for the process. Its mount is then [dead](detach_dead) like any other.
+pub fn abort(id: MountId) -> Result<bool, UnmountError> {
+    let to_io = |source| UnmountError::Io {
+        path: mountinfo::MOUNTINFO.into(),
+        source,
+    };
+    match mountinfo::find(id).map_err(to_io)? {
+        Some(path) => attach::abort(&path, id.device.1).map(|()| true),
+        None => Ok(false),
+    }
 }
 
 /// Detaches mounts of ours on `path` whose process is gone (every call answers `Transport endpoint is not connected`).

@@ -21,6 +21,10 @@ pub(super) async fn find(context: &Context) -> Result<Option<Client>, ApiError> 
     let Some(state) = StateDir::find(&context.state)? else {
         return Ok(None);
     };
+    // One that was killed still has its socket while it cannot end, and would never answer.
+    let state = tokio::task::spawn_blocking(move || state.end_killed_holder().map(|()| state))
+        .await
+        .map_err(|error| ApiError::new(ErrorKind::Internal, error))??;
     let until = Instant::now() + STARTING_MAX;
     loop {
         if let Some(client) = Client::connect(&state).await? {

@@ -3,12 +3,16 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use serde::Serialize;
 
 use super::options::Context;
 use super::{CommandResult, connect, source};
-use crate::api::types::UnmountRequest;
+use crate::api::types::{ApiPath, UnmountRequest};
+use crate::api::{ApiError, ErrorKind};
 
 /// Take a mount down, once everything written is safe
+///
+/// Without a daemon, takes away what a killed one left.
 #[derive(Debug, Args)]
 pub(super) struct UnmountCommand {
     /// The mount point
@@ -20,6 +24,16 @@ pub(super) struct UnmountCommand {
 
 impl UnmountCommand {
     pub(super) async fn run(self, context: &Context) -> CommandResult {
+        context.log_for_client()?;
+        if connect::find(context).await?.is_none()
+            && let Some(dir) = detach_dead(source::target(&self.dir)?)?
+        {
+            let dead = DeadMount { dir };
+            context.output.result(&dead, |dead| {
+                format!("Unmounted {}, whose daemon was gone\n", dead.dir)
+            })?;
+            return Ok(0);
+        }
         let dir = source::target(&self.dir)?;
         let response = connect::ask(
             context,
@@ -33,5 +47,20 @@ impl UnmountCommand {
             format!("Unmounted {}\n", response.dir)
         })?;
         Ok(0)
+    }
+}
+
+/// A mount that was taken down without a daemon.
+#[derive(Serialize)]
+struct DeadMount {
+    dir: ApiPath,
+}
+
+/// Takes away what a killed daemon left at `dir`; `None` if there is no such thing.
+fn detach_dead(dir: ApiPath) -> Result<Option<ApiPath>, ApiError> {
+    match ccbt_mount::detach_dead(&dir.0) {
+        Ok(true) => Ok(Some(dir)),
+        Ok(false) => Ok(None),
+        Err(error) => Err(ApiError::new(ErrorKind::Busy, error)),
     }
 }

@@ -1,6 +1,7 @@
 //! Configuration: defaults, then the file, then the environment, then the command line; each value remembers which of
 //! them it came from. And the state directory, where a daemon keeps everything.
 
+mod killed;
 mod state;
 mod value;
 

@@ -4,17 +4,20 @@
 //! process), and says which version of ccbt's formats it holds (the file `version`).
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ccbt_mount::MountId;
+
+use super::killed;
 use crate::api::{ApiError, ErrorKind, escape};
 
 /// The version this program writes and reads.
 pub const STATE_VERSION: u32 = 1;
 
-/// Held by the daemon; holds its process id for error messages.
+/// Held by the daemon; its lines are the daemon's process id and the mounts it has.
 pub const LOCK_FILE: &str = "lock";
 const VERSION_FILE: &str = "version";
 const SOCKET_FILE: &str = "api.sock";
@@ -49,6 +52,11 @@ pub enum StateError {
     BadVersion { path: PathBuf },
     #[error("the state directory {} is in use by {}", path.display(), holder(*pid))]
     InUse { path: PathBuf, pid: Option<u32> },
+    #[error("the daemon that used the state directory {} was killed but cannot end: {error}", path.display())]
+    Stuck {
+        path: PathBuf,
+        error: ccbt_mount::UnmountError,
+    },
 }
 
 fn holder(pid: Option<u32>) -> String {
@@ -91,6 +99,7 @@ impl From<StateError> for ApiError {
                 ErrorKind::Io,
                 "restore the file from a backup, or choose another directory with --state",
             ),
+            StateError::Stuck { .. } => (ErrorKind::Busy, "then start ccbt again"),
             StateError::InUse { .. } => (
                 ErrorKind::Busy,
                 "stop it with `ccbt daemon stop`, or choose another with --state",
@@ -161,11 +170,34 @@ impl StateDir {
         self.path.join(LOG_FILE)
     }
 
+    /// Notes which mounts the daemon that locked this has, so that they can be [ended](Self::end_killed_holder) after it
+    /// was killed. Replaces what was noted before.
+    pub fn note_mounts(&self, mounts: &[MountId]) -> io::Result<()> {
+        match &self.lock {
+            Some(lock) => killed::write_holder(lock, mounts),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets a daemon end that was killed and cannot (see [`killed`]), by aborting its mounts. Takes seconds then, and no time
+    /// otherwise. A daemon that is alive is left alone.
+    pub fn end_killed_holder(&self) -> Result<(), StateError> {
+        let Ok(file) = File::open(self.path.join(LOCK_FILE)) else {
+            return Ok(());
+        };
+        killed::end_holder(&file).map_err(|error| StateError::Stuck {
+            path: self.path.clone(),
+            error,
+        })
+    }
+
     /// Whether some daemon holds the directory now, and which.
     pub fn holder(&self) -> Option<Option<u32>> {
         let file = File::open(self.path.join(LOCK_FILE)).ok()?;
         match file.try_lock_shared() {
-            Err(TryLockError::WouldBlock) => Some(read_pid(&file)),
+            Err(TryLockError::WouldBlock) => {
+                Some(killed::read_holder(&file).map(|holder| holder.pid))
+            }
             _ => None,
         }
     }
@@ -269,21 +301,26 @@ fn take_lock(path: &Path) -> Result<File, StateError> {
         .create(true)
         .truncate(false)
         .mode(0o600);
-    let mut file = options.open(path.join(LOCK_FILE)).map_err(io)?;
-    match try_lock_briefly(&file) {
+    let file = options.open(path.join(LOCK_FILE)).map_err(io)?;
+    let mut locked = try_lock_briefly(&file);
+    if matches!(locked, Err(TryLockError::WouldBlock)) {
+        killed::end_holder(&file).map_err(|error| StateError::Stuck {
+            path: path.to_path_buf(),
+            error,
+        })?;
+        locked = try_lock_briefly(&file);
+    }
+    match locked {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            let pid = read_pid(&file);
             return Err(StateError::InUse {
                 path: path.to_path_buf(),
-                pid,
+                pid: killed::read_holder(&file).map(|holder| holder.pid),
             });
         }
         Err(TryLockError::Error(error)) => return Err(io(error)),
     }
-    file.set_len(0).map_err(io)?;
-    file.rewind().map_err(io)?;
-    writeln!(file, "{}", std::process::id()).map_err(io)?;
+    killed::write_holder(&file, &[]).map_err(io)?;
     Ok(file)
 }
 
@@ -298,23 +335,11 @@ fn try_lock_briefly(file: &File) -> Result<(), TryLockError> {
     file.try_lock()
 }
 
-/// The files here hold one number; whatever follows is not ours.
+/// The file holds one number; whatever follows is not ours.
 fn read_short(path: &Path) -> io::Result<Vec<u8>> {
-    read_head(&File::open(path)?)
-}
-
-fn read_head(file: &File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    file.take(64).read_to_end(&mut bytes)?;
+    File::open(path)?.take(64).read_to_end(&mut bytes)?;
     Ok(bytes)
-}
-
-fn read_pid(file: &File) -> Option<u32> {
-    std::str::from_utf8(&read_head(file).ok()?)
-        .ok()?
-        .trim()
-        .parse()
-        .ok()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ccbt_mount::{MountEnd, MountError, MountOptions, Unmounted};
+use ccbt_mount::{MountEnd, MountError, MountId, MountOptions, Unmounted};
 
 use super::open::OpenFolder;
 use super::record::{FolderRecord, MountRecord};
@@ -263,8 +263,18 @@ impl Daemon {
             mount,
         };
         self.0.mounts.lock().insert(dir.to_path_buf(), entry);
+        self.note_mounts();
         self.watch_mount(dir.to_path_buf(), number, end);
         Ok(())
+    }
+
+    /// Tells whoever finds this process killed which mounts it had.
+    fn note_mounts(&self) {
+        let mounts = self.0.mounts.lock();
+        let ids: Vec<MountId> = mounts.values().filter_map(|m| m.mount.id()).collect();
+        if let Err(error) = self.0.state.note_mounts(&ids) {
+            tracing::warn!(%error, "the mounts are not noted in the lock file");
+        }
     }
 
     /// Notices when somebody else (`umount`, `fusermount3 -u`) takes the mount away.
@@ -279,6 +289,7 @@ impl Daemon {
                 same.then(|| mounts.remove(&dir)).flatten()
             };
             if let Some(mounted) = removed {
+                daemon.note_mounts();
                 tracing::info!(dir = %dir.display(), "unmounted from outside");
                 if let Some(open) = daemon.folder(&mounted.folder) {
                     daemon.close_if_idle(&open).await;
@@ -311,6 +322,7 @@ impl Daemon {
         }
         let end = mounted.mount.end();
         let left = self.take_down(mounted).await?;
+        self.note_mounts();
         match (self.folder(&folder), left) {
             (Some(open), Unmounted::Done) => self.close_if_idle(&open).await,
             (Some(open), Unmounted::StillInUse) => self.close_later(open, end),

@@ -49,6 +49,7 @@ fn nothing_fsynced_is_lost_when_a_side_is_killed() {
     let mut synced = Synced::new();
     for round in 0..rounds {
         let what = format!("CCBT_SEED={seed} round {round}");
+        println!("{what}");
         let fresh = pair.round(round, &mut rng);
         let dir = format!("round-{round}");
         wait_equal(
@@ -65,6 +66,19 @@ fn nothing_fsynced_is_lost_when_a_side_is_killed() {
     println!("{} files were fsynced", synced.len());
     wait_equal(&pair.at_a, &pair.at_b, &pair.daemons());
     pair.check(synced.iter(), &format!("CCBT_SEED={seed}, at the end"));
+}
+
+#[test]
+fn what_a_killed_daemon_left_is_unmounted_without_one() {
+    let mut pair = Pair::new();
+    pair.b.kill();
+    let look = || fs::read_dir(&pair.at_b).map(|entries| entries.count());
+    assert!(look().is_err(), "nobody serves the mount");
+    let at_b = pair.at_b.to_str().unwrap();
+    let said = pair.b.run(&["unmount", at_b]);
+    assert_eq!(said, format!("Unmounted {at_b}, whose daemon was gone\n"));
+    assert_eq!(look().unwrap(), 0, "the empty mount point is back");
+    assert!(!pair.b.try_run(&["unmount", at_b]).status.success());
 }
 
 impl Pair {

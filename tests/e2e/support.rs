@@ -285,7 +285,7 @@ impl Daemon {
     /// kill -9. Its mounts stay, dead, for the next daemon to find.
     ///
     /// The kernel may be unable to end it while it waits for a directory that a program has locked and that program for
-    /// its answer; then the mounts are aborted as docs/semantics.md says.
+    /// its answer; then one of the mounts is taken away as a user would.
     pub(crate) fn kill(&mut self) {
         let mounts = std::mem::take(&mut self.mounts);
         let Some(mut child) = self.child.take() else {
@@ -294,11 +294,21 @@ impl Daemon {
         child.kill().unwrap();
         let killed = Instant::now();
         while child.try_wait().unwrap().is_none() {
-            if killed.elapsed() > Duration::from_secs(10) {
-                eprintln!("the killed daemon does not end: its mounts are aborted");
-                for at in &mounts {
-                    drop(Command::new("umount").arg("-f").arg(at).output());
-                }
+            assert!(
+                killed.elapsed() < PATIENCE,
+                "the killed daemon does not end"
+            );
+            if killed.elapsed() > Duration::from_secs(2)
+                && let Some(at) = mounts.first()
+            {
+                eprintln!(
+                    "the killed daemon does not end: ccbt unmount {}",
+                    at.display()
+                );
+                eprintln!(
+                    "{}",
+                    text(&self.try_run(&["unmount", at.to_str().unwrap()]))
+                );
             }
             std::thread::sleep(Duration::from_millis(20));
         }

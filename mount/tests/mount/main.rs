@@ -2,6 +2,7 @@
 //! user, those that need root do nothing then.
 
 mod invalidation;
+mod killed;
 mod lifecycle;
 mod semantics;
 mod stalling;

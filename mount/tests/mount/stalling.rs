@@ -1,4 +1,4 @@
-//! A volume in memory whose reads are answered when the test says so.
+//! A volume in memory whose reads are answered when the test says so, and whose renames may never be.
 
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 pub(crate) struct StallingVolume {
     pub(crate) inner: MemoryVolume,
     stalled: Mutex<Vec<Stalled>>,
+    hold_renames: bool,
 }
 
 struct Stalled {
@@ -27,6 +28,15 @@ impl StallingVolume {
         Self {
             inner,
             stalled: Mutex::new(Vec::new()),
+            hold_renames: false,
+        }
+    }
+
+    /// A rename tells the kernel about another change of the directory, which waits for its lock, and never ends.
+    pub(crate) fn holding_renames(inner: MemoryVolume) -> Self {
+        Self {
+            hold_renames: true,
+            ..Self::new(inner)
         }
     }
 
@@ -81,6 +91,17 @@ impl Volume for StallingVolume {
         });
     }
 
+    fn rename(&self, from: (Ino, &[u8]), to: (Ino, &[u8]), mode: RenameMode) -> Answer<()> {
+        if self.hold_renames {
+            let notifier = self.inner.notifier().expect("attached by mounting");
+            notifier.entry_changed(to.0, b"other");
+            loop {
+                std::thread::park();
+            }
+        }
+        self.inner.rename(from, to, mode)
+    }
+
     as_inner! {
         attach(notifier: Arc<dyn Notifier>);
         lookup(parent: Ino, name: &[u8]) -> Answer<Attr>;
@@ -94,7 +115,6 @@ impl Volume for StallingVolume {
         link(ino: Ino, parent: Ino, name: &[u8]) -> Answer<Attr>;
         unlink(parent: Ino, name: &[u8]) -> Answer<()>;
         rmdir(parent: Ino, name: &[u8]) -> Answer<()>;
-        rename(from: (Ino, &[u8]), to: (Ino, &[u8]), mode: RenameMode) -> Answer<()>;
         create(parent: Ino, name: &[u8], mode: u16, open: OpenMode, caller: Caller) -> Answer<(Attr, Opened)>;
         open(ino: Ino, mode: OpenMode) -> Answer<Opened>;
         write(ino: Ino, handle: Handle, offset: u64, data: &[u8]) -> Answer<()>;
