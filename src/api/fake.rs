@@ -167,6 +167,7 @@ impl Control for FakeControl {
         reply(Ok(StatusResponse {
             daemon,
             folders: vec![folder],
+            unopened: Vec::new(),
             jobs: Vec::new(),
         }))
     }

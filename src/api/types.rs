@@ -214,8 +214,18 @@ pub struct StatusRequest {}
 pub struct StatusResponse {
     pub daemon: DaemonStatus,
     pub folders: Vec<FolderStatus>,
+    /// Folders that should be open and cannot be yet; the daemon goes on trying.
+    pub unopened: Vec<UnopenedStatus>,
     /// Calls that are being worked on.
     pub jobs: Vec<JobStatus>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnopenedStatus {
+    pub name: String,
+    pub error: String,
+    /// What can be done about it.
+    pub hint: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,6 +9,7 @@ use super::{CommandResult, connect};
 use crate::api::escape;
 use crate::api::types::{
     Amount, ApiPath, DaemonStatus, FolderStatus, JobStatus, StatusRequest, StatusResponse,
+    UnopenedStatus,
 };
 
 /// Show folders, mounts, what is only here and what is missing
@@ -28,6 +29,13 @@ fn text(response: &StatusResponse) -> String {
     for folder in &response.folders {
         text.push('\n');
         text.push_str(&folder_text(folder));
+    }
+    for UnopenedStatus { name, error, hint } in &response.unopened {
+        let hint = hint
+            .as_ref()
+            .map_or_else(String::new, |hint| format!(": {hint}"));
+        let name = escape(name.as_bytes());
+        text.push_str(&format!("\n{name}  not open: {error}{hint}\n"));
     }
     for JobStatus { what, progress } in &response.jobs {
         let note = escape(progress.note.as_bytes());

@@ -16,6 +16,7 @@ mod mounts;
 mod open;
 mod place;
 mod record;
+mod resume;
 mod seen;
 mod share;
 mod status;
@@ -67,6 +68,8 @@ struct Inner {
     /// Set once the first folder goes online.
     listening: Mutex<Option<SocketAddr>>,
     folders: Mutex<BTreeMap<FolderId, Arc<OpenFolder>>>,
+    /// What should be open and cannot be yet, by the directory of its record.
+    unopened: Mutex<BTreeMap<PathBuf, UnopenedStatus>>,
     mounts: Mutex<BTreeMap<PathBuf, Mounted>>,
     /// One change of the tables at a time.
     turn: tokio::sync::Mutex<()>,
@@ -124,6 +127,7 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
         metrics,
         listening: Mutex::new(None),
         folders: Mutex::default(),
+        unopened: Mutex::default(),
         mounts: Mutex::default(),
         turn: tokio::sync::Mutex::new(()),
         jobs: Mutex::default(),

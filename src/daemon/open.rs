@@ -56,20 +56,6 @@ impl Clock for WallClock {
 }
 
 impl Daemon {
-    /// Opens every folder that is to be open after a start.
-    pub(super) async fn resume(&self) -> Result<(), ApiError> {
-        for dir in self.folder_dirs()? {
-            match FolderRecord::load(&dir) {
-                Ok(record) if record.shared || !record.mounts.is_empty() => {
-                    self.resume_folder(&dir, record).await;
-                }
-                Ok(_) => {}
-                Err(error) => tracing::error!(%error, "folder not opened"),
-            }
-        }
-        Ok(())
-    }
-
     /// Where every folder of the state directory is kept.
     pub(super) fn folder_dirs(&self) -> Result<Vec<PathBuf>, ApiError> {
         folder_dirs(&self.0.state)
@@ -86,51 +72,6 @@ impl Daemon {
         let (nobody, _) = swarm::channel();
         let config = self.work_config(dir, inc, true, &nobody, Names::default());
         Folder::open(config).map(Some).map_err(unopened)
-    }
-
-    /// One folder that cannot be opened must not keep the others closed.
-    async fn resume_folder(&self, dir: &Path, record: FolderRecord) {
-        let name = record.name.clone();
-        let result = async {
-            let link = record.link(dir)?;
-            let open = self.open_folder(record, &link).await?;
-            let resumed = self.resume_work(&open).await;
-            if resumed.is_err() {
-                self.close_folder(&open).await;
-            }
-            resumed
-        };
-        if let Err(error) = result.await {
-            tracing::error!(folder = name, error = error.message, "folder not opened");
-        }
-    }
-
-    async fn resume_work(&self, open: &Arc<OpenFolder>) -> Result<(), ApiError> {
-        let (home, shared, mounts) = {
-            let record = open.record.lock();
-            (record.home.clone(), record.shared, record.mounts.clone())
-        };
-        match home {
-            Some(home) if shared => {
-                self.open_home(open, &home.0, Arc::new(crate::api::NoProgress))
-                    .await?;
-            }
-            // What the mounts show is still read from its files.
-            Some(home) => drop(self.attach_home(open, &home.0).await?),
-            None => {}
-        }
-        if shared {
-            self.go_online(open)?;
-        }
-        for mount in mounts {
-            if let Err(error) = self
-                .mount_folder(open, &mount.dir.0, mount.read_only, true, false, false)
-                .await
-            {
-                tracing::error!(dir = %mount.dir, error = error.message, "not mounted again");
-            }
-        }
-        Ok(())
     }
 
     /// The record of a folder that was here before, if any.
@@ -320,7 +261,7 @@ impl Daemon {
     }
 
     /// Opens the plain directory that holds the folder, and reads nothing of it yet.
-    async fn attach_home(&self, open: &Arc<OpenFolder>, dir: &Path) -> Result<Arc<Home>, ApiError> {
+    pub(super) async fn attach_home(&self, open: &Arc<OpenFolder>, dir: &Path) -> Result<Arc<Home>, ApiError> {
         let (folder, store) = (Arc::new(open.folder.clone()), Arc::clone(&self.0.store));
         let (dir, options) = (dir.to_path_buf(), self.home_options(open));
         let opened = blocking(move || {

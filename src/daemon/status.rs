@@ -38,6 +38,7 @@ impl Daemon {
         Ok(StatusResponse {
             daemon,
             folders,
+            unopened: self.0.unopened.lock().values().cloned().collect(),
             jobs,
         })
     }

@@ -16,6 +16,8 @@ use super::{
 const AHEAD_MS_MAX: u64 = 10 * 60 * 1000;
 /// Heads, and certificates, kept for one folder.
 const KEPT_MAX: usize = 1024;
+/// Heads with a clock ahead kept for [`Heads::vouched`].
+const AHEAD_KEPT_MAX: usize = 64;
 /// Pairs of contradicting heads kept as proof.
 const FORKS_MAX: usize = 16;
 /// First byte of the encoded table.
@@ -65,6 +67,8 @@ pub struct Heads {
     manifest: Option<Manifest>,
     certificates: BTreeMap<DeviceId, Certificate>,
     heads: BTreeMap<Incarnation, Head>,
+    /// Refused for their clock alone.
+    ahead: BTreeMap<Incarnation, Head>,
     forks: Vec<(Head, Head)>,
 }
 
@@ -76,6 +80,7 @@ impl Heads {
             manifest: None,
             certificates: BTreeMap::new(),
             heads: BTreeMap::new(),
+            ahead: BTreeMap::new(),
             forks: Vec::new(),
         }
     }
@@ -145,6 +150,7 @@ impl Heads {
         let head = head.verify()?;
         let ahead_ms = (claims.hlc >> 16).saturating_sub(now_ms);
         if ahead_ms > AHEAD_MS_MAX {
+            self.keep_ahead(head);
             return Err(HeadError::Future { ahead_ms });
         }
         if let Some(known) = self.heads.get(&claims.incarnation)
@@ -157,6 +163,23 @@ impl Heads {
             return Err(HeadError::TooMany);
         }
         Ok(Some(head))
+    }
+
+    fn keep_ahead(&mut self, head: Head) {
+        let incarnation = head.claims().incarnation;
+        let older = self.ahead.get(&incarnation);
+        let is_room = older.is_some() || self.ahead.len() < AHEAD_KEPT_MAX;
+        if is_room && older.is_none_or(|known| known.claims().seq < head.claims().seq) {
+            self.ahead.insert(incarnation, head);
+        }
+    }
+
+    /// The head of `incarnation` that was refused because its clock was ahead, if the device that signed `later`, whose
+    /// clock is right and whose vector names that incarnation, is the same: it went on from there, and so may we. A device
+    /// that was killed before its clock was set right cannot sign for the old incarnation again.
+    pub fn vouched(&self, later: &Head, incarnation: &Incarnation) -> Option<&Head> {
+        let ahead = self.ahead.get(incarnation)?;
+        (ahead.claims().device == later.claims().device).then_some(ahead)
     }
 
     fn check_standing(&self, claims: &super::HeadClaims) -> Result<(), HeadError> {
@@ -181,6 +204,7 @@ impl Heads {
 
     /// Makes a checked head the newest of its incarnation. False if a newer one came in between.
     pub fn take(&mut self, head: Head) -> bool {
+        self.ahead.remove(&head.claims().incarnation);
         let slot = self.heads.entry(head.claims().incarnation);
         match slot {
             std::collections::btree_map::Entry::Occupied(mut known) => {
@@ -442,6 +466,24 @@ mod tests {
                 .check(head(5, 1, 1, 1).into(), NOW_MS - AHEAD_MS_MAX)
                 .is_ok()
         );
+    }
+
+    #[test]
+    fn a_device_vouches_for_what_it_signed_with_its_clock_ahead() {
+        let mut w = world();
+        certify(&mut w, 5);
+        certify(&mut w, 6);
+        let (ahead, early) = (head(5, 1, 1, 1), NOW_MS - AHEAD_MS_MAX - 1);
+        assert!(w.heads.check(ahead.clone().into(), early).is_err());
+        let inc = ahead.claims().incarnation;
+        assert_eq!(w.heads.vouched(&head(5, 2, 1, 1), &inc), Some(&ahead));
+        assert_eq!(w.heads.vouched(&head(6, 2, 1, 1), &inc), None);
+        w.heads.take(ahead);
+        assert_eq!(w.heads.vouched(&head(5, 2, 1, 1), &inc), None);
+        for n in 1..=AHEAD_KEPT_MAX as u8 + 1 {
+            assert!(w.heads.check(head(6, n, 1, 1).into(), early).is_err());
+        }
+        assert_eq!(w.heads.ahead.len(), AHEAD_KEPT_MAX);
     }
 
     #[test]

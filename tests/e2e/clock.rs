@@ -100,3 +100,27 @@ fn a_device_a_year_behind_is_told_and_goes_on_once_its_clock_is_right() {
         fs::read(at_a.join("f")).is_ok_and(|t| t == b"by b")
     });
 }
+
+#[test]
+fn what_was_written_with_the_clock_ahead_counts_after_a_kill_too() {
+    let world = World::new();
+    let (src, at, at_a) = (world.dir("src"), world.dir("at"), world.dir("at-a"));
+    fs::write(src.join("f"), b"by a").unwrap();
+    let (mut a, links) = world.share(&src, "a");
+    a.mount_again(&src, &at_a);
+    let mut b = mount_at(&world, "+366d", &links.write, &at, &a);
+    fs::write(at.join("g"), b"by b").unwrap();
+    a.wait("a to say so", || waiting(&a).contains("clock"));
+    b.kill();
+
+    // It goes on under another incarnation, and cannot sign for the one before any more.
+    let b = world.mount(&links.write, &at, "b", &[&a]);
+    fs::write(at.join("h"), b"by b").unwrap();
+    a.wait("both files", || {
+        ["g", "h"]
+            .iter()
+            .all(|name| fs::read(at_a.join(name)).is_ok_and(|t| t == b"by b"))
+    });
+    wait_equal(&at, &at_a, &[&a, &b]);
+    a.wait("a to be content", || waiting(&a).is_empty());
+}

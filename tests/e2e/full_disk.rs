@@ -141,6 +141,36 @@ fn a_running_service_goes_on_when_space_returns() {
 }
 
 #[test]
+fn a_daemon_started_on_a_full_disk_opens_its_folders_when_space_returns() {
+    need_root();
+    let world = World::new();
+    let (src, at, disk) = (world.dir("src"), world.dir("at"), world.dir("disk"));
+    let small = SmallDisk::new(&disk);
+    fs::write(src.join("f"), b"shared before").unwrap();
+    let (mut a, links) = world.share(&src, "disk/state");
+    a.kill();
+    small.fill_up_to(0);
+    let state = disk.join("state");
+    let a = world.launch(ccbt(&state), &state, &[], &["daemon"]);
+    let unopened = || {
+        a.status()["unopened"][0]["error"]
+            .as_str()
+            .map(str::to_owned)
+    };
+    a.wait("the status to say why", || {
+        unopened().is_some_and(|why| why.contains("no space left"))
+    });
+    assert_eq!(a.status()["folders"].as_array().unwrap().len(), 0);
+    fs::remove_file(disk.join("filler")).unwrap();
+    a.wait("the folder", || unopened().is_none());
+    let b = world.mount(&links.write, &at, "b", &[&a]);
+    assert_eq!(fs::read(at.join("f")).unwrap(), b"shared before");
+    drop(b);
+    drop(a);
+    drop(small);
+}
+
+#[test]
 fn sharing_with_the_state_on_a_full_disk_changes_nothing_and_works_later() {
     need_root();
     let world = World::new();

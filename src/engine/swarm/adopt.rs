@@ -208,13 +208,7 @@ impl Swarm {
                 Some(Stage::Fetching)
             }
             Outcome::Missing(_) => Some(Stage::Ready),
-            Outcome::Uncovered(other) => {
-                tracing::debug!(%incarnation, %other, "head held back until the other's head comes");
-                self.config.metrics.heads_held_back.inc();
-                Some(Stage::Held {
-                    until: now + RETRY_TIME,
-                })
-            }
+            Outcome::Uncovered(other) => Some(self.held_for(&head, other)),
             Outcome::Invalid(error) => {
                 tracing::warn!(%incarnation, error, "snapshot refused");
                 self.config.metrics.heads_refused.inc();
@@ -242,6 +236,24 @@ impl Swarm {
                 self.adoptions.remove(&incarnation);
             }
             (Some(_), None) => {}
+        }
+    }
+
+    /// The vector of `head` names counters that no head of `other` we believe has signed.
+    fn held_for(&mut self, head: &Head, other: Incarnation) -> Stage {
+        let incarnation = head.claims().incarnation;
+        if !self.adoptions.contains_key(&other)
+            && let Some(vouched) = self.heads.vouched(head, &other).cloned()
+        {
+            tracing::info!(%incarnation, %other, "a head with its clock ahead counts: its device went on from it");
+            let from = self.adoptions.get(&incarnation).and_then(|a| a.from);
+            self.adopt(from, vouched, None);
+            return Stage::Ready;
+        }
+        tracing::debug!(%incarnation, %other, "head held back until the other's head comes");
+        self.config.metrics.heads_held_back.inc();
+        Stage::Held {
+            until: self.clock.now() + RETRY_TIME,
         }
     }
 
