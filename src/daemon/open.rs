@@ -1,12 +1,13 @@
 //! From a record to a running folder: working tree, actor, home; and back.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ccbt_xet::disk::RealDisk;
 use ccbt_xet::store::WriteError;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use super::Daemon;
 use super::place;
@@ -27,8 +28,8 @@ use crate::folder::tree::NodesError;
 use crate::folder::work::{Clock, FlushError, Folder, FolderConfig, OpenFolderError};
 use crate::share::heads::Heads;
 use crate::share::{
-    Capability, Certificate, FolderCredentials, FolderId, Link, Manifest, ManifestClaims, Right,
-    Role, Suite, Writer,
+    Capability, Certificate, FolderCredentials, FolderId, Incarnation, Link, Manifest,
+    ManifestClaims, Right, Role, Suite, Writer,
 };
 
 /// The epoch of every folder until revocation exists.
@@ -95,7 +96,7 @@ impl Daemon {
         let incarnation = record.take_incarnation(&dir)?;
         let (swarm, inbox) = swarm::channel();
         let seen = Arc::clone(&self.0.seen);
-        let names = Names::default();
+        let names = known_names(&credentials, &dir, incarnation);
         let inc = Inc(*incarnation.as_bytes());
         let read_only = credentials.writer.is_none();
         let folder = self.open_work(&dir, inc, read_only, &swarm, &names).await?;
@@ -261,7 +262,11 @@ impl Daemon {
     }
 
     /// Opens the plain directory that holds the folder, and reads nothing of it yet.
-    pub(super) async fn attach_home(&self, open: &Arc<OpenFolder>, dir: &Path) -> Result<Arc<Home>, ApiError> {
+    pub(super) async fn attach_home(
+        &self,
+        open: &Arc<OpenFolder>,
+        dir: &Path,
+    ) -> Result<Arc<Home>, ApiError> {
         let (folder, store) = (Arc::new(open.folder.clone()), Arc::clone(&self.0.store));
         let (dir, options) = (dir.to_path_buf(), self.home_options(open));
         let opened = blocking(move || {
@@ -447,10 +452,28 @@ fn own_manifest(seed: &crate::share::OwnerSeed) -> Result<Manifest, ApiError> {
 
 /// The manifest kept with the heads, for who cannot make it.
 fn stored_manifest(link: &Link, dir: &Path) -> Option<Manifest> {
-    let bytes = std::fs::read(dir.join("heads")).ok()?;
-    let mut heads = Heads::new(link.folder(), None);
-    heads.restore(&bytes, clock::unix_days()).ok()?;
+    let heads = stored_heads(Heads::new(link.folder(), None), dir)?;
     heads.manifest().cloned()
+}
+
+fn stored_heads(mut table: Heads, dir: &Path) -> Option<Heads> {
+    let bytes = std::fs::read(dir.join("heads")).ok()?;
+    table.restore(&bytes, clock::unix_days()).ok()?;
+    Some(table)
+}
+
+/// What the devices are called whose files the folder may show as soon as it is open: ours, and those met so far.
+fn known_names(credentials: &FolderCredentials, dir: &Path, own: Incarnation) -> Names {
+    let mut names = BTreeMap::new();
+    let table = Heads::new(credentials.folder, credentials.write);
+    if let Some(heads) = stored_heads(table, dir) {
+        let known = heads.named([]);
+        names.extend(known.map(|(inc, name)| (*inc.as_bytes(), name.to_owned())));
+    }
+    if let Some(writer) = &credentials.writer {
+        names.insert(*own.as_bytes(), writer.certificate.name().to_string());
+    }
+    Arc::new(RwLock::new(names))
 }
 
 impl OpenFolder {

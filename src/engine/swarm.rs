@@ -80,7 +80,7 @@ pub struct SwarmConfig {
     pub keeper: bool,
     /// Talk to peers at all. A folder that is only mounted here does not.
     pub online: bool,
-    /// Device names by incarnation, kept current for the names of conflict files.
+    /// Device names by incarnation, kept current for the names of conflict files. Begins with those known so far.
     pub names: Names,
     /// Tell members of each other.
     pub exchange: bool,
@@ -564,14 +564,26 @@ impl Swarm {
         self.credentials.writer.is_some()
     }
 
-    /// Makes the names of devices known to the folder, for the names of conflict files.
-    fn name_devices(&self) {
+    /// Makes the names of devices known to the folder, for the names of conflict files. Before anything that a device wrote
+    /// is shown, so that it is shown under one name from the start.
+    fn name_devices(&mut self) {
+        let pending = self.adoptions.values().map(|adoption| adoption.head());
+        let named = self.heads.named(pending);
         let mut names = self.config.names.write();
-        for head in self.heads.heads() {
-            let incarnation = head.claims().incarnation;
-            if let Some(name) = self.heads.device_name(&incarnation) {
-                names.insert(*incarnation.as_bytes(), name.to_owned());
-            }
+        let mut renamed = false;
+        for (incarnation, name) in named {
+            let known = names.insert(*incarnation.as_bytes(), name.to_owned());
+            renamed |= known.is_some_and(|known| known != name);
+        }
+        drop(names);
+        if renamed {
+            let folder = self.config.folder.clone();
+            self.jobs.spawn_blocking(move || {
+                outcome_of(JobDone::Other, || {
+                    folder.rename_siblings();
+                    JobDone::Other
+                })
+            });
         }
     }
 

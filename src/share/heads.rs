@@ -245,6 +245,18 @@ impl Heads {
         self.certificates.values()
     }
 
+    /// What the devices behind all incarnations are called, counting `also`: heads that were checked, but are not taken yet.
+    pub fn named<'h>(
+        &'h self,
+        also: impl IntoIterator<Item = &'h Head>,
+    ) -> impl Iterator<Item = (Incarnation, &'h str)> {
+        self.heads.values().chain(also).filter_map(|head| {
+            let claims = head.claims();
+            let certificate = self.certificates.get(&claims.device)?;
+            Some((claims.incarnation, certificate.name().as_str()))
+        })
+    }
+
     /// What the device that publishes as `incarnation` is called.
     pub fn device_name(&self, incarnation: &Incarnation) -> Option<&str> {
         let device = self.heads.get(incarnation)?.claims().device;

@@ -37,7 +37,7 @@ fn edits_made_apart_are_both_kept_on_every_side() {
     let (mut a, _) = world.share(&src, "a");
     a.mount_again(&src, &at_a);
     assert_ne!(a.port, port, "the peer is found at its new address");
-    let b = world.mount(&links.write, &at_b, "b", &[&a]);
+    let mut b = world.mount(&links.write, &at_b, "b", &[&a]);
     let both: BTreeSet<Vec<u8>> = [&b"by a"[..], b"by b", b"a's own", b"b's own"]
         .map(<[u8]>::to_vec)
         .into();
@@ -54,4 +54,13 @@ fn edits_made_apart_are_both_kept_on_every_side() {
         .iter()
         .find(|n| n.starts_with("plan (conflict ") && n.ends_with(").txt"));
     assert!(conflict.is_some(), "{names:?}");
+
+    // The same after a start, without anybody who could say what devices are called.
+    assert_eq!(b.stop(), 0);
+    let _b = world.mount(&links.write, &at_b, "b", &[]);
+    let again: BTreeSet<String> = fs::read_dir(&at_b)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(again, names.into_iter().collect());
 }

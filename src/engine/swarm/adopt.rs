@@ -54,6 +54,12 @@ enum Stage {
     Held { until: Duration },
 }
 
+impl Adoption {
+    pub(super) fn head(&self) -> &Head {
+        &self.head
+    }
+}
+
 /// What one attempt came to.
 pub(super) enum Outcome {
     Merged {
@@ -158,9 +164,10 @@ impl Swarm {
             return;
         };
         adoption.stage = Stage::Merging;
-        self.adopting = true;
         let (incarnation, head, delta) =
             (*incarnation, adoption.head.clone(), adoption.delta.take());
+        self.adopting = true;
+        self.name_devices();
         let counters = self
             .heads
             .counters(self.adoptions.values().map(|pending| &pending.head));

@@ -183,9 +183,8 @@ impl State {
         }
     }
 
-    /// Names siblings by `tag` from now on; every directory that shows one changes.
-    pub fn set_tag(&mut self, tag: Tag) -> Vec<Change> {
-        self.tag = tag;
+    /// The tag gives other names than before: every directory that shows a sibling changes.
+    pub fn rename_siblings(&mut self) -> Vec<Change> {
         self.crowds.values_mut().for_each(Crowd::forget_names);
         let dirs = self.crowds.keys();
         dirs.map(|&dir| Change::Listing { dir }).collect()

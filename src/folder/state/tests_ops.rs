@@ -479,8 +479,8 @@ fn a_new_tag_renames_siblings() {
     d.create(0, "/a", "r1");
     d.create(1, "/a", "r2");
     d.sync(0, 1);
-    let tag = conflict_tag(|inc| Some(format!("laptop-{}", char::from(inc.0[0]))));
-    let changes = d.state(0).set_tag(tag);
+    d.state(0).tag = conflict_tag(|inc| Some(format!("laptop-{}", char::from(inc.0[0]))));
+    let changes = d.state(0).rename_siblings();
     assert_eq!(changes, [Change::Listing { dir: Fid::ROOT }]);
     assert_eq!(
         d.shown(0),

@@ -99,6 +99,28 @@ impl Folder {
         }
     }
 
+    /// Shows siblings by what `device_name` of the configuration says now.
+    pub fn rename_siblings(&self) {
+        let inner = &self.inner;
+        let gate = inner.gate.read();
+        let told = {
+            let mut core = inner.core.lock();
+            let op = core.op(inner.now_ns());
+            let changes = op.core.state.rename_siblings();
+            let told = op.core.reconcile_all(&changes, op.now);
+            if let (Some(record), _) = op.finish() {
+                // Which inode had which name is told again at the next start, should it not be written.
+                let _ = inner.journal.queue(record);
+            }
+            told
+        };
+        if let Err(error) = inner.journal.write_queue() {
+            tracing::warn!(%error, "new names of siblings wait to be written to the journal");
+        }
+        drop(gate);
+        inner.tell(&told);
+    }
+
     /// Builds the tree that `changes` make of the tree `base` into the store. True: it is the tree `expect_root`, whose
     /// snapshot can be merged now.
     pub fn apply_changes(
