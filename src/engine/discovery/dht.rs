@@ -1,7 +1,8 @@
 //! The DHT as discovery needs it ([`Dht`]), and the one file that knows `mainline` ([`Mainline`]).
 //!
-//! `mainline` is IPv4 only and runs a thread of its own that wakes 20 times a second. Its calls panic if that thread
-//! died, so each runs in a task of its own and such an end is [`DhtError::Stopped`].
+//! `mainline` is IPv4 only and runs a thread of its own, which takes our calls between two waits for datagrams (see
+//! [`rest`](super::rest)). Its calls panic if that thread died, so each runs in a task of its own and such an end is
+//! [`DhtError::Stopped`].
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -20,7 +21,7 @@ use mainline::{Id, MutableItem};
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 
-use super::{Found, Source, Stop, deliver, jittered};
+use super::{Found, Source, Stop, deliver, jittered, rest};
 use crate::proto::tracker::callable;
 use crate::share::SwarmId;
 use crate::share::dht_item::{ItemKey, SignedItem, VALUE_LEN_MAX};
@@ -45,6 +46,8 @@ const ANNOUNCE_TIME: Duration = Duration::from_secs(15 * 60);
 /// First wait after the start or after a failed announce; doubled up to [`ANNOUNCE_TIME`]: of two who start together,
 /// one looks before the other has announced itself.
 const RETRY_TIME: Duration = Duration::from_secs(15);
+/// How long the thread waits for a datagram, and a call of ours for the thread at most.
+const DATAGRAM_WAIT: Duration = Duration::from_millis(250);
 /// Longest name lookup of a bootstrap host.
 const RESOLVE_TIME: Duration = Duration::from_secs(10);
 
@@ -141,7 +144,14 @@ impl Mainline {
         }
         // Waits for its thread, so not here.
         let dht = tokio::task::spawn_blocking(move || builder.build()).await??;
-        Ok(Self(dht.as_async()))
+        let dht = dht.as_async();
+        let port = dht.info().await.local_addr().port();
+        match rest::wait_longer(port, DATAGRAM_WAIT) {
+            Ok(true) => {}
+            Ok(false) => tracing::debug!(port, "the socket of the DHT is not found"),
+            Err(error) => tracing::debug!(%error, "the thread of the DHT wakes often"),
+        }
+        Ok(Self(dht))
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod dht;
 pub mod item;
 mod lsd;
+mod rest;
 pub mod trackers;
 
 use std::collections::HashMap;
