@@ -102,6 +102,7 @@ async fn a_call_brings_its_result_over_the_socket() {
         dir: ApiPath("/d/pics".into()),
         name: None,
         peers: Vec::new(),
+        suite: None,
     };
     let response = client.call(&request, &NoProgress).await.unwrap();
     assert_eq!(

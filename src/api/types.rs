@@ -104,6 +104,19 @@ pub struct ShareRequest {
     /// Peers of the folder to try first, beside those in the configuration.
     #[serde(default)]
     pub peers: Vec<SocketAddr>,
+    /// What names the chunks of a folder that does not exist yet; BLAKE3 if `None`.
+    #[serde(default)]
+    pub suite: Option<HashSuite>,
+}
+
+/// A hash suite as users name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum HashSuite {
+    /// Keyed BLAKE3, as other Xet software has it
+    Blake3,
+    /// HMAC-SHA-256
+    Sha256,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

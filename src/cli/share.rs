@@ -7,7 +7,7 @@ use clap::Args;
 use super::connect::Session;
 use super::options::{Context, NetworkOptions};
 use super::{CommandResult, INTERRUPTED, output, source};
-use crate::api::types::{ShareRequest, ShareResponse};
+use crate::api::types::{HashSuite, ShareRequest, ShareResponse};
 use crate::api::{WorkItem, WorkKind, escape};
 
 /// Publish a directory and print its links
@@ -21,6 +21,9 @@ pub(super) struct ShareCommand {
     /// Name of the folder [default: that of the directory]
     #[arg(long)]
     name: Option<String>,
+    /// Hash that names the chunks of a new folder [default: blake3]
+    #[arg(long, value_name = "HASH")]
+    suite: Option<HashSuite>,
     /// Leave a daemon running in the background
     #[arg(short = 'd', long)]
     detach: bool,
@@ -36,6 +39,7 @@ impl ShareCommand {
             dir: dir.clone(),
             name: self.name,
             peers: context.network.peers.clone(),
+            suite: self.suite,
         };
         let Some(response) = session.call(context, &request).await? else {
             return Ok(INTERRUPTED);

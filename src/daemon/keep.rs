@@ -122,7 +122,7 @@ impl Daemon {
         let daemon = self.clone();
         let but = Arc::clone(&open);
         let others = blocking(move || daemon.folders_but(&but)).await??;
-        let (store, folder) = (Arc::clone(&self.0.store), open.folder.clone());
+        let (store, folder) = (Arc::clone(&open.store), open.folder.clone());
         let shown = request.path.clone();
         let evicted = blocking(move || {
             let names: Vec<&[u8]> = path.iter().map(Name::as_bytes).collect();

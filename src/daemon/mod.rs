@@ -4,7 +4,8 @@
 //! - `open`: from a record to a running folder: store, working tree, actor, home.
 //! - `share`, `mounts`, `status`, `keep`: the calls of the API, one file per family.
 //! - `seen`: members met in earlier runs.
-//! - `store`: the store as a whole, also without a daemon.
+//! - `stores`: the chunk stores, one for each hash suite; `store`: all of them as a whole, also without a daemon;
+//!   `upkeep`: what is done for them while nobody asks.
 //! - `place`: which directories may be shared or mounted on.
 //!
 //! The daemon owns two tables, open folders and mounts. A call that changes them holds `turn`, so that two commands
@@ -21,6 +22,8 @@ mod seen;
 mod share;
 mod status;
 mod store;
+mod stores;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -29,15 +32,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 
 use ccbt_mount::Mount;
-use ccbt_xet::disk::RealDisk;
-use ccbt_xet::store::{Store, StoreOptions};
 use parking_lot::Mutex;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::sync::watch;
 
-use self::open::OpenFolder;
+use self::open::{OpenFolder, blocking};
 use self::seen::Seen;
 pub use self::store::store_offline;
+use self::stores::Stores;
 use crate::api::types::*;
 use crate::api::{ApiError, Control, ErrorKind, ProgressSink, Reply, Work, WorkItem, WorkKind};
 use crate::clock::Elapsed;
@@ -59,7 +61,7 @@ struct Inner {
     config: Arc<Config>,
     state: StateDir,
     clock: Elapsed,
-    store: Arc<Store>,
+    stores: Stores,
     seen: Arc<Seen>,
     device: Arc<DeviceKey>,
     device_name: DeviceName,
@@ -99,19 +101,11 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
     let device = Arc::new(device_key(&path)?);
     let seen = Seen::start(&path).map_err(|error| ApiError::io("cannot start threads", &error))?;
     let cache_bytes = usize::try_from(config.read_cache_bytes).unwrap_or(usize::MAX);
-    let store = tokio::task::spawn_blocking(move || {
-        let options = StoreOptions {
-            cache_bytes,
-            ..StoreOptions::default()
-        };
-        Store::open(&path.join("store"), Arc::new(RealDisk), options)
+    let (state, stores) = blocking(move || {
+        let stores = Stores::open(&state, cache_bytes)?;
+        Ok((state, stores))
     })
-    .await
-    .map_err(|error| ApiError::new(ErrorKind::Internal, error))?
-    .map_err(|error| {
-        let path = place::shown(&error.path);
-        ApiError::io(format_args!("cannot open the store: {path}"), &error.source)
-    })?;
+    .await?;
     let (work, _) = watch::channel(Work::default());
     let metrics = Arc::new(Metrics::default());
     raise_descriptor_limit();
@@ -119,7 +113,7 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
         config,
         state,
         clock: Elapsed::start(),
-        store: Arc::new(store),
+        stores,
         seen: Arc::new(seen),
         device,
         device_name: device_name(),
@@ -139,6 +133,7 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
     }));
     daemon.resume().await?;
     daemon.announce_work();
+    daemon.start_upkeep();
     Ok(Arc::new(daemon))
 }
 

@@ -11,10 +11,11 @@ use ccbt_mount::{MountEnd, MountError, MountId, MountOptions, Unmounted};
 use super::open::OpenFolder;
 use super::record::{FolderRecord, MountRecord};
 use super::share::{forget_folder, new_folder};
+use super::upkeep::close_store;
 use super::{Daemon, Mounted, place};
 use crate::api::types::*;
 use crate::api::{ApiError, ErrorKind, ProgressSink};
-use crate::share::{FolderId, Link, Right};
+use crate::share::{FolderId, Link, Right, Suite};
 use crate::volume::FolderVolume;
 
 /// How long `mount LINK` waits for the first listing before it mounts what there is.
@@ -148,7 +149,7 @@ impl Daemon {
         self.check_mount_point(dir)?;
         let (known, is_new) = match self.remembered_live(dir)? {
             Some(known) => (known, false),
-            None => (new_folder(dir, None), true),
+            None => (new_folder(dir, None, Suite::Blake3), true),
         };
         let (record, link) = known;
         if let Some(open) = self.folder(&link.folder()) {
@@ -397,10 +398,8 @@ impl Daemon {
         self.close_discovery().await;
         let seen = Arc::clone(&self.0.seen);
         let _closed = tokio::task::spawn_blocking(move || seen.close()).await;
-        let store = Arc::clone(&self.0.store);
-        let synced = tokio::task::spawn_blocking(move || store.sync()).await;
-        if let Ok(Err(error)) = synced {
-            tracing::error!(%error, "the store was not synced");
+        for store in self.0.stores.all() {
+            let _closed = tokio::task::spawn_blocking(move || close_store(&store)).await;
         }
         self.0.work.send_modify(|work| {
             work.items.clear();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ccbt_xet::disk::RealDisk;
-use ccbt_xet::store::WriteError;
+use ccbt_xet::store::{Store, WriteError};
 use parking_lot::{Mutex, RwLock};
 
 use super::Daemon;
@@ -43,6 +43,8 @@ pub(super) struct OpenFolder {
     pub(super) record: Mutex<FolderRecord>,
     pub(super) credentials: Arc<FolderCredentials>,
     pub(super) folder: Folder,
+    /// That of its hash suite.
+    pub(super) store: Arc<Store>,
     pub(super) swarm: SwarmHandle,
     pub(super) home: Mutex<Option<Arc<Home>>>,
 }
@@ -71,7 +73,8 @@ impl Daemon {
         let inc = Inc(*record.incarnation().as_bytes());
         // Nobody takes what it would tell.
         let (nobody, _) = swarm::channel();
-        let config = self.work_config(dir, inc, true, &nobody, Names::default());
+        let store = self.0.stores.of(record.link(dir)?.suite().hashes())?;
+        let config = self.work_config(dir, store, inc, true, &nobody, Names::default());
         Folder::open(config).map(Some).map_err(unopened)
     }
 
@@ -99,7 +102,16 @@ impl Daemon {
         let names = known_names(&credentials, &dir, incarnation);
         let inc = Inc(*incarnation.as_bytes());
         let read_only = credentials.writer.is_none();
-        let folder = self.open_work(&dir, inc, read_only, &swarm, &names).await?;
+        let store = self.store_of(link).await?;
+        let config = self.work_config(
+            &dir,
+            Arc::clone(&store),
+            inc,
+            read_only,
+            &swarm,
+            Arc::clone(&names),
+        );
+        let folder = blocking(move || Folder::open(config).map_err(unopened)).await?;
         let config = SwarmConfig {
             name: record.name.clone(),
             credentials: Arc::clone(&credentials),
@@ -107,7 +119,7 @@ impl Daemon {
             incarnation,
             epoch: EPOCH,
             folder: folder.clone(),
-            store: Arc::clone(&self.0.store),
+            store: Arc::clone(&store),
             heads_file: dir.join("heads"),
             read_timeout: self.0.config.read_timeout,
             given: self
@@ -135,6 +147,7 @@ impl Daemon {
             record: Mutex::new(record),
             credentials,
             folder,
+            store,
             swarm,
             home: Mutex::new(None),
         });
@@ -142,22 +155,16 @@ impl Daemon {
         Ok(open)
     }
 
-    /// Opens the working tree of a folder.
-    async fn open_work(
-        &self,
-        dir: &Path,
-        inc: Inc,
-        read_only: bool,
-        swarm: &SwarmHandle,
-        names: &Names,
-    ) -> Result<Folder, ApiError> {
-        let config = self.work_config(dir, inc, read_only, swarm, Arc::clone(names));
-        blocking(move || Folder::open(config).map_err(unopened)).await
+    /// The store of a folder's suite.
+    async fn store_of(&self, link: &Link) -> Result<Arc<Store>, ApiError> {
+        let (daemon, suite) = (self.clone(), link.suite().hashes());
+        blocking(move || daemon.0.stores.of(suite)).await
     }
 
     fn work_config(
         &self,
         dir: &Path,
+        store: Arc<Store>,
         inc: Inc,
         read_only: bool,
         swarm: &SwarmHandle,
@@ -166,7 +173,7 @@ impl Daemon {
         FolderConfig {
             dir: dir.join("work"),
             disk: Arc::new(RealDisk),
-            store: Arc::clone(&self.0.store),
+            store,
             inc,
             rename_row: ledger::rename_row,
             held_content: ledger::held_content,
@@ -181,12 +188,6 @@ impl Daemon {
 
     /// What this device shows to members.
     fn credentials(&self, link: &Link, dir: &Path) -> Result<FolderCredentials, ApiError> {
-        if link.suite() != Suite::Blake3 {
-            let what =
-                "the folder's chunks are named by SHA-256, which this version of ccbt cannot";
-            return Err(ApiError::new(ErrorKind::Refused, what)
-                .hint("ask for a folder that was made with the default, BLAKE3"));
-        }
         let capability = link.capability();
         let read = capability.read_key(EPOCH).ok_or_else(|| {
             ApiError::new(
@@ -197,9 +198,16 @@ impl Daemon {
         })?;
         let write_key = capability.write_key(EPOCH);
         let manifest = match capability {
-            Capability::Owner(seed) => Some(own_manifest(seed)?),
+            Capability::Owner(seed) => Some(own_manifest(seed, link.suite())?),
             _ => stored_manifest(link, dir),
         };
+        if manifest
+            .as_ref()
+            .is_some_and(|manifest| manifest.claims().suite != link.suite())
+        {
+            let what = "the link names another hash suite than the folder's owner does";
+            return Err(ApiError::new(ErrorKind::Refused, what).hint("ask for the link again"));
+        }
         let writer = write_key.as_ref().map(|key| Writer {
             device: Arc::clone(&self.0.device),
             certificate: Certificate::issue(
@@ -226,7 +234,7 @@ impl Daemon {
         self.0.gate.open(Door {
             swarm: open.swarm.clone(),
             credentials: Arc::clone(&open.credentials),
-            store: Arc::clone(&self.0.store),
+            store: Arc::clone(&open.store),
             name: open.record.lock().name.clone(),
         });
         open.swarm.set_online(true);
@@ -267,7 +275,7 @@ impl Daemon {
         open: &Arc<OpenFolder>,
         dir: &Path,
     ) -> Result<Arc<Home>, ApiError> {
-        let (folder, store) = (Arc::new(open.folder.clone()), Arc::clone(&self.0.store));
+        let (folder, store) = (Arc::new(open.folder.clone()), Arc::clone(&open.store));
         let (dir, options) = (dir.to_path_buf(), self.home_options(open));
         let opened = blocking(move || {
             let clock = Arc::new(clock::unix_nanos);
@@ -439,10 +447,10 @@ fn report_scan(result: Result<ScanReport, ScanError>) {
     }
 }
 
-fn own_manifest(seed: &crate::share::OwnerSeed) -> Result<Manifest, ApiError> {
+fn own_manifest(seed: &crate::share::OwnerSeed, suite: Suite) -> Result<Manifest, ApiError> {
     let claims = ManifestClaims {
         epoch: EPOCH,
-        suite: Suite::Blake3,
+        suite,
         write: seed.write_key(EPOCH).public(),
         flags: 0,
         revocations: Vec::new(),

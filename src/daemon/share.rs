@@ -29,8 +29,20 @@ impl Daemon {
                 self.share_again(&open, progress).await?;
                 open
             }
-            None => self.new_home(&dir, request.name.clone(), progress).await?,
+            None => {
+                let suite = request.suite.map_or(Suite::Blake3, suite_of);
+                self.new_home(&dir, request.name.clone(), suite, progress)
+                    .await?
+            }
         };
+        if request
+            .suite
+            .is_some_and(|suite| suite_of(suite) != open.link.suite())
+        {
+            let what = "the directory holds a folder that was created with another hash";
+            return Err(ApiError::new(ErrorKind::Refused, what)
+                .hint("leave out --suite, or `ccbt unshare` it and remove its .ccbt directory to make a new folder"));
+        }
         for peer in &request.peers {
             open.swarm.give(*peer);
         }
@@ -48,6 +60,7 @@ impl Daemon {
         &self,
         dir: &Path,
         name: Option<String>,
+        suite: Suite,
         progress: ProgressSink,
     ) -> Result<Arc<OpenFolder>, ApiError> {
         place::apart_from_state(dir, self.0.state.path())?;
@@ -57,7 +70,7 @@ impl Daemon {
         self.listen()?;
         let (known, is_new) = match self.remembered_home(dir)? {
             Some(known) => (known, false),
-            None => (new_folder(dir, name), true),
+            None => (new_folder(dir, name, suite), true),
         };
         let (mut record, link) = known;
         record.home = Some(ApiPath(dir.to_path_buf()));
@@ -283,6 +296,13 @@ fn not_shared(dir: &ApiPath) -> ApiError {
         .hint("`ccbt status` lists what is")
 }
 
+fn suite_of(named: HashSuite) -> Suite {
+    match named {
+        HashSuite::Blake3 => Suite::Blake3,
+        HashSuite::Sha256 => Suite::Sha256,
+    }
+}
+
 /// Removes the record and the working tree of a folder nobody has seen yet.
 pub(super) fn forget_folder(dir: &Path) {
     if let Err(error) = std::fs::remove_dir_all(dir) {
@@ -291,9 +311,9 @@ pub(super) fn forget_folder(dir: &Path) {
 }
 
 /// A folder that did not exist before: its owner is whoever has this state directory.
-pub(super) fn new_folder(dir: &Path, name: Option<String>) -> (FolderRecord, Link) {
+pub(super) fn new_folder(dir: &Path, name: Option<String>, suite: Suite) -> (FolderRecord, Link) {
     let seed = OwnerSeed::generate(&mut random::fill);
-    let link = Link::new(seed.folder(), Suite::Blake3, Capability::Owner(seed));
+    let link = Link::new(seed.folder(), suite, Capability::Owner(seed));
     let name = name.unwrap_or_else(|| {
         let last = dir.file_name().unwrap_or(dir.as_os_str());
         last.to_string_lossy().into_owned()

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::Daemon;
 use super::open::OpenFolder;
+use super::{Daemon, stores};
 use crate::api::types::*;
 use crate::api::{ApiError, ErrorKind};
 use crate::engine::swarm::SwarmStatus;
@@ -94,7 +94,7 @@ impl Daemon {
     }
 
     fn metrics(&self) -> BTreeMap<String, u64> {
-        let (metrics, store) = (&self.0.metrics, self.0.store.stats());
+        let (metrics, store) = (&self.0.metrics, stores::stats(&self.0.stores.all()));
         metrics.peers_connected.set(self.0.gate.members() as u64);
         metrics.mounts.set(self.0.mounts.lock().len() as u64);
         metrics.store_bytes.set(store.bytes);

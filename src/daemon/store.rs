@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ccbt_mount::VolumeError;
-use ccbt_xet::disk::RealDisk;
 use ccbt_xet::hash::{ChunkHash, NodeId};
-use ccbt_xet::store::{CollectError, ReadError, Store, StoreOptions, Verified};
+use ccbt_xet::store::{CollectError, ReadError, Reclaimed, Store, StoreOptions};
 
 use super::Daemon;
 use super::keep::fetch;
 use super::open::{OpenFolder, blocking, folder_dirs};
+use super::stores::{self, Stores};
 use crate::api::types::*;
 use crate::api::{ApiError, ErrorKind, ProgressSink};
 use crate::config::StateDir;
@@ -47,8 +47,8 @@ impl Daemon {
     }
 
     async fn store_stats(&self) -> Result<StoreStatsResponse, ApiError> {
-        let store = Arc::clone(&self.0.store);
-        let mut stats = blocking(move || stats(&store)).await?;
+        let stores = self.0.stores.all();
+        let mut stats = blocking(move || stats(&stores)).await?;
         let (mut content, mut only_here) = (Amount::default(), Amount::default());
         for folder in self.report_status().await?.folders {
             content.files += folder.content.files;
@@ -66,37 +66,59 @@ impl Daemon {
         repair: bool,
         progress: ProgressSink,
     ) -> Result<VerifyResponse, ApiError> {
-        let store = Arc::clone(&self.0.store);
-        let verified = blocking(move || verify(&store, &progress)).await?;
-        let mut response = verify_response(verified);
-        if repair && verified.damaged > 0 {
-            let (chunks, nodes) = self.0.store.take_quarantined();
+        let stores = self.0.stores.all();
+        let mut response = blocking(move || verify(&stores, &progress)).await?;
+        if repair && response.damaged > 0 {
+            let (chunks, nodes) = self.take_quarantined();
             response.repaired = self.repair(&chunks, &nodes).await?;
         }
         Ok(response)
     }
 
+    /// What was found damaged since the last time, in all stores.
+    pub(super) fn take_quarantined(&self) -> (Vec<ChunkHash>, Vec<NodeId>) {
+        let (mut chunks, mut nodes) = (Vec::new(), Vec::new());
+        for store in self.0.stores.all() {
+            let (more_chunks, more_nodes) = store.take_quarantined();
+            chunks.extend(more_chunks);
+            nodes.extend(more_nodes);
+        }
+        (chunks, nodes)
+    }
+
     /// Gets what was damaged from plain files and from peers. Returns how much of it is here again.
-    async fn repair(&self, chunks: &[ChunkHash], nodes: &[NodeId]) -> Result<u64, ApiError> {
-        let store = Arc::clone(&self.0.store);
+    pub(super) async fn repair(
+        &self,
+        chunks: &[ChunkHash],
+        nodes: &[NodeId],
+    ) -> Result<u64, ApiError> {
+        let stores = self.0.stores.all();
         let damaged: HashSet<ChunkHash> = chunks.iter().copied().collect();
         let wanted = damaged.clone();
-        blocking(move || pack_borrowed(&store, &wanted)).await?;
+        blocking(move || {
+            stores
+                .iter()
+                .try_for_each(|store| pack_borrowed(store, &wanted))
+        })
+        .await?;
         let damaged_nodes: HashSet<NodeId> = nodes.iter().copied().collect();
         let open: Vec<Arc<OpenFolder>> = self.0.folders.lock().values().cloned().collect();
         for folder in open {
             refetch(&folder, &damaged, &damaged_nodes).await?;
         }
-        let store = Arc::clone(&self.0.store);
+        let stores = self.0.stores.all();
         blocking(move || {
-            store.sync().map_err(write_failed)?;
-            // Empties the packs with damage into others.
-            store.remove(&|_| true).map_err(write_failed)?;
-            store.remove_nodes(&|_| true).map_err(write_failed)?;
-            let chunks = damaged.iter().filter(|hash| store.contains(hash)).count();
-            let nodes = damaged_nodes.iter();
-            let nodes = nodes.filter(|id| store.contains_node(id)).count();
-            Ok((chunks + nodes) as u64)
+            let mut repaired = 0;
+            for store in stores {
+                store.sync().map_err(write_failed)?;
+                // Empties the packs with damage into others.
+                store.remove(&|_| true).map_err(write_failed)?;
+                store.remove_nodes(&|_| true).map_err(write_failed)?;
+                repaired += damaged.iter().filter(|hash| store.contains(hash)).count();
+                let nodes = damaged_nodes.iter();
+                repaired += nodes.filter(|id| store.contains_node(id)).count();
+            }
+            Ok(repaired as u64)
         })
         .await
     }
@@ -108,7 +130,7 @@ impl Daemon {
                 note: "looking for what is wanted".to_owned(),
                 ..Progress::default()
             });
-            collect(&daemon.0.store, &daemon.every_folder()?, dry_run)
+            collect(&daemon.0.stores.all(), &daemon.every_folder()?, dry_run)
         })
         .await
     }
@@ -141,34 +163,30 @@ pub fn store_offline(
     request: &StoreRequest,
     progress: &ProgressSink,
 ) -> Result<StoreResponse, ApiError> {
-    let store = Store::open(
-        &state.path().join("store"),
-        Arc::new(RealDisk),
-        StoreOptions::default(),
-    )
-    .map_err(|error| ApiError::new(ErrorKind::Io, error))?;
+    let stores = Stores::open(state, StoreOptions::default().cache_bytes)?.all();
     match request.action {
-        StoreAction::Stats => Ok(StoreResponse::Stats(stats(&store)?)),
-        StoreAction::Verify { .. } => {
-            let verified = verify(&store, progress)?;
-            Ok(StoreResponse::Verify(verify_response(verified)))
-        }
+        StoreAction::Stats => Ok(StoreResponse::Stats(stats(&stores)?)),
+        StoreAction::Verify { .. } => verify(&stores, progress).map(StoreResponse::Verify),
         StoreAction::Gc { dry_run } => {
             if !folder_dirs(state)?.is_empty() {
                 let what = "only a daemon can tell what the folders of this state directory need";
                 return Err(ApiError::new(ErrorKind::NoDaemon, what)
                     .hint("start one with `ccbt daemon -d`"));
             }
-            collect(&store, &[], dry_run).map(StoreResponse::Gc)
+            collect(&stores, &[], dry_run).map(StoreResponse::Gc)
         }
     }
 }
 
-fn stats(store: &Store) -> Result<StoreStatsResponse, ApiError> {
-    let stats = store.stats();
+fn stats(stores: &[Arc<Store>]) -> Result<StoreStatsResponse, ApiError> {
+    let stats = stores::stats(stores);
+    let mut chunk_bytes = 0;
+    for store in stores {
+        chunk_bytes += store.content_bytes().map_err(read_failed)?;
+    }
     Ok(StoreStatsResponse {
         chunks: stats.chunks,
-        chunk_bytes: store.content_bytes().map_err(read_failed)?,
+        chunk_bytes,
         nodes: stats.nodes,
         packs: stats.packs,
         packed_bytes: stats.bytes,
@@ -180,29 +198,38 @@ fn stats(store: &Store) -> Result<StoreStatsResponse, ApiError> {
     })
 }
 
-fn verify(store: &Store, progress: &ProgressSink) -> Result<Verified, ApiError> {
-    let verified = store.verify(&mut |done, total| {
-        progress.report(Progress {
-            bytes_done: done,
-            bytes_total: Some(total),
-            note: "verifying".to_owned(),
-            ..Progress::default()
-        });
-        true
-    });
-    verified.map_err(read_failed)
-}
-
-fn verify_response(verified: Verified) -> VerifyResponse {
-    VerifyResponse {
-        records: verified.records,
-        bytes: verified.bytes,
-        damaged: verified.damaged,
+fn verify(stores: &[Arc<Store>], progress: &ProgressSink) -> Result<VerifyResponse, ApiError> {
+    let mut response = VerifyResponse {
+        records: 0,
+        bytes: 0,
+        damaged: 0,
         repaired: 0,
+    };
+    let all = stores::stats(stores).bytes;
+    for store in stores {
+        let before = response.bytes;
+        let verified = store.verify(&mut |done, _| {
+            progress.report(Progress {
+                bytes_done: before + done,
+                bytes_total: Some(all),
+                note: "verifying".to_owned(),
+                ..Progress::default()
+            });
+            true
+        });
+        let verified = verified.map_err(read_failed)?;
+        response.records += verified.records;
+        response.bytes += verified.bytes;
+        response.damaged += verified.damaged;
     }
+    Ok(response)
 }
 
-fn collect(store: &Store, folders: &[Folder], dry_run: bool) -> Result<GcResponse, ApiError> {
+fn collect(
+    stores: &[Arc<Store>],
+    folders: &[Folder],
+    dry_run: bool,
+) -> Result<GcResponse, ApiError> {
     let mark = || {
         let mut wanted = HashSet::new();
         for folder in folders {
@@ -210,20 +237,22 @@ fn collect(store: &Store, folders: &[Folder], dry_run: bool) -> Result<GcRespons
         }
         Ok::<_, VolumeError>(move |hash: &ChunkHash| wanted.contains(hash))
     };
-    let reclaimed =
-        store
-            .collect(mark, STORING_TIME_MAX, dry_run)
-            .map_err(|error| match error {
-                CollectError::Busy(_) => {
-                    ApiError::new(ErrorKind::Busy, error).hint("try again later")
-                }
-                error => ApiError::new(ErrorKind::Io, error),
-            })?;
+    let mut sum = Reclaimed::default();
+    for store in stores {
+        let reclaimed = store.collect(mark, STORING_TIME_MAX, dry_run);
+        let reclaimed = reclaimed.map_err(|error| match error {
+            CollectError::Busy(_) => ApiError::new(ErrorKind::Busy, error).hint("try again later"),
+            error => ApiError::new(ErrorKind::Io, error),
+        })?;
+        sum.dropped += reclaimed.dropped;
+        sum.dropped_bytes += reclaimed.dropped_bytes;
+        sum.freed_bytes += reclaimed.freed_bytes.saturating_sub(reclaimed.moved_bytes);
+    }
     Ok(GcResponse {
         dry_run,
-        dropped: reclaimed.dropped,
-        dropped_bytes: reclaimed.dropped_bytes,
-        freed_bytes: reclaimed.freed_bytes.saturating_sub(reclaimed.moved_bytes),
+        dropped: sum.dropped,
+        dropped_bytes: sum.dropped_bytes,
+        freed_bytes: sum.freed_bytes,
     })
 }
 

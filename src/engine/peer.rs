@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::{Bytes, BytesMut};
 use ccbt_xet::chunk::MAX_CHUNK;
 use ccbt_xet::codec::{self, Scheme};
-use ccbt_xet::hash::{chunk_hash, node_id};
+use ccbt_xet::hash::node_id;
 use ccbt_xet::store::Store;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -650,7 +650,9 @@ fn store_batch(store: &Store, batch: Vec<Received>) -> Stored {
             continue;
         };
         let put = match item {
-            Item::Chunk(hash) if chunk_hash(&bytes) == hash => store.put_chunk(&hash, &bytes),
+            Item::Chunk(hash) if store.suite().chunk_hash(&bytes) == hash => {
+                store.put_chunk(&hash, &bytes)
+            }
             Item::Node { kind, id } if node_id(kind, &bytes) == id => {
                 store.put_node(kind, &id, &bytes)
             }

@@ -420,6 +420,14 @@ impl Right {
 }
 
 impl Suite {
+    /// What names the chunks.
+    pub fn hashes(self) -> ccbt_xet::hash::Suite {
+        match self {
+            Self::Blake3 => ccbt_xet::hash::Suite::Blake3,
+            Self::Sha256 => ccbt_xet::hash::Suite::Sha256,
+        }
+    }
+
     /// The byte in links and manifests.
     pub(super) fn byte(self) -> u8 {
         match self {

@@ -169,7 +169,7 @@ impl Assembler {
 
     /// Appends a chunk to the open xorb, or to the next one if it is full.
     fn add(&mut self, hash: &ChunkHash, bytes: &[u8]) -> ((u32, u32), Option<SealedXorb>) {
-        let encoded = self.encoder.encode(self.probe.scheme(bytes), bytes);
+        let encoded = self.probe.encode(&mut self.encoder, bytes);
         let header = RecordHeader {
             scheme: encoded.scheme,
             payload_len: encoded.payload.len() as u32,

@@ -3,13 +3,13 @@
 //! Compressed bytes are not canonical and never hashed, so an encoder is free in what it picks
 //! (draft-denis-xet, "Chunk Compression Schemes"). Trying to compress data that does not compress
 //! costs more than cutting and hashing it together, so [`Probe`] looks at a small sample first, and
-//! ever more rarely while it keeps finding noise. Decoding writes into a buffer of exactly the
+//! ever more rarely while it keeps finding the same. Decoding writes into a buffer of exactly the
 //! length the record states and accepts nothing else, whatever the payload claims.
 
 mod frame;
 mod xxh32;
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use lz4_flex::block::{CompressTable, compress_into, get_maximum_output_size};
 use thiserror::Error;
@@ -19,11 +19,11 @@ pub use frame::FrameError;
 /// Bytes a probe compresses, from the middle of the chunk. A multiple of the grouping width.
 const SAMPLE_LEN: usize = 4 * 1024;
 
-/// Compressed size of a sample, in sixteenths, from which on compressing does not pay: less than
+/// Compressed size, in sixteenths, from which on compressing does not pay: less than
 /// that is lost again in copying and in reads that cannot use the stored bytes directly.
 const WORTH_SIXTEENTHS: usize = 14;
 
-/// After `n` samples in a row that did not pay, `2^n - 1` chunks pass unprobed, up to this `n`
+/// After `n` samples in a row with the same answer, `2^n - 1` chunks pass unprobed, up to this `n`
 /// (31 chunks, about 2 MB).
 const MAX_BACKOFF: u32 = 5;
 
@@ -158,16 +158,18 @@ impl Encoder {
     }
 }
 
-/// Decides which chunks are worth compressing, from samples and from how the last ones went.
+/// Decides how chunks are encoded, from samples and from how the last ones went.
 ///
 /// Shared by all writers of a store; what it remembers only moves the moment of the next look, so
 /// races between them do no harm.
 #[derive(Debug, Default)]
 pub struct Probe {
-    /// Samples in a row that did not pay.
-    misses: AtomicU32,
+    /// Samples in a row that gave the same answer, up to [`MAX_BACKOFF`].
+    same: AtomicU32,
     /// Chunks still to pass unprobed.
     skip: AtomicU32,
+    /// The last answer, as the byte of a scheme.
+    last: AtomicU8,
 }
 
 impl Probe {
@@ -176,28 +178,46 @@ impl Probe {
         Self::default()
     }
 
-    /// The scheme to encode `chunk` by. `Stored` means: will not pay, or not looked at.
-    pub fn scheme(&self, chunk: &[u8]) -> Scheme {
+    /// The scheme to encode `chunk` by. `Stored` means: will not pay, as far as can be told.
+    fn scheme(&self, chunk: &[u8]) -> Scheme {
+        let last = Scheme::from_byte(self.last.load(Ordering::Relaxed)).unwrap_or(Scheme::Stored);
         let skipped = self
             .skip
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
         if skipped.is_ok() {
-            return Scheme::Stored;
+            return last;
         }
         let scheme = best_for_sample(middle(chunk));
-        if scheme == Scheme::Stored {
-            let misses = self
-                .misses
-                .load(Ordering::Relaxed)
-                .saturating_add(1)
-                .min(MAX_BACKOFF);
-            self.misses.store(misses, Ordering::Relaxed);
-            self.skip.store((1 << misses) - 1, Ordering::Relaxed);
-        } else {
-            self.misses.store(0, Ordering::Relaxed);
-        }
+        let same = match scheme == last {
+            true => self.same.load(Ordering::Relaxed).saturating_add(1),
+            false => 1,
+        };
+        let same = same.min(MAX_BACKOFF);
+        self.same.store(same, Ordering::Relaxed);
+        self.skip.store((1 << same) - 1, Ordering::Relaxed);
+        self.last.store(scheme.as_byte(), Ordering::Relaxed);
         scheme
     }
+
+    /// Encodes a chunk if that pays. If it does not where it was said to, the next chunk is looked at.
+    pub fn encode<'a>(&self, encoder: &'a mut Encoder, chunk: &'a [u8]) -> Encoded<'a> {
+        let scheme = self.scheme(chunk);
+        let encoded = encoder.encode(scheme, chunk);
+        if scheme == Scheme::Stored || pays(encoded.payload.len(), chunk.len()) {
+            return encoded;
+        }
+        self.same.store(0, Ordering::Relaxed);
+        self.skip.store(0, Ordering::Relaxed);
+        Encoded {
+            scheme: Scheme::Stored,
+            payload: chunk,
+        }
+    }
+}
+
+/// Whether it pays to keep `encoded` bytes for a chunk or sample of `len`.
+const fn pays(encoded: usize, len: usize) -> bool {
+    encoded < len * WORTH_SIXTEENTHS / 16
 }
 
 /// Up to [`SAMPLE_LEN`] bytes from the middle, starting at a multiple of the grouping width.
@@ -213,7 +233,7 @@ fn best_for_sample(sample: &[u8]) -> Scheme {
     group(sample, grouped);
     let plain_len = block_len(sample);
     let grouped_len = block_len(grouped);
-    if plain_len.min(grouped_len) >= sample.len() * WORTH_SIXTEENTHS / 16 {
+    if !pays(plain_len.min(grouped_len), sample.len()) {
         Scheme::Stored
     } else if grouped_len + grouped_len / 16 < plain_len {
         // Ungrouping costs the reader a pass over the chunk, so it has to win clearly.

@@ -84,6 +84,19 @@ pub trait ChunkIndex: fmt::Debug + Send + Sync {
 
     /// Bytes of memory it takes.
     fn memory_bytes(&self) -> usize;
+
+    /// Forgets all places in packs that `keep` does not accept.
+    fn retain_packs(&self, keep: &dyn Fn(PackId) -> bool);
+
+    /// Parts it is saved in, one at a time. None if it cannot be saved.
+    fn parts(&self) -> usize;
+
+    /// The entries of a part, for [`load_part`](Self::load_part) of an index of the same kind.
+    fn save_part(&self, part: usize) -> Vec<u8>;
+
+    /// Takes back what was saved of a part, in place of all that is in it. False, and nothing is taken, if these
+    /// bytes were not saved.
+    fn load_part(&self, part: usize, bytes: &[u8]) -> bool;
 }
 
 /// Independent tables, chosen by the key's first bits, so that writers rarely meet.
@@ -211,9 +224,42 @@ impl ChunkIndex for CompactIndex {
             .map(|shard| shard.read().memory_bytes())
             .sum()
     }
+
+    fn retain_packs(&self, keep: &dyn Fn(PackId) -> bool) {
+        for shard in &self.shards {
+            shard.write().retain(|entry| keep(entry.place().pack));
+        }
+    }
+
+    fn parts(&self) -> usize {
+        SHARDS
+    }
+
+    fn save_part(&self, part: usize) -> Vec<u8> {
+        let Some(shard) = self.shards.get(part) else {
+            return Vec::new();
+        };
+        let shard = shard.read();
+        shard
+            .slots()
+            .iter()
+            .flat_map(|entry| entry.0.to_le_bytes())
+            .collect()
+    }
+
+    fn load_part(&self, part: usize, bytes: &[u8]) -> bool {
+        let (Some(shard), (entries, [])) = (self.shards.get(part), bytes.as_chunks::<8>()) else {
+            return false;
+        };
+        let entries = entries
+            .iter()
+            .map(|entry| Entry(u64::from_le_bytes(*entry)));
+        let table = Table::from_slots(entries.collect());
+        table.map(|table| *shard.write() = table).is_some()
+    }
 }
 
-/// The index of tests: a map of whole keys.
+/// The index of tests: a map of whole keys. It is saved as keys and places, in one part.
 #[derive(Debug, Default)]
 pub struct MapIndex {
     map: RwLock<HashMap<[u8; 32], Vec<Place>>>,
@@ -258,6 +304,44 @@ impl ChunkIndex for MapIndex {
         let map = self.map.read();
         map.capacity() * size_of::<([u8; 32], Vec<Place>)>() + self.len() * size_of::<Place>()
     }
+
+    fn retain_packs(&self, keep: &dyn Fn(PackId) -> bool) {
+        self.map.write().retain(|_, places| {
+            places.retain(|place| keep(place.pack));
+            !places.is_empty()
+        });
+    }
+
+    fn parts(&self) -> usize {
+        1
+    }
+
+    fn save_part(&self, _part: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        for (key, places) in &*self.map.read() {
+            for place in places {
+                out.extend_from_slice(key);
+                out.extend_from_slice(&place.pack.0.to_le_bytes());
+                out.extend_from_slice(&u32::from(place.slot).to_le_bytes());
+            }
+        }
+        out
+    }
+
+    fn load_part(&self, _part: usize, bytes: &[u8]) -> bool {
+        let (entries, rest) = bytes.as_chunks::<{ 32 + 8 }>();
+        self.map.write().clear();
+        for entry in entries {
+            let (key, place) = entry.split_at(32);
+            let words = place.as_chunks::<4>().0;
+            let [pack, slot] = [0, 1].map(|word| u32::from_le_bytes(words[word]));
+            let mut name = [0; 32];
+            name.copy_from_slice(key);
+            let (pack, slot) = (PackId(pack), slot as u16);
+            self.insert(&name, Place { pack, slot });
+        }
+        rest.is_empty()
+    }
 }
 
 #[cfg(test)]
@@ -277,7 +361,7 @@ mod tests {
     }
 
     /// What every index must do, whatever else it forgets.
-    fn conforms(index: &dyn ChunkIndex) {
+    fn conforms(index: &dyn ChunkIndex, other: &dyn ChunkIndex) {
         const N: u64 = 20_000;
         let has = |n: u64| {
             index
@@ -322,16 +406,53 @@ mod tests {
             );
         }
         assert_eq!(index.candidates(&key(0)).iter().count(), CANDIDATES_MAX);
+        survives_saving(index, other);
+    }
+
+    /// Copies `index` part by part into `other`, then forgets half of the packs there.
+    fn survives_saving(index: &dyn ChunkIndex, other: &dyn ChunkIndex) {
+        const N: u64 = 20_000;
+        assert!(index.parts() > 0);
+        other.insert(&key(N + 1), place(N + 1));
+        for part in 0..index.parts() {
+            let mut bytes = index.save_part(part);
+            assert!(other.load_part(part, &bytes));
+            bytes.push(0);
+            assert!(!other.load_part(part, &bytes));
+            bytes.pop();
+            assert!(other.load_part(part, &bytes));
+        }
+        assert_eq!(other.len(), index.len());
+        let is_kept = |pack: PackId| pack.0 % 2 == 0;
+        let mut kept = 0;
+        other.retain_packs(&is_kept);
+        for n in 1..N {
+            let was = index
+                .candidates(&key(n))
+                .iter()
+                .any(|found| found == place(n));
+            let is = other
+                .candidates(&key(n))
+                .iter()
+                .any(|found| found == place(n));
+            assert_eq!(is, was && is_kept(place(n).pack), "entry {n}");
+            kept += usize::from(is);
+        }
+        assert!(kept > 1000 && other.len() >= kept);
+        other.insert(&key(N), place(N));
+        assert!(other.remove(&key(N), place(N)));
+        other.retain_packs(&|_| false);
+        assert!(other.is_empty());
     }
 
     #[test]
     fn compact_index_conforms() {
-        conforms(&CompactIndex::new());
+        conforms(&CompactIndex::new(), &CompactIndex::new());
     }
 
     #[test]
     fn map_index_conforms() {
-        conforms(&MapIndex::default());
+        conforms(&MapIndex::default(), &MapIndex::default());
     }
 
     #[test]

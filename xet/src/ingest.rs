@@ -1,19 +1,19 @@
 //! Streams of bytes to named chunks, and into the store.
 //!
 //! Bytes are read into a window that fits the second-level cache, cut and hashed there before the next
-//! read, and never copied but for the open chunk at the window's end. [`store_chunks`] hands whole
-//! windows to a second thread that compresses and appends while the first reads on; a window without
-//! a new chunk is used again at once, so what is held already costs its hash only. Memory is
-//! [`WINDOWS`] windows, whatever the length of the stream.
+//! read, and never copied but for the open chunk at the window's end. [`chunk_stream`] does so on a second thread and
+//! hands whole windows to its caller, who compresses and appends meanwhile; a window without a chunk
+//! that is wanted is used again at once, so what is held already costs its hash only. Memory is
+//! [`WINDOWS`] windows, whatever the length of the stream. A stream that ends in its first window takes no thread.
 
 use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
+use std::{panic, thread};
 
 use thiserror::Error;
 
-use crate::chunk::{Chunker, MAX_CHUNK};
+use crate::chunk::Chunker;
 use crate::hash::{ChunkHash, Suite};
 use crate::recipe::ChunkRef;
 use crate::store::{Store, WriteError};
@@ -40,133 +40,201 @@ pub enum IngestError {
 /// Gives each chunk of a stream to `each`, in order, with its hash.
 pub fn each_chunk<E: From<io::Error>>(
     suite: Suite,
-    mut stream: impl Read,
+    stream: impl Read,
     mut each: impl FnMut(&ChunkHash, &[u8]) -> Result<(), E>,
 ) -> Result<(), E> {
-    let (mut cutter, mut window) = (Cutter::new(suite), Window::default());
-    while cutter.fill(&mut window, &mut stream)? {
-        for (hash, range) in &window.chunks {
-            each(hash, window.bytes.get(range.clone()).unwrap_or_default())?;
+    let mut cutter = Cutter::new(suite, u64::MAX, reader(stream));
+    let mut window = Window::default();
+    while cutter.fill(&mut window)? {
+        for (hash, bytes) in window.chunks() {
+            each(&hash, bytes)?;
         }
-        cutter.keep_tail(&window);
     }
     Ok(())
 }
 
 /// Stores the chunks of a stream. Returns them in order. Nothing is synced.
-pub fn store_chunks(store: &Store, stream: impl Read) -> Result<Vec<ChunkRef>, IngestError> {
-    let (to_writer, filled) = sync_channel(WINDOWS - 2);
+pub fn store_chunks(store: &Store, stream: impl Read + Send) -> Result<Vec<ChunkRef>, IngestError> {
+    let missing = |hash: &ChunkHash| !store.is_packed(hash);
+    let put = |chunks: &[(ChunkHash, &[u8])]| {
+        store.put_chunks(chunks)?;
+        Ok::<(), IngestError>(())
+    };
+    chunk_stream(store.suite(), u64::MAX, reader(stream), missing, put)
+}
+
+/// What reads from `stream`, as [`chunk_stream`] wants it.
+pub fn reader<E: From<io::Error>>(
+    mut stream: impl Read,
+) -> impl FnMut(&mut [u8]) -> Result<usize, E> {
+    move |buf| loop {
+        match stream.read(buf) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => return Ok(read?),
+        }
+    }
+}
+
+/// Chunks and hashes the bytes that `read` gives: how many it put into the buffer, 0 at the end. Returns the chunks
+/// in order. `len` is how many bytes there will be; wrong, it costs nothing but time.
+///
+/// `sink` gets those that are `wanted`, in order and several at a time. It runs on this thread, `read` and `wanted` on another.
+/// After an error of either the rest is not read.
+pub fn chunk_stream<E: Send>(
+    suite: Suite,
+    len: u64,
+    read: impl FnMut(&mut [u8]) -> Result<usize, E> + Send,
+    wanted: impl Fn(&ChunkHash) -> bool + Send,
+    mut sink: impl FnMut(&[(ChunkHash, &[u8])]) -> Result<(), E>,
+) -> Result<Vec<ChunkRef>, E> {
+    let mut reading = Reading {
+        cutter: Cutter::new(suite, len, read),
+        wanted,
+        chunks: Vec::new(),
+    };
+    let mut first = Window::default();
+    let is_wanted = reading.fill(&mut first)?;
+    if is_wanted {
+        sink(&first.chunks().collect::<Vec<_>>())?;
+    }
+    if reading.cutter.ended {
+        return Ok(reading.chunks);
+    }
+    let (to_sink, filled) = sync_channel(WINDOWS - 2);
     let (to_reader, spare) = sync_channel(WINDOWS);
     thread::scope(|scope| {
-        let writer = scope.spawn(move || write(store, &filled, &to_reader));
-        let read = read(store, stream, to_writer, &spare);
-        // A writer that failed hangs up, which also ends the reader: its error is the cause.
-        match writer.join() {
-            Ok(Ok(())) => read,
-            Ok(Err(error)) => Err(error.into()),
-            Err(_) => Err(io::Error::other("the storing thread panicked").into()),
+        let reading = scope.spawn(move || reading.run(first, &to_sink, &spare));
+        let mut sunk = Ok(());
+        for window in &filled {
+            sunk = sink(&window.chunks().collect::<Vec<_>>());
+            if sunk.is_err() {
+                break;
+            }
+            // At the end of the stream nobody waits for it.
+            let _gone = to_reader.send(window).is_err();
         }
+        // Ends the reading, if it has not ended.
+        drop((filled, to_reader));
+        let read = reading.join();
+        sunk?;
+        read.unwrap_or_else(|panicked| panic::resume_unwind(panicked))
     })
 }
 
-fn read(
-    store: &Store,
-    mut stream: impl Read,
-    to_writer: SyncSender<Window>,
-    spare: &Receiver<Window>,
-) -> Result<Vec<ChunkRef>, IngestError> {
-    let (mut cutter, mut window) = (Cutter::new(store.suite()), Window::default());
-    let mut chunks = Vec::new();
-    let mut made = 1;
-    while cutter.fill(&mut window, &mut stream)? {
-        chunks.extend(window.chunks.iter().map(|(hash, range)| ChunkRef {
-            hash: *hash,
-            len: range.len() as u32,
-        }));
-        cutter.keep_tail(&window);
-        window.chunks.retain(|(hash, _)| !store.is_packed(hash));
-        if window.chunks.is_empty() {
-            continue;
-        }
-        let hung_up = || io::Error::other("the storing thread ended");
-        to_writer.send(window).map_err(|_| hung_up())?;
-        window = match spare.try_recv() {
-            Ok(window) => window,
-            Err(_) if made < WINDOWS => {
-                made += 1;
-                Window::default()
-            }
-            Err(_) => spare.recv().map_err(|_| hung_up())?,
-        };
-    }
-    Ok(chunks)
+/// The side of a pipeline that reads.
+struct Reading<R, W> {
+    cutter: Cutter<R>,
+    wanted: W,
+    /// All so far.
+    chunks: Vec<ChunkRef>,
 }
 
-fn write(
-    store: &Store,
-    filled: &Receiver<Window>,
-    to_reader: &SyncSender<Window>,
-) -> Result<(), WriteError> {
-    for window in filled {
-        let chunks: Vec<(ChunkHash, &[u8])> = window
-            .chunks
-            .iter()
-            .filter_map(|(hash, range)| Some((*hash, window.bytes.get(range.clone())?)))
-            .collect();
-        store.put_chunks(&chunks)?;
-        // At the end of the stream nobody waits for it.
-        let _gone = to_reader.send(window).is_err();
+impl<E, R, W> Reading<R, W>
+where
+    R: FnMut(&mut [u8]) -> Result<usize, E>,
+    W: Fn(&ChunkHash) -> bool,
+{
+    /// Fills a window and leaves those of its chunks in it that are wanted. Whether there are any.
+    fn fill(&mut self, window: &mut Window) -> Result<bool, E> {
+        self.cutter.fill(window)?;
+        self.chunks
+            .extend(window.found.iter().map(|(hash, range)| ChunkRef {
+                hash: *hash,
+                len: range.len() as u32,
+            }));
+        window.found.retain(|(hash, _)| (self.wanted)(hash));
+        Ok(!window.found.is_empty())
     }
-    Ok(())
+
+    /// Reads to the end of the stream, or until the other side hangs up.
+    fn run(
+        mut self,
+        mut window: Window,
+        to_sink: &SyncSender<Window>,
+        spare: &Receiver<Window>,
+    ) -> Result<Vec<ChunkRef>, E> {
+        let mut made = 1;
+        while !self.cutter.ended {
+            if !self.fill(&mut window)? {
+                continue;
+            }
+            if to_sink.send(window).is_err() {
+                break;
+            }
+            window = match spare.try_recv() {
+                Ok(window) => window,
+                Err(_) if made < WINDOWS => {
+                    made += 1;
+                    Window::default()
+                }
+                Err(_) => match spare.recv() {
+                    Ok(window) => window,
+                    Err(_) => break,
+                },
+            };
+        }
+        Ok(self.chunks)
+    }
 }
 
 /// Bytes and the chunks that end in them.
 #[derive(Default)]
 struct Window {
     bytes: Vec<u8>,
-    chunks: Vec<(ChunkHash, Range<usize>)>,
+    found: Vec<(ChunkHash, Range<usize>)>,
+}
+
+impl Window {
+    fn chunks(&self) -> impl Iterator<Item = (ChunkHash, &[u8])> {
+        let chunks = self.found.iter();
+        chunks.filter_map(|(hash, range)| Some((*hash, self.bytes.get(range.clone())?)))
+    }
 }
 
 /// Fills windows from a stream, each with whole chunks from its start.
-struct Cutter {
+struct Cutter<R> {
     suite: Suite,
+    read: R,
     chunker: Chunker,
     /// Bytes of the open chunk, which the last window ended in.
     tail: Vec<u8>,
+    /// Of the next window.
+    window_len: usize,
     ended: bool,
 }
 
-impl Cutter {
-    fn new(suite: Suite) -> Self {
+impl<E, R: FnMut(&mut [u8]) -> Result<usize, E>> Cutter<R> {
+    fn new(suite: Suite, len: u64, read: R) -> Self {
+        // The end shows when there is room for another byte. A small file's window is small.
+        let window_len = len.saturating_add(1).min(WINDOW_LEN as u64) as usize;
         Self {
             suite,
+            read,
             chunker: Chunker::new(),
-            tail: Vec::with_capacity(MAX_CHUNK),
+            tail: Vec::new(),
+            window_len,
             ended: false,
         }
     }
 
     /// Reads until the window is full or the stream ends, and finds its chunks. False if none is
     /// left.
-    fn fill(&mut self, window: &mut Window, stream: &mut impl Read) -> io::Result<bool> {
-        window.chunks.clear();
+    fn fill(&mut self, window: &mut Window) -> Result<bool, E> {
+        window.found.clear();
         if self.ended {
             return Ok(false);
         }
-        window.bytes.resize(WINDOW_LEN, 0);
+        let window_len = std::mem::replace(&mut self.window_len, WINDOW_LEN);
+        window.bytes.resize(window_len, 0);
         let mut len = self.tail.len();
         window.bytes[..len].copy_from_slice(&self.tail);
         let mut start = 0;
-        while len < WINDOW_LEN {
-            let taken = match stream.read(&mut window.bytes[len..]) {
-                Ok(0) => {
-                    self.ended = true;
-                    break;
-                }
-                Ok(taken) => taken,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
+        while len < window_len {
+            let taken = (self.read)(&mut window.bytes[len..])?;
+            if taken == 0 {
+                self.ended = true;
+                break;
+            }
             let end = len + taken;
             while let Some(cut) = self.chunker.next_cut(&window.bytes[len..end]) {
                 len += cut;
@@ -177,22 +245,17 @@ impl Cutter {
         }
         if self.ended && start < len {
             self.name(window, start..len);
+            start = len;
         }
         window.bytes.truncate(len);
-        Ok(!window.chunks.is_empty())
+        self.tail.clear();
+        self.tail.extend_from_slice(&window.bytes[start..]);
+        Ok(!window.found.is_empty())
     }
 
     fn name(&self, window: &mut Window, range: Range<usize>) {
         let hash = self.suite.chunk_hash(&window.bytes[range.clone()]);
-        window.chunks.push((hash, range));
-    }
-
-    /// Takes the bytes after the last chunk over to the next window.
-    fn keep_tail(&mut self, window: &Window) {
-        let end = window.chunks.last().map_or(0, |(_, range)| range.end);
-        self.tail.clear();
-        let rest = window.bytes.get(end..).unwrap_or_default();
-        self.tail.extend_from_slice(rest);
+        window.found.push((hash, range));
     }
 }
 
@@ -285,6 +348,26 @@ mod tests {
         let before = store.stats();
         assert_eq!(store_chunks(&store, &data[..]).expect("stored"), listed);
         assert_eq!(store.stats().bytes, before.bytes);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn a_wrong_length_changes_nothing(len in 0usize..1_500_000, hint in 0u64..2_000_000, seed: u32) {
+            let (data, mut sunk) = (data(len, seed), Vec::new());
+            let every_other = |hash: &ChunkHash| hash.as_bytes()[0] % 2 == 0;
+            let read = reader::<io::Error>(&data[..]);
+            let listed = chunk_stream(Suite::Blake3, hint, read, every_other, |chunks| {
+                sunk.extend(chunks.iter().map(|(hash, bytes)| (*hash, bytes.to_vec())));
+                Ok(())
+            }).expect("reads");
+            let mut expected = expected(&data);
+            let found: Vec<_> = listed.iter().map(|chunk| (chunk.hash, chunk.len as usize)).collect();
+            let all: Vec<_> = expected.iter().map(|(hash, bytes)| (*hash, bytes.len())).collect();
+            prop_assert_eq!(found, all);
+            expected.retain(|(hash, _)| every_other(hash));
+            prop_assert_eq!(sunk, expected);
+        }
     }
 
     #[test]

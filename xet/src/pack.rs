@@ -70,7 +70,7 @@ pub(crate) struct Pack {
     pub(crate) kind: PackKind,
     pub(crate) path: PathBuf,
     /// Damaged: read, but never appended to, and emptied by the next gc.
-    pub(crate) retired: bool,
+    retired: AtomicBool,
     handle: Arc<Handle>,
     layout: RwLock<Layout>,
     states: States,
@@ -123,7 +123,7 @@ impl Pack {
             id,
             kind,
             path,
-            retired,
+            retired: AtomicBool::new(retired),
             handle,
             layout,
             states,
@@ -138,6 +138,50 @@ impl Pack {
     /// Bytes of all records: where the next one would start.
     pub(crate) fn records_len(&self) -> u64 {
         self.layout.read().records_len()
+    }
+
+    pub(crate) fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
+    }
+
+    /// Whether the footer of a sealed pack still says where its records end. True of a pack that is not sealed.
+    pub(crate) fn has_good_footer(&self, files: &OpenFiles) -> io::Result<bool> {
+        if !self.is_sealed() {
+            return Ok(true);
+        }
+        let file = files.file(&self.path, &self.handle)?;
+        let footer = footer::read(self.kind, &*file)?;
+        Ok(footer.is_some_and(|footer| footer.ends == self.ends() && footer.is_whole(self.kind)))
+    }
+
+    /// Lets the records name themselves, as the footer cannot be believed any more. Those that cannot are bad; how
+    /// many. The pack is retired.
+    pub(crate) fn rename_records(&self, files: &OpenFiles) -> io::Result<usize> {
+        let (mut entries, mut bad) = (Vec::new(), Vec::new());
+        for (slot, end) in self.ends().into_iter().enumerate() {
+            let record = self.read(files, slot as u16)?;
+            let named = record.and_then(|record| {
+                let content = record.decode()?;
+                let name = self.kind.name_of(record.tag, &content)?;
+                Some((name, record.header.chunk_len, record.tag))
+            });
+            let (name, len, tag) = named.unwrap_or_else(|| {
+                bad.push(slot as u16);
+                (open::NAMELESS, 0, 0)
+            });
+            entries.push(Entry {
+                name,
+                end,
+                len,
+                tag,
+            });
+        }
+        *self.layout.write() = Layout::Listed(entries);
+        self.retired.store(true, Ordering::Release);
+        for slot in &bad {
+            self.set_state(*slot, State::Bad);
+        }
+        Ok(bad.len())
     }
 
     pub(crate) fn is_sealed(&self) -> bool {
@@ -194,6 +238,14 @@ impl Pack {
             .file(&self.path, &self.handle)?
             .read_at(at, &mut end)?;
         Ok(u64::from(u32::from_le_bytes(end)))
+    }
+
+    /// Where each record ends, in bytes from the start of the pack.
+    pub(crate) fn ends(&self) -> Vec<u32> {
+        match &*self.layout.read() {
+            Layout::Listed(list) => list.iter().map(|entry| entry.end).collect(),
+            Layout::Sealed { ends } => ends.to_vec(),
+        }
     }
 
     /// The entries from slot `from` on. A sealed pack has none.

@@ -13,7 +13,7 @@
 use std::ops::Range;
 
 use crate::chunk::{Chunker, MAX_CHUNK};
-use crate::hash::chunk_hash;
+use crate::hash::Suite;
 use crate::recipe::ChunkRef;
 
 /// Bytes of new content held at once: the open chunk and as much read ahead.
@@ -30,6 +30,8 @@ pub struct Change<'a> {
     /// content, sorted by start; they may overlap or be empty. What lies past the end of the old
     /// content is new anyway and need not be listed.
     pub dirty: &'a [Range<u64>],
+    /// Names the chunks, old and new.
+    pub suite: Suite,
 }
 
 /// Chunks the new content of a file, reusing what the change left alone.
@@ -76,7 +78,7 @@ pub fn rechunk<E>(
         }
         let bytes = content.next_chunk(at, old)?;
         let chunk = ChunkRef {
-            hash: chunk_hash(bytes),
+            hash: change.suite.chunk_hash(bytes),
             len: bytes.len() as u32,
         };
         store(chunk, bytes)?;

@@ -39,6 +39,7 @@ use crate::xorb::{MAX_CHUNKS, MAX_XORB_LEN, RecordHeader};
 
 mod borrow;
 mod cache;
+mod checkpoint;
 mod commit;
 mod gc;
 mod shelf;
@@ -51,13 +52,16 @@ use commit::Committer;
 use gc::Gate;
 pub use gc::{CollectError, Hold, Reclaimed};
 use shelf::{Item, Limits, Shelf};
-pub use verify::Verified;
+pub use verify::{Verified, VerifyPosition};
 
 /// Longest node in bytes: what a record can hold.
 pub const NODE_BYTES_MAX: usize = MAX_CHUNK;
 
 /// Sealed packs that may wait for a commit before a put makes one itself.
 const SEALED_WAITING_MAX: usize = 4;
+
+/// Part of the packs that must have come or gone, so that checkpoints cost a few bytes a chunk however many there are.
+const CHECKPOINT_PART: usize = 8;
 
 /// Encoders kept for reuse, about 300 KiB each.
 const ENCODERS_MAX: usize = 4;
@@ -73,6 +77,9 @@ pub struct StoreOptions {
     pub pack_bytes: u64,
     /// A pack is sealed with this many records. At most 8192.
     pub pack_slots: usize,
+    /// Packs of a kind that must have come or gone for a checkpoint; a quarter of it at the end of a process, when
+    /// nobody waits.
+    pub checkpoint_packs: usize,
 }
 
 impl Default for StoreOptions {
@@ -82,6 +89,8 @@ impl Default for StoreOptions {
             suite: Suite::Blake3,
             pack_bytes: MAX_XORB_LEN as u64,
             pack_slots: MAX_CHUNKS,
+            // Reading the footers of fewer takes about 50 ms.
+            checkpoint_packs: 64,
         }
     }
 }
@@ -196,6 +205,7 @@ pub struct Store {
     gate: Gate,
     /// See [`Store::losses`]; what is damaged is counted by the shelves.
     losses: AtomicU64,
+    checkpoint_packs: usize,
 }
 
 impl Store {
@@ -247,6 +257,7 @@ impl Store {
             sync_failed: AtomicBool::new(false),
             gate: Gate::default(),
             losses: AtomicU64::new(0),
+            checkpoint_packs: options.checkpoint_packs.max(1),
         })
     }
 
@@ -305,7 +316,7 @@ impl Store {
             return Ok(Put::Held);
         }
         self.with_encoder(|encoder| {
-            let encoded = encoder.encode(self.probe.scheme(bytes), bytes);
+            let encoded = self.probe.encode(encoder, bytes);
             self.append(
                 &self.chunks,
                 item(*hash.as_bytes(), 0, encoded, bytes.len()),
@@ -377,6 +388,32 @@ impl Store {
     /// Makes every put that returned before this call durable.
     pub fn sync(&self) -> Result<(), WriteError> {
         self.commit()
+    }
+
+    /// Saves where everything is, so that the next start need not read every footer. Does so if packs enough came or
+    /// went since the last time that it is worth it; meant to be called now and then.
+    pub fn checkpoint_if_due(&self) -> Result<(), WriteError> {
+        self.checkpoint(self.checkpoint_packs, CHECKPOINT_PART)
+    }
+
+    /// As [`checkpoint_if_due`](Self::checkpoint_if_due), for the end of a process: sooner.
+    pub fn checkpoint_at_end(&self) -> Result<(), WriteError> {
+        self.checkpoint(self.checkpoint_packs.div_ceil(4), usize::MAX)
+    }
+
+    fn checkpoint(&self, packs_min: usize, part: usize) -> Result<(), WriteError> {
+        let shelves = [&self.chunks, &self.nodes];
+        let durable = {
+            // What is sealed and does not wait for a sync is durable, as long as none is running.
+            let _no_sync = self.committer.lock();
+            self.check_usable()?;
+            shelves.map(Shelf::durable_packs)
+        };
+        for (shelf, durable) in shelves.into_iter().zip(&durable) {
+            let saved = shelf.checkpoint(durable, packs_min, part);
+            saved.map_err(|error| WriteError::from_io(shelf.dir(), error))?;
+        }
+        Ok(())
     }
 
     /// Notes that plain files hold chunks: `(hash, offset, length)` of ranges of `source`, in
@@ -472,13 +509,13 @@ impl Store {
     }
 
     fn encode<'a>(&self, bytes: &'a [u8]) -> (Scheme, Cow<'a, [u8]>) {
-        let scheme = self.probe.scheme(bytes);
-        if scheme == Scheme::Stored {
-            return (scheme, Cow::Borrowed(bytes));
-        }
         self.with_encoder(|encoder| {
-            let encoded = encoder.encode(scheme, bytes);
-            (encoded.scheme, Cow::Owned(encoded.payload.to_vec()))
+            let Encoded { scheme, payload } = self.probe.encode(encoder, bytes);
+            let payload = match scheme {
+                Scheme::Stored => Cow::Borrowed(bytes),
+                _ => Cow::Owned(payload.to_vec()),
+            };
+            (scheme, payload)
         })
     }
 

@@ -3,11 +3,13 @@
 
 mod store_support;
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use ccbt_xet::disk::MemDisk;
+use ccbt_xet::disk::{Disk, MemDisk, OpenMode};
 use ccbt_xet::hash::{ChunkHash, NodeId};
 use ccbt_xet::store::{Store, StoreOptions, WriteError};
 use store_support::{DIR, node, noise, open_with, small_packs, text};
@@ -40,7 +42,7 @@ impl World {
         }
     }
 
-    /// Puts all, syncs now and then, reclaims some. Stops at the first error.
+    /// Puts all, syncs and saves where things are now and then. Stops at the first error.
     fn run(&self, store: &Store, promised: &mut Promised) -> Result<(), WriteError> {
         let mut put = promised.clone();
         for n in 0..self.chunks.len() {
@@ -54,6 +56,9 @@ impl World {
             if n % 4 == 3 {
                 store.sync()?;
                 *promised = put.clone();
+            }
+            if n % 8 == 5 {
+                store.checkpoint_if_due()?;
             }
         }
         store.sync()?;
@@ -258,4 +263,126 @@ fn a_start_after_a_kill_reads_footers_only() {
     for (hash, bytes) in &chunks {
         assert_eq!(store.chunk(hash).expect("reads").expect("held"), bytes);
     }
+}
+
+const CHECKPOINT: &str = "/state/store/chunks/index.checkpoint";
+
+/// Ten sealed packs and an open one, with a checkpoint of all that was sealed.
+fn checkpointed(disk: &MemDisk) -> Vec<(ChunkHash, Vec<u8>)> {
+    let store = open(disk, "filling");
+    let chunks: Vec<_> = (0..53).map(|n| noise(n, 2_000)).collect();
+    for (hash, bytes) in &chunks {
+        store.put_chunk(hash, bytes).expect("put");
+    }
+    store.sync().expect("sync");
+    store.checkpoint_if_due().expect("checkpoint");
+    chunks
+}
+
+fn assert_all(store: &Store, chunks: &[(ChunkHash, Vec<u8>)], context: &str) {
+    for (n, (hash, bytes)) in chunks.iter().enumerate() {
+        let got = store.chunk(hash).expect(context);
+        assert_eq!(got.as_deref(), Some(&bytes[..]), "{context}: chunk {n}");
+    }
+    assert_eq!(store.stats().chunks as usize, chunks.len(), "{context}");
+}
+
+#[test]
+fn a_start_with_a_checkpoint_reads_no_footer_it_covers() {
+    let disk = MemDisk::new();
+    let mut chunks = checkpointed(&disk);
+    disk.kill();
+    let store = open(&disk, "with a checkpoint");
+    assert_all(&store, &chunks, "with a checkpoint");
+    let more: Vec<_> = (100..112).map(|n| noise(n, 3_000)).collect();
+    for (hash, bytes) in &more {
+        store.put_chunk(hash, bytes).expect("put");
+    }
+    chunks.extend(more);
+    disk.kill();
+    let store = open(&disk, "with newer packs");
+    assert_all(&store, &chunks, "with newer packs");
+    // The names of the first pack are damaged; only who reads its footer minds.
+    let footer_at = 5 * 2_008;
+    disk.damage(
+        Path::new("/state/store/chunks/00000001.xorb"),
+        footer_at,
+        b"no footer",
+    );
+    let before = disk.bytes_read();
+    let store = open(&disk, "with a damaged footer");
+    assert_eq!(store.stats().quarantined, 0);
+    assert_eq!(store.stats().chunks as usize, chunks.len());
+    let read = disk.bytes_read() - before;
+    disk.remove(Path::new(CHECKPOINT)).expect("removed");
+    let before = disk.bytes_read();
+    let store_without = open(&disk, "without");
+    assert!(disk.bytes_read() - before > read);
+    assert_all(&store_without, &chunks, "without a checkpoint");
+}
+
+#[test]
+fn a_damaged_checkpoint_costs_only_time() {
+    let disk = MemDisk::new();
+    let chunks = checkpointed(&disk);
+    let whole = disk
+        .open(Path::new(CHECKPOINT), OpenMode::Read)
+        .expect("is there");
+    let len = whole.len().expect("length");
+    let mut bytes = vec![0; len as usize];
+    whole.read_at(0, &mut bytes).expect("reads");
+    let rewrite = |bytes: &[u8]| {
+        let file = disk
+            .open(Path::new(CHECKPOINT), OpenMode::Create)
+            .expect("made");
+        file.write_at(0, &[bytes]).expect("written");
+    };
+    for at in (0..bytes.len()).step_by(7) {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0x20;
+        rewrite(&damaged);
+        let context = format!("byte {at} changed");
+        assert_all(&open(&disk, &context), &chunks, &context);
+        assert!(disk.open(Path::new(CHECKPOINT), OpenMode::Read).is_err());
+        rewrite(&bytes[..at]);
+        let context = format!("cut at {at}");
+        assert_all(&open(&disk, &context), &chunks, &context);
+    }
+}
+
+#[test]
+fn numbers_of_packs_a_checkpoint_covers_are_not_used_again() {
+    let disk = MemDisk::new();
+    let chunks = checkpointed(&disk);
+    let keep: Vec<_> = chunks[..20].to_vec();
+    let kept: HashSet<ChunkHash> = keep.iter().map(|(hash, _)| *hash).collect();
+    let store = open(&disk, "gc");
+    let mark = || Ok::<_, Infallible>(|hash: &ChunkHash| kept.contains(hash));
+    store.collect(mark, Duration::ZERO, false).expect("gc");
+    drop(store);
+    // The open pack was emptied too; the one begun after it is empty and goes at the next start.
+    for context in ["after gc", "and again"] {
+        disk.kill();
+        assert_all(&open(&disk, context), &keep, context);
+    }
+    let packs = disk.list(Path::new("/state/store/chunks")).expect("listed");
+    assert!(
+        packs
+            .iter()
+            .all(|path| path < &PathBuf::from("/state/store/chunks/00000005")
+                || path.ends_with("index.checkpoint")),
+        "{packs:?}"
+    );
+    let store = open(&disk, "one more");
+    let (hash, bytes) = noise(1000, 2_000);
+    store.put_chunk(&hash, &bytes).expect("put");
+    store.sync().expect("sync");
+    let packs = disk.list(Path::new("/state/store/chunks")).expect("listed");
+    assert!(
+        packs.iter().any(|path| path.ends_with("00000012.xorb")),
+        "{packs:?}"
+    );
+    disk.kill();
+    let store = open(&disk, "again");
+    assert_eq!(store.chunk(&hash).expect("reads").expect("held"), bytes);
 }

@@ -362,6 +362,20 @@ impl ChunkIndex for LyingIndex {
         true
     }
 
+    fn retain_packs(&self, _: &dyn Fn(PackId) -> bool) {}
+
+    fn parts(&self) -> usize {
+        0
+    }
+
+    fn save_part(&self, _: usize) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn load_part(&self, _: usize, _: &[u8]) -> bool {
+        false
+    }
+
     fn len(&self) -> usize {
         0
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ccbt_xet::disk::MemDisk;
 use ccbt_xet::hash::ChunkHash;
-use ccbt_xet::store::CollectError;
+use ccbt_xet::store::{CollectError, VerifyPosition};
 use store_support::{DIR, node, noise, open_with, small_packs, text};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -52,6 +52,75 @@ fn verify_reads_everything_and_names_what_is_damaged() {
         calls < 3
     });
     assert_eq!(stopped.expect("reads").records, 3);
+}
+
+#[test]
+fn packs_are_verified_one_at_a_time_from_where_the_last_time_ended() {
+    let disk = MemDisk::new();
+    let store = open_with(&disk, small_packs(), "opens");
+    for n in 0..13 {
+        let (hash, bytes) = noise(n, 1000);
+        store.put_chunk(&hash, &bytes).expect("put");
+    }
+    let (id, bytes) = node(1, 7);
+    store.put_node(1, &id, &bytes).expect("put");
+    store.sync().expect("sync");
+    disk.damage(&Path::new(DIR).join("chunks/00000002.xorb"), 500, &[0; 8]);
+    let (mut at, mut steps, mut shown) = (VerifyPosition::default(), Vec::new(), (0, 0));
+    let all = store.stats().bytes;
+    while let Some((next, found)) = store
+        .verify_next(at, &mut |read, (before, total)| {
+            assert!(before + read > shown.0 && before + read <= total && total == all);
+            shown = (before + read, total);
+            true
+        })
+        .expect("reads")
+    {
+        steps.push((next.nodes, next.pack, found.records, found.damaged));
+        at = next;
+    }
+    let expected = [
+        (false, 1, 5, 0),
+        (false, 2, 5, 1),
+        (false, 3, 3, 0),
+        (true, 1, 1, 0),
+    ];
+    assert_eq!(steps, expected);
+    assert_eq!(shown, (all, all));
+}
+
+/// A footer that is damaged while a checkpoint stands in for it makes names wrong; the records still know theirs.
+#[test]
+fn verify_mends_a_footer_that_no_start_has_looked_at() {
+    for at in [60, 52 + 32 * 5 + 12 + 8, 3] {
+        let disk = MemDisk::new();
+        let store = open_with(&disk, small_packs(), "opens");
+        let chunks: Vec<_> = (0..13).map(|n| noise(n, 1000)).collect();
+        for (hash, bytes) in &chunks {
+            store.put_chunk(hash, bytes).expect("put");
+        }
+        store.sync().expect("sync");
+        store.checkpoint_if_due().expect("checkpoint");
+        drop(store);
+        let pack = Path::new(DIR).join("chunks/00000001.xorb");
+        disk.damage(&pack, 5 * 1008 + at, &[7; 8]);
+        let store = open_with(&disk, small_packs(), "opens again");
+        let verified = store.verify(&mut |_, _| true).expect("reads");
+        assert_eq!((verified.records, verified.damaged), (13, 0), "byte {at}");
+        for (n, (hash, bytes)) in chunks.iter().enumerate() {
+            let got = store.chunk(hash).expect("reads");
+            assert_eq!(got.as_deref(), Some(&bytes[..]), "byte {at}, chunk {n}");
+        }
+        let kept = store.remove(&|_| true).expect("gc");
+        assert_eq!((kept.dropped, kept.moved_bytes), (0, 5 * 1008), "byte {at}");
+        assert!(disk.contents(&pack).is_none());
+        drop(store);
+        let store = open_with(&disk, small_packs(), "and again");
+        assert!(
+            chunks.iter().all(|(hash, _)| store.is_packed(hash)),
+            "byte {at}"
+        );
+    }
 }
 
 #[test]

@@ -182,6 +182,7 @@ pub fn start(dir: &Path, and_die: bool) -> Result<Fields> {
         die_while_storing(&store)?;
     }
     let clock = Instant::now();
+    store.checkpoint_at_end()?;
     drop(store);
     Ok(fields.with("close_s", clock.elapsed().as_secs_f64()))
 }

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use ccbt_xet::chunk::{Chunker, MAX_CHUNK};
-use ccbt_xet::hash::{ChunkHash, chunk_hash};
+use ccbt_xet::hash::{ChunkHash, Suite};
 use rustix::fs::{SeekFrom, seek};
 
 use crate::folder::content::ChunkRef;
@@ -33,6 +33,7 @@ enum Piece {
 
 /// Names the chunks of the first `size` bytes of `file`, in order. Fails with `UnexpectedEof` if there are fewer.
 pub(super) fn chunks_of<E: From<io::Error>>(
+    suite: Suite,
     file: BorrowedFd<'_>,
     size: u64,
     is_sparse: bool,
@@ -40,7 +41,7 @@ pub(super) fn chunks_of<E: From<io::Error>>(
 ) -> Result<(), E> {
     let cutter = Cutter::new(file, size, is_sparse);
     if size < TWO_THREADS_FROM {
-        let mut hasher = Hasher::default();
+        let mut hasher = Hasher::new(suite);
         return cutter.run(|piece, spare| {
             hasher.hash(&piece).into_iter().try_for_each(&mut each)?;
             spare.extend(piece.into_bytes());
@@ -51,7 +52,7 @@ pub(super) fn chunks_of<E: From<io::Error>>(
     let (hashed, results) = mpsc::channel();
     thread::scope(|scope| {
         scope.spawn(move || {
-            let mut hasher = Hasher::default();
+            let mut hasher = Hasher::new(suite);
             for piece in pieces {
                 let chunks = hasher.hash(&piece);
                 if hashed.send((chunks, piece.into_bytes())).is_err() {
@@ -86,15 +87,20 @@ impl Piece {
     }
 }
 
-#[derive(Default)]
 struct Hasher {
+    suite: Suite,
     zeros: Option<ChunkHash>,
 }
 
 impl Hasher {
+    const fn new(suite: Suite) -> Self {
+        Self { suite, zeros: None }
+    }
+
     fn hash(&mut self, piece: &Piece) -> Vec<ChunkRef> {
         let Piece::Block { bytes, ends } = piece else {
-            let hash = *self.zeros.get_or_insert_with(|| chunk_hash(&ZEROS));
+            let suite = self.suite;
+            let hash = *self.zeros.get_or_insert_with(|| suite.chunk_hash(&ZEROS));
             return vec![ChunkRef {
                 hash,
                 len: MAX_CHUNK as u32,
@@ -105,7 +111,7 @@ impl Hasher {
         for &end in ends {
             let chunk = &bytes[start..end];
             out.push(ChunkRef {
-                hash: chunk_hash(chunk),
+                hash: self.suite.chunk_hash(chunk),
                 len: chunk.len() as u32,
             });
             start = end;
@@ -257,6 +263,7 @@ mod tests {
     use std::fs::File;
     use std::os::unix::fs::FileExt;
 
+    use ccbt_xet::hash::chunk_hash;
     use proptest::prelude::*;
 
     use super::*;
@@ -264,7 +271,7 @@ mod tests {
     fn chunks(file: &File, is_sparse: bool) -> Vec<ChunkRef> {
         let mut out = Vec::new();
         let size = file.metadata().unwrap().len();
-        chunks_of(file.as_fd(), size, is_sparse, |chunk| {
+        chunks_of(Suite::Blake3, file.as_fd(), size, is_sparse, |chunk| {
             out.push(chunk);
             Ok::<(), io::Error>(())
         })
@@ -328,7 +335,7 @@ mod tests {
         file.set_len(size).unwrap();
         file.write_all_at(b"end", size - 3).unwrap();
         let (mut count, mut total) = (0u64, 0u64);
-        chunks_of(file.as_fd(), size, true, |chunk| {
+        chunks_of(Suite::Blake3, file.as_fd(), size, true, |chunk| {
             (count, total) = (count + 1, total + u64::from(chunk.len));
             Ok::<(), io::Error>(())
         })
@@ -340,7 +347,9 @@ mod tests {
     fn a_file_that_got_shorter_is_an_error() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(b"short", 0).unwrap();
-        let result = chunks_of(file.as_fd(), 6, false, |_| Ok::<(), io::Error>(()));
+        let result = chunks_of(Suite::Blake3, file.as_fd(), 6, false, |_| {
+            Ok::<(), io::Error>(())
+        });
         assert_eq!(result.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 }

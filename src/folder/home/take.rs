@@ -210,7 +210,7 @@ fn read(
     let nodes = StoreNodes(store);
     let mut writer = ContentWriter::new(&nodes);
     let (mut ranges, mut offset) = (Ranges::new(), 0);
-    chunks_of::<Miss>(file.as_fd(), size, is_sparse, |chunk| {
+    chunks_of::<Miss>(store.suite(), file.as_fd(), size, is_sparse, |chunk| {
         if stop.load(Ordering::Relaxed) {
             return Err(Miss::Stopped);
         }

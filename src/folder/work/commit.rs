@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use ccbt_xet::chunk;
-use ccbt_xet::hash::{ChunkHash, NodeId, chunk_hash};
+use ccbt_xet::hash::{ChunkHash, NodeId, Suite};
+use ccbt_xet::ingest;
 use ccbt_xet::recipe::ChunkRef;
 use ccbt_xet::store::{Store, WriteError};
 
@@ -20,12 +20,6 @@ use crate::folder::tree::NodesError;
 
 /// An open file that goes on being written is committed this often, in nanoseconds.
 const OPEN_COMMIT_NS: u64 = 5_000_000_000;
-
-/// Bytes read, chunked and hashed at once when a file is chunked from end to end.
-const BLOCK_LEN: usize = 8 << 20;
-
-/// From this length on a block's chunks are hashed by two threads.
-const PARALLEL_MIN: usize = 1 << 20;
 
 /// Why a file could not be committed. Nothing is lost: it stays as it was written.
 #[derive(Debug, thiserror::Error)]
@@ -184,9 +178,9 @@ impl Inner {
         }
         let nodes = StoreNodes(&self.config.store);
         let read = |offset, buf: &mut [u8]| self.read_cut(cut, offset, buf);
-        let chunks = chunk_all(new_len, read, |batch| {
-            store_batch(&self.config.store, batch)
-        })?;
+        let store = |batch: &[(ChunkHash, &[u8])]| store_batch(&self.config.store, batch);
+        let suite = self.config.store.suite();
+        let chunks = chunk_all(suite, new_len, read, true, store)?;
         let mut writer = ContentWriter::new(&nodes);
         for chunk in chunks {
             writer.push(content::ChunkRef {
@@ -278,58 +272,24 @@ pub(super) fn stored((content, size): (Vec<u8>, u64)) -> Stored {
     }
 }
 
-/// Chunks and hashes `len` bytes from end to end. `store` is given every chunk in file order, in batches.
-pub(super) fn chunk_all<E>(
+/// Chunks and hashes `len` bytes from end to end. `store` is given every chunk that is `wanted` in file order, in batches.
+pub(super) fn chunk_all<E: Send>(
+    suite: Suite,
     len: u64,
-    mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E>,
-    mut store: impl FnMut(&[(ChunkHash, &[u8])]) -> Result<(), E>,
+    mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E> + Send,
+    wanted: bool,
+    store: impl FnMut(&[(ChunkHash, &[u8])]) -> Result<(), E>,
 ) -> Result<Vec<ChunkRef>, E> {
-    let mut out = Vec::new();
-    let mut buffer: Vec<u8> = Vec::new();
     let mut at = 0;
-    while at < len {
-        let kept = buffer.len();
-        let take = (len - at).min(BLOCK_LEN as u64) as usize;
-        buffer.resize(kept + take, 0);
-        read(at, &mut buffer[kept..])?;
-        at += take as u64;
-        let mut cut: Vec<&[u8]> = chunk::chunks(&buffer).collect();
-        let mut done = buffer.len();
-        // The last one may go on in the next block.
-        if at < len
-            && let Some(open) = cut.pop()
-        {
-            done -= open.len();
+    let read = |buf: &mut [u8]| {
+        let take = (len - at).min(buf.len() as u64) as usize;
+        if take > 0 {
+            read(at, &mut buf[..take])?;
         }
-        let batch = hash_all(&cut);
-        store(&batch)?;
-        out.extend(batch.iter().map(|(hash, bytes)| ChunkRef {
-            hash: *hash,
-            len: bytes.len() as u32,
-        }));
-        drop(batch);
-        buffer.drain(..done);
-    }
-    Ok(out)
-}
-
-fn hash_all<'c>(chunks: &[&'c [u8]]) -> Vec<(ChunkHash, &'c [u8])> {
-    let hash = |part: &[&'c [u8]]| -> Vec<(ChunkHash, &'c [u8])> {
-        part.iter()
-            .map(|bytes| (chunk_hash(bytes), *bytes))
-            .collect()
+        at += take as u64;
+        Ok(take)
     };
-    let total: usize = chunks.iter().map(|chunk| chunk.len()).sum();
-    if total < PARALLEL_MIN {
-        return hash(chunks);
-    }
-    let (one, two) = chunks.split_at(chunks.len() / 2);
-    std::thread::scope(|scope| {
-        let second = scope.spawn(|| hash(two));
-        let mut all = hash(one);
-        all.extend(second.join().unwrap_or_else(|_| hash(two)));
-        all
-    })
+    ingest::chunk_stream(suite, len, read, |_| wanted, store)
 }
 
 fn store_batch(store: &Store, batch: &[(ChunkHash, &[u8])]) -> Result<(), CommitError> {
@@ -340,6 +300,9 @@ fn store_batch(store: &Store, batch: &[(ChunkHash, &[u8])]) -> Result<(), Commit
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
+
+    use ccbt_xet::chunk;
+    use ccbt_xet::hash::chunk_hash;
 
     use super::*;
 
@@ -352,15 +315,17 @@ mod tests {
                 .wrapping_add(1);
             (random >> 56) as u8
         })
-        .take(BLOCK_LEN * 2 + 12_345)
+        .take((16 << 20) + 12_345)
         .collect();
         let mut stored = Vec::new();
         let chunks = chunk_all::<Infallible>(
+            Suite::Blake3,
             bytes.len() as u64,
             |offset, buf| {
                 buf.copy_from_slice(&bytes[offset as usize..][..buf.len()]);
                 Ok(())
             },
+            true,
             |batch| {
                 batch
                     .iter()

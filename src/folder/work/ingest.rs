@@ -44,18 +44,18 @@ impl Folder {
     pub fn ingest(
         &self,
         len: u64,
-        read: impl FnMut(u64, &mut [u8]) -> io::Result<()>,
+        read: impl FnMut(u64, &mut [u8]) -> io::Result<()> + Send,
         keep: Keep,
     ) -> Result<Ingested, IngestError> {
         let store = &self.inner.config.store;
         let mut read = read;
         let chunks = chunk_all(
+            store.suite(),
             len,
             |offset, buf| Ok::<_, IngestError>(read(offset, buf)?),
+            keep == Keep::Stored,
             |batch| {
-                if keep == Keep::Stored {
-                    store.put_chunks(batch).map_err(CommitError::from)?;
-                }
+                store.put_chunks(batch).map_err(CommitError::from)?;
                 Ok(())
             },
         )?;

@@ -112,6 +112,7 @@ impl Inner {
                 old: &old,
                 new_len: part_len,
                 dirty: &dirty,
+                suite: self.config.store.suite(),
             };
             let chunks = rechunk(
                 &change,

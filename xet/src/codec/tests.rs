@@ -52,8 +52,23 @@ fn a_paying_chunk_ends_the_back_off() {
         "passed unprobed"
     );
     assert_eq!(probe.scheme(&text(65_536)), Scheme::Lz4);
-    assert_eq!(probe.scheme(&noise(2, 65_536)), Scheme::Stored);
     assert_eq!(probe.skip.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn text_is_looked_at_ever_more_rarely_until_a_chunk_does_not_shrink() {
+    let (probe, mut encoder) = (Probe::new(), Encoder::new());
+    let mut encode = |chunk: &[u8]| probe.encode(&mut encoder, chunk).scheme;
+    for _ in 0..40 {
+        assert_eq!(encode(&text(65_536)), Scheme::Lz4);
+    }
+    assert!(probe.skip.load(Ordering::Relaxed) > 3);
+    assert_eq!(encode(&noise(1, 65_536)), Scheme::Stored);
+    assert_eq!(probe.skip.load(Ordering::Relaxed), 0);
+    // The next look finds noise, the one after it text again.
+    assert_eq!(encode(&noise(2, 65_536)), Scheme::Stored);
+    assert_eq!(encode(&text(65_536)), Scheme::Stored, "passed unprobed");
+    assert_eq!(encode(&text(65_536)), Scheme::Lz4);
 }
 
 #[test]

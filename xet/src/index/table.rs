@@ -20,6 +20,12 @@ pub(crate) struct Table<E> {
     len: usize,
 }
 
+/// A table grows before it gets fuller than this: runs get long beyond.
+const FULL_PERCENT: usize = 85;
+
+/// Up to this part of the entries, forgetting one by one is cheaper than making a new table.
+const REMOVED_PART: usize = 16;
+
 /// Slots of the first allocation.
 const SLOTS_MIN: usize = 16;
 
@@ -33,6 +39,17 @@ impl<E: Slot> Table<E> {
 
     pub(crate) const fn len(&self) -> usize {
         self.len
+    }
+
+    /// All slots, free ones too, in order: what [`from_slots`](Self::from_slots) takes.
+    pub(crate) fn slots(&self) -> &[E] {
+        &self.slots
+    }
+
+    /// The table with these slots. `None` if there never was such a table: it would be too full.
+    pub(crate) fn from_slots(slots: Vec<E>) -> Option<Self> {
+        let len = slots.iter().filter(|entry| **entry != E::EMPTY).count();
+        (len * 100 <= slots.len() * FULL_PERCENT).then_some(Self { slots, len })
     }
 
     pub(crate) const fn memory_bytes(&self) -> usize {
@@ -56,7 +73,7 @@ impl<E: Slot> Table<E> {
 
     /// Adds an entry, even if an equal one is there.
     pub(crate) fn insert(&mut self, entry: E) {
-        if (self.len + 1) * 100 > self.slots.len() * 85 {
+        if (self.len + 1) * 100 > self.slots.len() * FULL_PERCENT {
             self.resize((self.slots.len() + self.slots.len() / 4).max(SLOTS_MIN));
         }
         self.place(entry);
@@ -88,10 +105,19 @@ impl<E: Slot> Table<E> {
         true
     }
 
-    /// Keeps the entries that `keep` accepts and gives unneeded memory back.
-    pub(crate) fn retain(&mut self, mut keep: impl FnMut(E) -> bool) {
-        let kept = |entry: &E| *entry != E::EMPTY && keep(*entry);
-        let entries: Vec<E> = self.slots.iter().copied().filter(kept).collect();
+    /// Keeps the entries that `keep` accepts. Gives unneeded memory back if that is many fewer.
+    pub(crate) fn retain(&mut self, keep: impl Fn(E) -> bool) {
+        let is_kept = |entry: &&E| **entry != E::EMPTY && keep(**entry);
+        let kept = self.slots.iter().filter(is_kept).count();
+        if self.len - kept <= self.len / REMOVED_PART {
+            let is_gone = |entry: &&E| **entry != E::EMPTY && !keep(**entry);
+            let gone: Vec<E> = self.slots.iter().filter(is_gone).copied().collect();
+            for entry in gone {
+                self.remove(entry);
+            }
+            return;
+        }
+        let entries: Vec<E> = self.slots.iter().filter(is_kept).copied().collect();
         self.len = entries.len();
         let slots = (entries.len() * 5 / 4).max(SLOTS_MIN);
         self.slots = vec![E::EMPTY; slots];

@@ -30,6 +30,19 @@ const LENGTH_WORD: usize = 4;
 pub(crate) struct PackFooter {
     pub(crate) names: Vec<Name>,
     pub(crate) ends: Vec<u32>,
+    /// The whole footer, of a pack of chunks.
+    xorb: Option<xorb::Footer>,
+}
+
+impl PackFooter {
+    /// Whether the names are those that were written. Costs a hash over them in a pack of chunks; a footer of nodes
+    /// has a checksum that was looked at when it was read.
+    pub(crate) fn is_whole(&self, kind: PackKind) -> bool {
+        match (kind, &self.xorb) {
+            (PackKind::Chunks(suite), Some(footer)) => footer.root(suite) == Some(footer.xorb_hash),
+            _ => true,
+        }
+    }
 }
 
 /// Where the names start, counted from the start of the footer.
@@ -128,11 +141,13 @@ pub(crate) fn read(kind: PackKind, file: &dyn DiskFile) -> io::Result<Option<Pac
 fn parse_xorb(bytes: &[u8]) -> Option<PackFooter> {
     let footer = xorb::Footer::parse(bytes).ok()?;
     // A legacy footer has its hashes elsewhere; no pack was ever written with one.
-    footer.chunk_ends?;
+    footer.chunk_ends.as_ref()?;
     let names = footer.hashes.iter().map(|hash| *hash.as_bytes()).collect();
+    let ends = footer.record_ends.clone();
     Some(PackFooter {
         names,
-        ends: footer.record_ends,
+        ends,
+        xorb: Some(footer),
     })
 }
 
@@ -168,6 +183,7 @@ fn parse_nodes(bytes: &[u8]) -> Option<PackFooter> {
     Some(PackFooter {
         names: names.as_chunks::<32>().0.to_vec(),
         ends,
+        xorb: None,
     })
 }
 

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 
 use super::*;
 use crate::chunk::{self, MIN_CHUNK};
+use crate::hash::chunk_hash;
 
 /// Cases of the property test unless `CCBT_CASES` says otherwise.
 const DEFAULT_CASES: u64 = 2_000;
@@ -117,6 +118,7 @@ fn run(old: &[ChunkRef], new: &[u8], dirty: &[Range<u64>]) -> Outcome {
         old,
         new_len: new.len() as u64,
         dirty,
+        suite: Suite::Blake3,
     };
     let chunks = rechunk(&change, read, store).unwrap_or_else(|never| match never {});
     let stored = places(&chunks, &stored, new);
@@ -300,6 +302,7 @@ fn errors_end_it() {
         old: &[],
         new_len: 10,
         dirty: &[],
+        suite: Suite::Blake3,
     };
     let failed = rechunk(&change, |_, _| Err("read"), |_, _| Ok(()));
     assert_eq!(failed, Err("read"));

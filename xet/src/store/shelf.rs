@@ -1,6 +1,6 @@
 //! All packs of one kind: the index into them, the pack being written, lookups and reads.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use crate::pack::open::{NAMELESS, OpenedPack, open_pack};
 use crate::pack::{Entry, Layout, Name, Pack, PackKind, RawRecord, State, encode_header, footer};
 use crate::xorb::RecordHeader;
 
+use super::checkpoint::{self, Covered};
 use super::{OpenStoreError, ReadError, WriteError};
 
 /// Names of damaged records kept for the owner to ask for.
@@ -47,6 +48,8 @@ pub(crate) struct Shelf {
     /// Records ever appended by this process. What a commit has to cover.
     appended: AtomicU64,
     quarantined: Mutex<Quarantine>,
+    /// Packs the last checkpoint covered.
+    checkpointed: Mutex<usize>,
 }
 
 #[derive(Debug, Default)]
@@ -81,6 +84,12 @@ pub(crate) struct Dirty {
     pub(crate) open: Option<(Unsealed, usize)>,
 }
 
+/// What a checkpoint may cover.
+pub(crate) struct Durable {
+    last_id: u32,
+    packs: Vec<Arc<Pack>>,
+}
+
 /// A record to append.
 #[derive(Clone, Copy)]
 pub(crate) struct Item<'a> {
@@ -113,6 +122,7 @@ impl Shelf {
             }),
             appended: AtomicU64::new(0),
             quarantined: Mutex::default(),
+            checkpointed: Mutex::default(),
         };
         shelf.load()?;
         Ok(shelf)
@@ -125,17 +135,17 @@ impl Shelf {
         };
         let disk = &self.files.disk;
         let paths = disk.list(&self.dir).map_err(|error| at(&self.dir, error))?;
+        let covered = checkpoint::load(&**disk, &self.dir, &*self.index);
+        let covered = covered.map_err(|error| at(&self.dir, error))?;
+        let mut last_id = covered.last_id;
+        let opened = self.open_covered(&paths, covered);
         let mut unsealed = Vec::new();
-        let mut last_id = 0;
         for path in &paths {
-            let Some(id) = pack_id(path) else {
+            let Some(id) = pack_id(path).filter(|id| !opened.contains(id)) else {
                 continue;
             };
             last_id = last_id.max(id.0);
-            if path
-                .extension()
-                .is_some_and(|extension| extension == self.kind.extension())
-            {
+            if self.is_pack(path) {
                 let opened = open_pack(&self.files, self.kind, id, path.clone());
                 let opened = opened.map_err(|error| at(path, error))?;
                 unsealed.extend(opened.and_then(|opened| self.adopt(opened)));
@@ -153,6 +163,69 @@ impl Shelf {
         }
         disk.sync_dir(&self.dir)
             .map_err(|error| at(&self.dir, error))
+    }
+
+    fn is_pack(&self, path: &Path) -> bool {
+        path.extension()
+            .is_some_and(|extension| extension == self.kind.extension())
+    }
+
+    /// Takes the packs that are as the checkpoint knew them; the index has their entries. Entries of all others leave
+    /// it again.
+    fn open_covered(&self, paths: &[PathBuf], mut known: Covered) -> HashSet<PackId> {
+        let journals = paths.iter().filter(|path| !self.is_pack(path));
+        for id in journals.filter_map(|path| pack_id(path)) {
+            known.packs.remove(&id);
+        }
+        let mut is_opened = vec![false; known.last_id as usize + 1];
+        let mut packs = self.packs.write();
+        for path in paths.iter().filter(|path| self.is_pack(path)) {
+            let Some((id, ends)) = pack_id(path).and_then(|id| known.packs.remove_entry(&id))
+            else {
+                continue;
+            };
+            if checkpoint::has_length(&*self.files.disk, path, self.kind, &ends) {
+                let layout = Layout::Sealed { ends };
+                let pack = Pack::new(id, self.kind, path.clone(), layout, false);
+                packs.insert(id, Arc::new(pack));
+                is_opened[id.0 as usize] = true;
+            }
+        }
+        let is_known = |id: PackId| is_opened.get(id.0 as usize) == Some(&true);
+        self.index.retain_packs(&is_known);
+        *self.checkpointed.lock() = packs.len();
+        packs.keys().copied().collect()
+    }
+
+    /// Sealed packs that were synced and have no damage: what a checkpoint may cover. No sync may be running.
+    pub(crate) fn durable_packs(&self) -> Durable {
+        let writer = self.writer.lock();
+        let waiting: HashSet<PackId> = writer.sealed.iter().map(|sealed| sealed.pack.id).collect();
+        let durable =
+            |pack: &&Arc<Pack>| pack.is_sealed() && !pack.has_bad() && !waiting.contains(&pack.id);
+        let packs = self.packs.read();
+        Durable {
+            last_id: writer.last_id,
+            packs: packs.values().filter(durable).cloned().collect(),
+        }
+    }
+
+    /// Writes a checkpoint if at least `packs_min` packs, and the `part`-th part of those it covers, came or went
+    /// since the last.
+    pub(crate) fn checkpoint(
+        &self,
+        durable: &Durable,
+        packs_min: usize,
+        part: usize,
+    ) -> io::Result<()> {
+        let mut checkpointed = self.checkpointed.lock();
+        let changed = durable.packs.len().abs_diff(*checkpointed);
+        if self.index.parts() > 0 && changed >= packs_min.max(*checkpointed / part) {
+            let Durable { last_id, packs } = durable;
+            checkpoint::save(&*self.files.disk, &self.dir, &*self.index, *last_id, packs)?;
+            *checkpointed = packs.len();
+        }
+        Ok(())
     }
 
     /// Takes an opened pack into the index. Returns it if it can be appended to.
@@ -561,6 +634,16 @@ impl Shelf {
             None => self.quarantine(pack, slot, name),
         }
         Ok(checked)
+    }
+
+    /// Lets the records of a pack with a damaged footer name themselves. How many are damaged too: the index does
+    /// not tell which chunks those were.
+    pub(crate) fn rename_records(&self, pack: &Pack) -> io::Result<u64> {
+        let bad = pack.rename_records(&self.files)?;
+        for _ in 0..bad {
+            self.count_bad(&NAMELESS);
+        }
+        Ok(bad as u64)
     }
 
     /// Never serves this record again.

@@ -8,6 +8,15 @@ use super::shelf::Shelf;
 use super::{ReadError, Store};
 use crate::pack::Pack;
 
+/// Up to which pack everything was read: those of chunks come first. The default is before all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct VerifyPosition {
+    /// In the packs of nodes.
+    pub nodes: bool,
+    /// Number of the last pack read; 0 before the first.
+    pub pack: u32,
+}
+
 /// What [`Store::verify`] found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Verified {
@@ -52,6 +61,49 @@ impl Store {
         Ok(verified)
     }
 
+    /// As [`verify`](Self::verify), of the next pack after `position` only. `None` if there is none.
+    ///
+    /// `report` gets the bytes read so far of this pack, and the bytes of all packs before it and of all there are.
+    pub fn verify_next(
+        &self,
+        position: VerifyPosition,
+        report: &mut dyn FnMut(u64, (u64, u64)) -> bool,
+    ) -> Result<Option<(VerifyPosition, Verified)>, ReadError> {
+        let shelves = [(false, &self.chunks), (true, &self.nodes)];
+        let packs = shelves.iter().flat_map(|(nodes, shelf)| {
+            let packs: Vec<Arc<Pack>> = shelf.packs.read().values().cloned().collect();
+            packs.into_iter().map(|pack| {
+                let at = VerifyPosition {
+                    nodes: *nodes,
+                    pack: pack.id.0,
+                };
+                (at, *shelf, pack)
+            })
+        });
+        let mut next: Option<(VerifyPosition, &Shelf, Arc<Pack>)> = None;
+        let (mut total, mut before) = (0, 0);
+        for (at, shelf, pack) in packs.collect::<Vec<_>>() {
+            total += pack.records_len();
+            if at <= position {
+                before += pack.records_len();
+            } else if next.as_ref().is_none_or(|(first, ..)| at < *first) {
+                next = Some((at, shelf, pack));
+            }
+        }
+        let Some((at, shelf, pack)) = next else {
+            return Ok(None);
+        };
+        let mut verified = Verified::default();
+        let mut each = |read: u64| report(read, (before, total));
+        match verify_pack(shelf, &pack, &mut verified, &mut each) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ReadError {
+                path: pack.path.clone(),
+                source: error,
+            }),
+            _ => Ok(Some((at, verified))),
+        }
+    }
+
     /// Bytes of all chunks in packs before compression, dead ones included.
     pub fn content_bytes(&self) -> Result<u64, ReadError> {
         let packs: Vec<Arc<Pack>> = self.chunks.packs.read().values().cloned().collect();
@@ -70,13 +122,17 @@ impl Store {
     }
 }
 
-/// False if `each` wants no more.
+/// Reads everything in a pack. False if `each` wants no more.
 fn verify_pack(
     shelf: &Shelf,
     pack: &Pack,
     verified: &mut Verified,
     each: &mut dyn FnMut(u64) -> bool,
 ) -> io::Result<bool> {
+    if !pack.has_good_footer(&shelf.files)? {
+        tracing::warn!(path = ?pack.path, "the footer of a pack is damaged, its records name themselves");
+        verified.damaged += shelf.rename_records(pack)?;
+    }
     let names = pack.names(&shelf.files)?;
     let mut read = 0;
     for slot in live_slots(shelf, pack, &names) {

@@ -30,11 +30,12 @@ pub(crate) fn node(kind: u8, number: u64) -> (NodeId, Vec<u8>) {
     (node_id(kind, &bytes), bytes)
 }
 
-/// Packs of a few records, no cache: every read goes to the disk.
+/// Packs of a few records, no cache: every read goes to the disk. A checkpoint whenever one is asked for.
 pub(crate) fn small_packs() -> StoreOptions {
     StoreOptions {
         cache_bytes: 0,
         pack_slots: 5,
+        checkpoint_packs: 1,
         ..StoreOptions::default()
     }
 }
