@@ -23,4 +23,5 @@ mod ordinary_user;
 mod replica_full;
 mod scale;
 mod seeders;
+mod stores;
 mod support;

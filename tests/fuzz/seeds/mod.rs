@@ -12,10 +12,12 @@ pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
         "codec" => xet::codec(),
         "footer" => xet::footer(),
         "hash_text" => xet::hash_text(),
+        "index_checkpoint" => xet::index_checkpoint(),
         "pack" => xet::pack(),
         "pack_journal" => xet::pack_journal(),
         "recipe" => xet::recipe(),
-        "xorb" => xet::xorb(),
+        "shard" => xet::shard(),
+        "xorb" | "xorb_whole" => xet::xorb(),
 
         "bencode" => wire::bencode(),
         "extension" => wire::extension(),

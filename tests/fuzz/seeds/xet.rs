@@ -3,14 +3,17 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use ccbt_xet::assemble::Assembler;
 use ccbt_xet::codec::{Encoder, Scheme};
 use ccbt_xet::disk::{Disk, MemDisk};
 use ccbt_xet::hash::{ChunkHash, Suite, chunk_hash, node_id};
 use ccbt_xet::recipe::{ChunkRef, encode_segment};
+use ccbt_xet::shard::Form;
 use ccbt_xet::store::{Store, StoreOptions};
 use ccbt_xet::xorb::{Footer, RecordHeader};
 
 use super::with_prefix;
+use crate::targets::checkpointed;
 
 fn chunks() -> Vec<Vec<u8>> {
     let line = b"a line that is much the same as the others\n";
@@ -157,4 +160,38 @@ pub(super) fn pack_journal() -> Vec<Vec<u8>> {
         [&journal[..], &pack[..40]].concat(),
         with_prefix(&[0], &pack),
     ]
+}
+
+pub(super) fn shard() -> Vec<Vec<u8>> {
+    let mut assembler = Assembler::new(Suite::Blake3);
+    for chunk in chunks() {
+        let added = assembler.chunk(&chunk_hash(&chunk), &chunk);
+        added.expect("a chunk");
+    }
+    assembler.end_file(Some([7; 32]));
+    assembler.end_file(None);
+    let (_, mut shard) = assembler.finish_shard();
+    let mut out: Vec<Vec<u8>> = [Form::LOCAL, Form::SERVER, Form::Upload]
+        .map(|form| shard.encode(form).expect("our own shard"))
+        .into();
+    shard.files.clear();
+    shard.key = Some([9; 32]);
+    out.push(shard.encode(Form::LOCAL).expect("our own shard"));
+    out
+}
+
+/// The sections of a checkpoint without their checksums.
+pub(super) fn index_checkpoint() -> Vec<Vec<u8>> {
+    let (disk, _) = checkpointed();
+    let file = disk.contents(Path::new("/store/chunks/index.checkpoint"));
+    let file = file.expect("the store has one");
+    let (mut rest, mut out) = (&file[8..], Vec::new());
+    while let Some((len, after)) = rest.split_first_chunk::<4>() {
+        let (section, after) = after.split_at(u32::from_le_bytes(*len) as usize);
+        out.extend_from_slice(len);
+        out.extend_from_slice(section);
+        rest = &after[4..];
+    }
+    let shorter = out[..out.len() - 20].to_vec();
+    vec![out, shorter]
 }

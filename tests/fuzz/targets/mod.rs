@@ -10,6 +10,8 @@ pub(crate) mod share;
 pub(crate) mod wire;
 mod xet;
 
+pub(crate) use xet::checkpointed;
+
 /// Runs a parser on an input. True if it took it for what it looks for.
 pub(crate) type Target = fn(&[u8]) -> bool;
 
@@ -37,6 +39,7 @@ pub(crate) const TARGETS: &[(&str, Target)] = &[
     ("heads_file", share::heads_file),
     ("home_row", local::home_row),
     ("http_tracker", wire::http_tracker),
+    ("index_checkpoint", xet::index_checkpoint),
     ("link", share::link),
     ("lsd", wire::lsd),
     ("magnet", wire::magnet),
@@ -50,10 +53,12 @@ pub(crate) const TARGETS: &[(&str, Target)] = &[
     ("recipe", xet::recipe),
     ("session_member", wire::session_member),
     ("session_stranger", wire::session_stranger),
+    ("shard", xet::shard),
     ("snapshot", folder::snapshot),
     ("tree", folder::tree),
     ("udp_tracker", wire::udp_tracker),
     ("xorb", xet::xorb),
+    ("xorb_whole", xet::xorb_whole),
 ];
 
 /// Takes a field off the front of an input; what is short is filled up with zeros.

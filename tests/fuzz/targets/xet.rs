@@ -9,8 +9,9 @@ use ccbt_xet::disk::{Disk, MemDisk, OpenMode};
 use ccbt_xet::hash::{ChunkHash, Suite, XorbHash, chunk_hash};
 use ccbt_xet::merkle::xorb_hash;
 use ccbt_xet::recipe::{Recipe, decode_segment, encode_segment, segments};
+use ccbt_xet::shard;
 use ccbt_xet::store::{Store, StoreOptions};
-use ccbt_xet::xorb::{Footer, records, validate};
+use ccbt_xet::xorb::{Footer, parse as parse_xorb, records, validate};
 
 use super::take;
 
@@ -112,6 +113,45 @@ pub(crate) fn xorb(data: &[u8]) -> bool {
         return false;
     };
     assert_eq!(contents.chunks, chunks);
+    true
+}
+
+/// A whole xorb whose hash nobody claimed. What is taken under a suite is what the records say.
+pub(crate) fn xorb_whole(data: &[u8]) -> bool {
+    let mut taken = false;
+    for suite in [Suite::Blake3, Suite::Sha256] {
+        let Ok(contents) = parse_xorb(suite, data) else {
+            continue;
+        };
+        let mut found = Vec::new();
+        for record in records(data).take(contents.chunks.len()) {
+            let chunk = record.expect("a record").decode().expect("a payload");
+            found.push((suite.chunk_hash(&chunk), chunk.len() as u32));
+        }
+        assert_eq!(found, contents.chunks);
+        assert!(validate(suite, data, &contents.hash).is_ok());
+        taken = true;
+    }
+    taken
+}
+
+/// A shard in any form. What is taken can be written in every form that needs no more than it has, and is read the
+/// same again; its lookup tables agree with it.
+pub(crate) fn shard(data: &[u8]) -> bool {
+    let Ok(parsed) = shard::parse(data) else {
+        return false;
+    };
+    let shard = parsed.shard;
+    // It may lie about what it names, never about its own structure.
+    let _lies = shard.check();
+    for form in [shard::Form::LOCAL, shard::Form::SERVER, shard::Form::Upload] {
+        let Ok(bytes) = shard.encode(form) else {
+            continue;
+        };
+        let again = shard::parse(&bytes).expect("our own shard");
+        assert_eq!(again.shard.files.len(), shard.files.len());
+        assert_eq!(again.shard.xorbs.len(), shard.xorbs.len());
+    }
     true
 }
 
@@ -232,4 +272,61 @@ pub(crate) fn pack_journal(mut data: &[u8]) -> bool {
     put_file(&disk, &pack.with_extension("journal"), &journal);
     put_file(&disk, &pack, data);
     use_store(&disk, data)
+}
+
+/// The checkpoint of an index: `length u32 | bytes` for every section (the target adds the checksums), before a store
+/// of a few packs. It may hide chunks, but not give wrong ones.
+pub(crate) fn index_checkpoint(mut data: &[u8]) -> bool {
+    let mut file = b"CCBTIDX\x01".to_vec();
+    while !data.is_empty() {
+        let len = u32::from_le_bytes(take(&mut data)) as usize;
+        let (section, rest) = data.split_at(len.min(data.len()));
+        file.extend_from_slice(&(section.len() as u32).to_le_bytes());
+        file.extend_from_slice(section);
+        file.extend_from_slice(&crc32fast::hash(section).to_le_bytes());
+        data = rest;
+    }
+    let (disk, names) = checkpointed();
+    put_file(
+        &disk,
+        &Path::new(STORE).join("chunks/index.checkpoint"),
+        &file,
+    );
+    let store = open(&disk);
+    let known = disk.contents(&Path::new(STORE).join("chunks/index.checkpoint"));
+    for name in &names {
+        if let Ok(Some(bytes)) = store.chunk(name) {
+            assert_eq!(chunk_hash(&bytes), *name);
+        }
+    }
+    let new = chunk_hash(b"new");
+    store.put_chunk(&new, b"new").expect("there is room");
+    store.sync().expect("the disk is whole");
+    drop(store);
+    let bytes = open(&disk).chunk(&new).expect("it was put");
+    assert_eq!(bytes.as_deref(), Some(&b"new"[..]));
+    known.is_some()
+}
+
+/// A store of three small packs with a checkpoint, and the names of its chunks.
+pub(crate) fn checkpointed() -> (MemDisk, Vec<ChunkHash>) {
+    let disk = MemDisk::new();
+    let options = StoreOptions {
+        pack_slots: 2,
+        checkpoint_packs: 1,
+        ..StoreOptions::default()
+    };
+    let store = Store::open(Path::new(STORE), Arc::new(disk.clone()), options);
+    let store = store.expect("the fake disk");
+    let mut names = Vec::new();
+    for number in 0..7u8 {
+        let name = chunk_hash(&[number; 50]);
+        store
+            .put_chunk(&name, &[number; 50])
+            .expect("the fake disk");
+        names.push(name);
+    }
+    store.sync().expect("the fake disk");
+    store.checkpoint_if_due().expect("the fake disk");
+    (disk, names)
 }

@@ -1,0 +1,100 @@
+//! The chunk stores under a daemon: a suite of its own for a folder, and damage that peers repair.
+
+use std::fs;
+use std::path::Path;
+
+use ccbt::share::{Link, Suite};
+
+use crate::support::{Daemon, Rng, World, wait_equal};
+
+/// A number that `ccbt xet COMMAND --json` prints.
+fn xet(daemon: &Daemon, command: &[&str], field: &str) -> u64 {
+    let text = daemon.run(&[&["xet"], command, &["--json"]].concat());
+    let printed: serde_json::Value = serde_json::from_str(&text).unwrap();
+    printed[field].as_u64().unwrap()
+}
+
+/// Bytes of the chunk packs in one store of a state directory.
+fn packed(state: &Path, store: &str) -> u64 {
+    let Ok(entries) = fs::read_dir(state.join(store).join("chunks")) else {
+        return 0;
+    };
+    let packs = entries.map(|entry| entry.unwrap().path());
+    packs
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "xorb")
+        })
+        .map(|path| path.metadata().unwrap().len())
+        .sum()
+}
+
+#[test]
+fn a_folder_of_the_other_suite_has_a_store_of_its_own_everywhere() {
+    let world = World::new();
+    let (src, plain) = (world.dir("src"), world.dir("plain"));
+    let (at, plain_at) = (world.dir("at"), world.dir("plain-at"));
+    let bytes = Rng(3).bytes(2_000_000);
+    fs::write(src.join("f"), &bytes).unwrap();
+    fs::write(plain.join("f"), &bytes).unwrap();
+    let args = ["share", "--suite", "sha256", src.to_str().unwrap()];
+    let mut a = world.start("a", &[], &args);
+    let links = a.links();
+    assert_eq!(links.write.parse::<Link>().unwrap().suite(), Suite::Sha256);
+    let mut b = world.mount(&links.write, &at, "b", &[&a]);
+    wait_equal(&src, &at, &[&a, &b]);
+    assert_eq!(packed(&b.state, "store"), 0);
+    assert!(packed(&b.state, "store-sha256") >= 2_000_000);
+
+    let mut edited = bytes.clone();
+    edited.splice(1_000_000..1_000_010, *b"an edit");
+    fs::write(at.join("f"), &edited).unwrap();
+    fs::write(at.join("g"), b"new").unwrap();
+    wait_equal(&at, &src, &[&a, &b]);
+    assert!(fs::read(src.join("f")).unwrap() == edited);
+
+    // The same bytes in a folder of the usual suite are other chunks, in another store.
+    let (mut c, plain_links) = world.share(&plain, "c");
+    b.run(&["mount", &plain_links.read, plain_at.to_str().unwrap()]);
+    b.watch_mount(&plain_at);
+    wait_equal(&plain, &plain_at, &[&c, &b]);
+    assert!(packed(&b.state, "store") >= 2_000_000);
+    assert_eq!(xet(&b, &["verify"], "damaged"), 0);
+    assert_eq!(xet(&b, &["gc", "--dry-run"], "dropped"), 0);
+
+    let refused = a.try_run(&["share", "--suite", "blake3", src.to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(5), "{refused:?}");
+    for daemon in [&mut b, &mut a, &mut c] {
+        assert_eq!(daemon.stop(), 0, "{}", daemon.log());
+    }
+    let (a, again) = world.share(&src, "a");
+    assert_eq!(again.write, links.write, "{}", a.log());
+}
+
+#[test]
+fn what_is_damaged_is_fetched_again() {
+    let world = World::new();
+    let (src, at) = (world.dir("src"), world.dir("at"));
+    let mut rng = Rng(4);
+    for name in ["f", "g", "h"] {
+        fs::write(src.join(name), rng.bytes(1_500_000)).unwrap();
+    }
+    let (a, links) = world.share(&src, "a");
+    let b = world.mount(&links.read, &at, "b", &[&a]);
+    wait_equal(&src, &at, &[&a, &b]);
+    let held = xet(&b, &["stats"], "chunks");
+    let pack = b.state.join("store/chunks/00000001.xorb");
+    let mut bytes = fs::read(&pack).unwrap();
+    for at in (100_000..4_000_000).step_by(800_000) {
+        bytes[at] ^= 0x40;
+    }
+    fs::write(&pack, bytes).unwrap();
+    let text = b.run(&["xet", "verify", "--repair", "--json"]);
+    let found: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(found["damaged"], 5, "{text}");
+    assert_eq!(found["repaired"], 5, "{text}\n{}", b.log());
+    assert!(!pack.exists(), "its good records are elsewhere now");
+    assert_eq!(xet(&b, &["verify"], "damaged"), 0);
+    assert_eq!(xet(&b, &["stats"], "chunks"), held);
+    wait_equal(&src, &at, &[&a, &b]);
+}
