@@ -52,9 +52,12 @@ class Xet:
         self.call("noise", self.noise, 1024)
         self.call("text", self.text, 1024)
         self.call("edited", self.noise, self.edited)
-        for _ in range(self.args.runs):
-            for row in wanted:
-                getattr(self, "row_" + row)()
+        try:
+            for _ in range(self.args.runs):
+                for row in wanted:
+                    getattr(self, "row_" + row)()
+        except KeyboardInterrupt:
+            print("ended early: the table has what was measured until then", flush=True)
         shutil.rmtree(self.dir, ignore_errors=True)
 
     def row_hash1(self):
@@ -68,9 +71,12 @@ class Xet:
     def ingest(self, row, *files):
         figures = {}
         for side in ("ours", "ref", "ref-memory"):
+            store = self.fresh()
+            # What was written before is not written back meanwhile.
+            os.sync()
             for file in files:
                 subprocess.run(["cat", str(file)], stdout=subprocess.DEVNULL, check=True)
-            cpu = self.call("ingest", side, files[0], self.fresh(), *files[1:])["cpu_s"]
+            cpu = self.call("ingest", side, files[0], store, *files[1:])["cpu_s"]
             figures[side.replace("-", "_") + "_s"] = cpu
         ours = figures["ours_s"]
         self.put(row, x=ours / figures["ref_s"], x_of_memory_store=ours / figures["ref_memory_s"], **figures)

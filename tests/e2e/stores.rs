@@ -33,7 +33,7 @@ fn packed(state: &Path, store: &str) -> u64 {
 fn a_folder_of_the_other_suite_has_a_store_of_its_own_everywhere() {
     let world = World::new();
     let (src, plain) = (world.dir("src"), world.dir("plain"));
-    let (at, plain_at) = (world.dir("at"), world.dir("plain-at"));
+    let (at, plain_at, own) = (world.dir("at"), world.dir("plain-at"), world.dir("own"));
     let bytes = Rng(3).bytes(2_000_000);
     fs::write(src.join("f"), &bytes).unwrap();
     fs::write(plain.join("f"), &bytes).unwrap();
@@ -50,8 +50,10 @@ fn a_folder_of_the_other_suite_has_a_store_of_its_own_everywhere() {
     edited.splice(1_000_000..1_000_010, *b"an edit");
     fs::write(at.join("f"), &edited).unwrap();
     fs::write(at.join("g"), b"new").unwrap();
-    wait_equal(&at, &src, &[&a, &b]);
-    assert!(fs::read(src.join("f")).unwrap() == edited);
+    a.run(&["mount", &links.write, own.to_str().unwrap()]);
+    a.watch_mount(&own);
+    wait_equal(&at, &own, &[&a, &b]);
+    assert!(fs::read(own.join("f")).unwrap() == edited);
 
     // The same bytes in a folder of the usual suite are other chunks, in another store.
     let (mut c, plain_links) = world.share(&plain, "c");
