@@ -46,7 +46,7 @@ fn a_folder_of_the_other_suite_has_a_store_of_its_own_everywhere() {
     assert_eq!(packed(&b.state, "store"), 0);
     assert!(packed(&b.state, "store-sha256") >= 2_000_000);
 
-    let mut edited = bytes.clone();
+    let mut edited = bytes;
     edited.splice(1_000_000..1_000_010, *b"an edit");
     fs::write(at.join("f"), &edited).unwrap();
     fs::write(at.join("g"), b"new").unwrap();

@@ -423,7 +423,7 @@ mod tests {
             assert!(other.load_part(part, &bytes));
         }
         assert_eq!(other.len(), index.len());
-        let is_kept = |pack: PackId| pack.0 % 2 == 0;
+        let is_kept = |pack: PackId| pack.0.is_multiple_of(2);
         let mut kept = 0;
         other.retain_packs(&is_kept);
         for n in 1..N {
