@@ -41,7 +41,8 @@ fn a_folder_of_the_other_suite_has_a_store_of_its_own_everywhere() {
     let mut a = world.start("a", &[], &args);
     let links = a.links();
     assert_eq!(links.write.parse::<Link>().unwrap().suite(), Suite::Sha256);
-    let mut b = world.mount(&links.write, &at, "b", &[&a]);
+    let (mut c, plain_links) = world.share(&plain, "c");
+    let mut b = world.mount(&links.write, &at, "b", &[&a, &c]);
     wait_equal(&src, &at, &[&a, &b]);
     assert_eq!(packed(&b.state, "store"), 0);
     assert!(packed(&b.state, "store-sha256") >= 2_000_000);
@@ -56,7 +57,6 @@ fn a_folder_of_the_other_suite_has_a_store_of_its_own_everywhere() {
     assert!(fs::read(own.join("f")).unwrap() == edited);
 
     // The same bytes in a folder of the usual suite are other chunks, in another store.
-    let (mut c, plain_links) = world.share(&plain, "c");
     b.run(&["mount", &plain_links.read, plain_at.to_str().unwrap()]);
     b.watch_mount(&plain_at);
     wait_equal(&plain, &plain_at, &[&c, &b]);
