@@ -139,7 +139,7 @@ mod tests {
         for at in 0..10 {
             pace.handle_left(ms(650), false, Extent::Everything);
             pace.handle_scanned(ms(700));
-            assert_eq!(pace.take(ms(700)).is_some(), at < 2, "{at}");
+            assert_eq!(pace.take(ms(700)).is_some(), at < 1, "{at}");
         }
         pace.handle_left(ms(800), true, Extent::Everything);
     }
