@@ -4,6 +4,7 @@
 use bytes::Bytes;
 
 use super::base::{At, BadRow, Row};
+use crate::folder::state::Fid;
 
 /// First byte of the keys of intents in the folder's table.
 const TABLE: u8 = b'i';
@@ -18,13 +19,15 @@ const DRESS: u8 = 0x12;
 pub(super) enum Intent {
     /// Something goes from one name to another.
     Move { from: At, to: At, row: Row },
-    /// A version becomes what is at a name.
+    /// A version becomes what is at a name, or a new directory does.
     Put {
         at: At,
         /// The name in the same directory under which the new file is whole.
         temp: Bytes,
         /// Its base record: the inode is the temporary file's.
         row: Row,
+        /// For a new directory, which one of the folder it is.
+        dir: Option<Fid>,
         /// What was there, and the name it gets among the displaced.
         old: Option<(Row, Bytes)>,
     },
@@ -59,8 +62,15 @@ impl Intent {
     pub(super) fn encode(&self) -> Bytes {
         let (kind, fields) = match self {
             Self::Move { from, to, row } => (MOVE, vec![from.key(), to.key(), row.encode()]),
-            Self::Put { at, temp, row, old } => {
+            Self::Put {
+                at,
+                temp,
+                row,
+                dir,
+                old,
+            } => {
                 let mut fields = vec![at.key(), temp.clone(), row.encode()];
+                fields.extend(dir.map(|fid| Bytes::copy_from_slice(&fid.0)));
                 if let Some((old, name)) = old {
                     fields.extend([old.encode(), name.clone()]);
                 }
@@ -96,16 +106,21 @@ impl Intent {
                 to: At::from_key(to)?,
                 row: Row::decode(row)?,
             }),
-            (PUT, [at, temp, row, old @ ..]) => Ok(Self::Put {
-                at: At::from_key(at)?,
-                temp: temp.clone(),
-                row: Row::decode(row)?,
-                old: match old {
-                    [] => None,
-                    [old, name] => Some((Row::decode(old)?, name.clone())),
+            (PUT, [at, temp, row, more @ ..]) => {
+                let (dir, old) = match more {
+                    [] => (None, None),
+                    [fid] => (Some(Fid(fid[..].try_into().map_err(|_| BadRow)?)), None),
+                    [old, name] => (None, Some((Row::decode(old)?, name.clone()))),
                     _ => return Err(BadRow),
-                },
-            }),
+                };
+                Ok(Self::Put {
+                    at: At::from_key(at)?,
+                    temp: temp.clone(),
+                    row: Row::decode(row)?,
+                    dir,
+                    old,
+                })
+            }
             (DRESS, [at, row]) => Ok(Self::Dress {
                 at: At::from_key(at)?,
                 row: Row::decode(row)?,
@@ -159,11 +174,12 @@ mod tests {
         }
     }
 
-    fn intents() -> [Intent; 4] {
-        let put = |old| Intent::Put {
+    fn intents() -> [Intent; 5] {
+        let put = |dir, old| Intent::Put {
             at: at(4, "name"),
             temp: Bytes::from_static(b".ccbt-tmp-9"),
             row: row(1),
+            dir,
             old,
         };
         [
@@ -176,8 +192,9 @@ mod tests {
                 at: at(2, "c"),
                 row: row(5),
             },
-            put(None),
-            put(Some((row(3), Bytes::from_static(b"3-name")))),
+            put(None, None),
+            put(Some(Fid([7; 8])), None),
+            put(None, Some((row(3), Bytes::from_static(b"3-name")))),
         ]
     }
 
@@ -190,7 +207,14 @@ mod tests {
             for len in 0..bytes.len() {
                 let cut = Intent::decode(&bytes.slice(..len));
                 // Without its last fields it is a put that replaces nothing; a record is written whole.
-                let is_shorter = matches!(&cut, Ok(Intent::Put { old: None, .. }));
+                let is_shorter = matches!(
+                    &cut,
+                    Ok(Intent::Put {
+                        dir: None,
+                        old: None,
+                        ..
+                    })
+                );
                 assert!(cut.is_err() || is_shorter, "{len} bytes of {intent:?}");
             }
         }

@@ -3,7 +3,7 @@
 //! Every operation is based on the versions the path's base record stands for, never on what the folder shows by then:
 //! what a peer has written meanwhile survives beside it (merge-rules O1).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use bytes::Bytes;
 
@@ -121,11 +121,16 @@ impl From<FileTime> for Time {
 /// The operations of one update.
 pub(super) struct Apply<'t> {
     txn: &'t mut dyn Txn,
+    /// Directories taken out of the way, and where they were shown.
+    lifted: HashMap<HomeId, (Fid, Name)>,
 }
 
 impl<'t> Apply<'t> {
     pub(super) fn new(txn: &'t mut dyn Txn) -> Self {
-        Self { txn }
+        Self {
+            txn,
+            lifted: HashMap::new(),
+        }
     }
 
     /// Keeps a base record.
@@ -170,30 +175,51 @@ impl<'t> Apply<'t> {
         let name = format!(".ccbt-moving-{}", id.0);
         if let Some((from, old)) = self.shown_dir(id) {
             let to = (Fid::ROOT, name.as_bytes());
-            let _stays = self.rename((from, old.as_bytes()), to, RenameMode::NoReplace);
+            let renamed = self.rename((from, old.as_bytes()), to, RenameMode::NoReplace);
+            self.lifted
+                .extend(renamed.is_ok().then_some((id, (from, old))));
         }
     }
 
+    /// Follows a directory to its new place. If the folder cannot, it stays where it was, but what it is is known by the
+    /// new place.
     pub(super) fn move_dir(&mut self, id: HomeId, to: &At, mode: u16) -> Result<(), OpError> {
-        let parent = self.dir(to.dir)?;
-        match self.shown_dir(id) {
-            Some((from, old)) => {
-                let from = (from, old.as_bytes());
-                match self.rename(from, (parent, &to.name), RenameMode::Replace) {
-                    Err(OpError::NotEmpty | OpError::Exists | OpError::NotDirectory) => {
-                        self.rename_beside(from, (parent, &to.name), "moved")?;
-                    }
-                    moved => moved?,
-                }
-                let fid = self.noted(id).map_or(Fid::ROOT, |(fid, _)| fid);
-                self.note(id, fid, to);
-            }
-            None => {
-                let fid = self.dir_at(parent, &to.name, mode)?;
-                self.note(id, fid, to);
-            }
+        let fid = self.noted(id).map(|(fid, _)| fid);
+        if let Some(fid) = fid {
+            self.note(id, fid, to);
         }
-        Ok(())
+        let parent = self.dir(to.dir)?;
+        let Some((from, old)) = self.shown_dir(id) else {
+            let fid = self.dir_at(parent, &to.name, mode)?;
+            self.note(id, fid, to);
+            return Ok(());
+        };
+        let from = (from, old.as_bytes());
+        let moved = match self.rename(from, (parent, &to.name), RenameMode::Replace) {
+            Err(OpError::NotEmpty | OpError::Exists | OpError::NotDirectory) => {
+                self.rename_beside(from, (parent, &to.name), "moved")
+            }
+            moved => moved,
+        };
+        if moved.is_err() {
+            self.put_back(id)?;
+        }
+        moved
+    }
+
+    /// Puts a directory that was lifted back to where it was, or into the root if that is gone.
+    fn put_back(&mut self, id: HomeId) -> Result<(), OpError> {
+        let (Some((parent, name)), Some((from, lifted))) =
+            (self.lifted.remove(&id), self.shown_dir(id))
+        else {
+            return Ok(());
+        };
+        let from = (from, lifted.as_bytes());
+        let back = (parent, name.as_bytes());
+        if self.rename(from, back, RenameMode::NoReplace).is_ok() {
+            return Ok(());
+        }
+        self.rename_beside(from, (Fid::ROOT, name.as_bytes()), "moved")
     }
 
     /// Renames to the first name like `to` that is free: what peers have put at `to` stays.

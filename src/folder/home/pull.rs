@@ -38,13 +38,33 @@ pub(super) struct Left {
     pub(super) error: Option<String>,
 }
 
-/// Attributes that were set and did not stay: the file system has no room for them.
-type Futile = HashMap<HomeId, (u16, FileTime, u64)>;
+/// Attributes as they were set: mode, mtime, [`xattr_digest`].
+type Wanted = (u16, FileTime, u64);
+
+/// How often attributes are set that do not stay: once it may have been somebody else who changed them right after.
+const TRIES: u32 = 3;
 
 /// What is remembered between pulls.
 #[derive(Debug, Default)]
 pub(super) struct Puller {
-    futile: Futile,
+    /// Attributes that did not stay, and how often they were set.
+    tried: HashMap<HomeId, (Wanted, u32)>,
+}
+
+impl Puller {
+    /// Whether the file system has no room for these attributes.
+    fn is_futile(&self, id: HomeId, wanted: &Wanted) -> bool {
+        let tried = self.tried.get(&id);
+        tried.is_some_and(|(tried, times)| tried == wanted && *times >= TRIES)
+    }
+
+    fn note_tried(&mut self, id: HomeId, wanted: Wanted) {
+        let (tried, times) = self.tried.entry(id).or_insert((wanted, 0));
+        if *tried != wanted {
+            (*tried, *times) = (wanted, 0);
+        }
+        *times += 1;
+    }
 }
 
 /// One version that is not where it is to be.
@@ -270,7 +290,7 @@ impl<'p, 'w, F: HomeFs> Pull<'p, 'w, F> {
         };
         let tried = (node.mode, FileTime::default(), xattr_digest(&node.xattrs));
         let is_needed = attributes != Attributes::default();
-        (is_needed && self.puller.futile.get(&row.id) != Some(&tried)).then(|| Dress {
+        (is_needed && !self.puller.is_futile(row.id, &tried)).then(|| Dress {
             at,
             held: row.held.clone(),
             row,
@@ -282,7 +302,7 @@ impl<'p, 'w, F: HomeFs> Pull<'p, 'w, F> {
         let is_file = version.kind == FileKind::File;
         let mut attributes = Attributes::default();
         let tried = (version.mode, version.mtime, xattr_digest(&version.xattrs));
-        if is_file && self.puller.futile.get(&row.id) != Some(&tried) {
+        if is_file && !self.puller.is_futile(row.id, &tried) {
             attributes = Attributes {
                 mode: (row.mode != version.mode).then_some(version.mode),
                 mtime: (!is_same_time(row.stamp.mtime, version.mtime)).then_some(version.mtime),
@@ -309,6 +329,7 @@ impl<'p, 'w, F: HomeFs> Pull<'p, 'w, F> {
             .copied()
             .collect();
         self.displace(&unwanted)?;
+        self.make_dirs(&diff.dirs)?;
         for fid in &diff.dirs {
             self.place_dir(*fid)?;
         }
@@ -333,16 +354,17 @@ impl<'p, 'w, F: HomeFs> Pull<'p, 'w, F> {
 
     /// Moves things among the displaced.
     fn displace(&mut self, ids: &[HomeId]) -> Result<(), LedgerError> {
-        let placed = ids.iter().filter_map(|id| self.placed(*id));
+        let placed: Vec<(At, Row)> = ids.iter().filter_map(|id| self.placed(*id)).collect();
         let moves: Vec<Move> = placed
+            .into_iter()
             .map(|(from, row)| {
-                let name = match is_hidden(from.dir) {
-                    true => from.name.clone(),
-                    false => displaced_name(row.id, &from.name),
+                let shown = match is_hidden(from.dir) {
+                    true => shown_name(&from.name),
+                    false => &from.name,
                 };
                 let to = At {
                     dir: DISPLACED,
-                    name,
+                    name: displaced_name(self.writer.fresh_id(), shown),
                 };
                 Move { from, to, row }
             })
@@ -364,7 +386,7 @@ impl<'p, 'w, F: HomeFs> Pull<'p, 'w, F> {
         };
         let to = At {
             dir: ASIDE,
-            name: displaced_name(row.id, &at.name),
+            name: displaced_name(self.writer.fresh_id(), &at.name),
         };
         let from = at.clone();
         self.relocate(&[Move { from, to, row }])
@@ -410,17 +432,50 @@ impl<'p, 'w, F: HomeFs> Pull<'p, 'w, F> {
             self.relocate(&[Move { from, to, row }])?;
             return Ok(known.filter(|id| self.writer.places.get(*id).as_ref() == Some(&at)));
         }
-        let made = self.writer.mkdir(&NewDir {
-            at,
-            fid: node.fid,
-            mode: node.mode & 0o777,
-            xattrs: node.xattrs.clone(),
-        })?;
-        match made {
-            Some(id) => drop(self.ids.insert(node.fid, id)),
-            None => self.left.changed += 1,
+        self.mkdir(&[new_dir(at, node)])?;
+        Ok(self.ids.get(&node.fid).copied())
+    }
+
+    fn mkdir(&mut self, dirs: &[NewDir]) -> Result<(), LedgerError> {
+        for (new, made) in dirs.iter().zip(self.writer.mkdir(dirs)?) {
+            match made {
+                Some(id) => drop(self.ids.insert(new.fid, id)),
+                None => self.left.changed += 1,
+            }
         }
-        Ok(made)
+        Ok(())
+    }
+
+    /// Makes the directories that have no place in the home yet, level by level.
+    fn make_dirs(&mut self, dirs: &BTreeSet<Fid>) -> Result<(), LedgerError> {
+        let new = dirs.iter().filter(|fid| !self.ids.contains_key(fid));
+        let mut left: Vec<Fid> = new.copied().collect();
+        loop {
+            let (mut level, mut deeper) = (Vec::new(), Vec::new());
+            let ids = &self.ids;
+            self.writer.ledger.read(&mut |state| {
+                for fid in &left {
+                    let shown = state.location(*fid).zip(state.dir(*fid));
+                    let Some(((parent, name), node)) = shown else {
+                        continue;
+                    };
+                    let name = Bytes::copy_from_slice(name.as_bytes());
+                    match ids.get(&parent) {
+                        Some(_) if is_reserved(parent, &name) => {}
+                        Some(dir) => level.push(new_dir(At { dir: *dir, name }, &node)),
+                        None => deeper.push(*fid),
+                    }
+                }
+            });
+            if level.is_empty() {
+                return Ok(());
+            }
+            for new in &level {
+                self.clear(&new.at)?;
+            }
+            self.mkdir(&level)?;
+            left = deeper;
+        }
     }
 
     /// Renames what is known under another name, and writes the rest.
@@ -503,7 +558,7 @@ impl<'p, 'w, F: HomeFs> Pull<'p, 'w, F> {
                 let digest = xattrs.map_or(row.xattrs, |xattrs| xattr_digest(&xattrs));
                 let mtime = mtime.unwrap_or(row.stamp.mtime);
                 let tried = (mode.unwrap_or(row.mode), mtime, digest);
-                self.puller.futile.insert(row.id, tried);
+                self.puller.note_tried(row.id, tried);
             }
         }
         Ok(())
@@ -636,6 +691,15 @@ fn match_up<F: HomeFs>(writer: &Writer<'_, F>, diff: &Diff) -> HashMap<usize, Ho
         }
     }
     found
+}
+
+fn new_dir(at: At, node: &DirNode) -> NewDir {
+    NewDir {
+        at,
+        fid: node.fid,
+        mode: node.mode & 0o777,
+        xattrs: node.xattrs.clone(),
+    }
 }
 
 /// The versions in a listing that share their name with others.

@@ -98,7 +98,8 @@ pub(super) fn rebuild(
                 (&moved.to, &moved.path, done)
             }
         };
-        if out.note(path, done) {
+        // One that was renamed is there, whatever the folder could make of it: a pull takes it to where it is shown.
+        if out.note(path, done) || matches!(step, DirStep::Moved(_)) {
             apply.keep(at, row);
             out.placed.push((row.id, at.clone()));
         }

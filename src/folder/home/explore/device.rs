@@ -51,6 +51,8 @@ pub(super) struct Device {
     /// Every content has arrived.
     pub(super) is_complete: bool,
     changed: BTreeSet<Fid>,
+    /// Contents that a crash took files back to: elsewhere they may have been renamed, or published, since.
+    pub(super) returned: BTreeSet<Bytes>,
 }
 
 impl Contents for Whole<'_> {
@@ -108,6 +110,7 @@ impl Device {
             contents: RefCell::new(random),
             is_complete: false,
             changed: BTreeSet::new(),
+            returned: BTreeSet::new(),
         }
     }
 
@@ -119,7 +122,8 @@ impl Device {
     pub(super) fn restart(&mut self, random: &mut Random) {
         self.lives += 1;
         self.user.borrow_mut().restart();
-        self.fs.disk.borrow_mut().crash(random);
+        let returned = self.fs.disk.borrow_mut().crash(random);
+        self.returned.extend(returned);
         self.ledger.crash(random, inc(self.lives));
         self.faults.set(None, None, false);
         self.places = Places::default();

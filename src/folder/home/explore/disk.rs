@@ -247,7 +247,9 @@ impl Disk {
     }
 
     /// Power fails. Names go back to one of the states since the last sync, data that was not synced is lost or torn.
-    pub(super) fn crash(&mut self, random: &mut Random) {
+    /// Returns the contents that files have come back to.
+    pub(super) fn crash(&mut self, random: &mut Random) -> BTreeSet<Bytes> {
+        let mut returned = BTreeSet::new();
         let kept = random.below(self.versions.len() as u64) as usize;
         if let Some(names) = self.versions.get(kept).cloned() {
             self.names = names;
@@ -268,7 +270,9 @@ impl Disk {
             node.durable = node.data.clone();
             // A reader cannot tell data that came back from data that stayed unless the times say so.
             node.ctime = now;
+            returned.insert(node.data.clone());
         }
+        returned
     }
 
     /// The contents that a crash could not take away.
@@ -446,11 +450,17 @@ impl HomeFs for FakeFs {
     }
 
     fn unlink(&self, dir: &u64, name: &[u8]) -> io::Result<()> {
-        self.call(|disk| disk.remove(*dir, name))
+        self.call(|disk| match disk.is_dir(*dir, name)? {
+            true => Err(io::ErrorKind::IsADirectory.into()),
+            false => disk.remove(*dir, name),
+        })
     }
 
     fn rmdir(&self, dir: &u64, name: &[u8]) -> io::Result<()> {
-        self.call(|disk| disk.remove(*dir, name))
+        self.call(|disk| match disk.is_dir(*dir, name)? {
+            true => disk.remove(*dir, name),
+            false => Err(io::ErrorKind::NotADirectory.into()),
+        })
     }
 
     fn sync_dir(&self, _dir: &u64) -> io::Result<()> {
@@ -462,6 +472,10 @@ impl HomeFs for FakeFs {
 }
 
 impl Disk {
+    fn is_dir(&self, dir: u64, name: &[u8]) -> io::Result<bool> {
+        Ok(self.names.contains_key(&self.lookup(dir, name)?))
+    }
+
     fn dress(&mut self, ino: u64, attributes: &Attributes) {
         self.touch(ino);
         if let Some(node) = self.nodes.get_mut(&ino) {

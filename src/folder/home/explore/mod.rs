@@ -8,6 +8,7 @@ mod disk;
 mod faults;
 mod ledger;
 mod people;
+mod scenes;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -43,6 +44,21 @@ struct Kind {
 }
 
 impl Kind {
+    /// Nothing goes wrong, and nobody does anything.
+    fn quiet(user: bool) -> Self {
+        Self {
+            user,
+            peer: true,
+            crashes: true,
+            errors: false,
+            full: false,
+            unmounts: false,
+            empties: false,
+            jumps: false,
+            can_exchange: true,
+        }
+    }
+
     fn of(random: &mut Random) -> Self {
         let mut maybe = |n| random.one_in(n);
         let user = !maybe(3);
@@ -90,6 +106,10 @@ impl Schedule {
     fn new(seed: u64) -> Self {
         let mut random = Random(seed.wrapping_mul(0x2545_f491_4f6c_dd1d));
         let kind = Kind::of(&mut random);
+        Self::of_kind(random, kind)
+    }
+
+    fn of_kind(mut random: Random, kind: Kind) -> Self {
         let device = Device::new(random.next(), kind.can_exchange);
         let peer = Peer::new(random.next(), device.ledger.state());
         Self {
@@ -265,7 +285,9 @@ impl Schedule {
                 continue;
             };
             let is_whole = content.len() > 4;
-            let is_renamed = renamed.contains(&content) || self.peer.renamed.contains(&content);
+            let is_renamed = renamed.contains(&content)
+                || self.peer.renamed.contains(&content)
+                || self.device.returned.contains(&content);
             if let Some(other) = seen.insert(content.clone(), path.clone())
                 && is_whole
                 && !is_renamed

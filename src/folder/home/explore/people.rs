@@ -62,10 +62,7 @@ impl User {
         match (self.random.below(12), is_there) {
             (0, None) => drop(disk.make(dir, name, FoundKind::Dir, Bytes::new())),
             (0..5, None) => {
-                let content = self.content();
-                if let Ok(ino) = disk.make(dir, name, FoundKind::File, content) {
-                    self.settle(disk, ino);
-                }
+                self.create(disk, (dir, name));
             }
             (0..3, Some(ino)) => self.overwrite(disk, ino),
             (3, Some(_)) => self.save(disk, dir, name),
@@ -140,8 +137,7 @@ impl User {
         if !disk.lookup(dir, name).is_ok_and(is_file) {
             return;
         }
-        let content = self.content();
-        let Ok(ino) = disk.make(dir, b"save~", FoundKind::File, content) else {
+        let Some(ino) = self.create(disk, (dir, b"save~")) else {
             return;
         };
         if let Ok(old) = disk.lookup(dir, name) {
@@ -149,6 +145,22 @@ impl User {
         }
         let _stays = disk.rename((dir, b"save~"), (dir, name), None);
         self.settle(disk, ino);
+    }
+
+    fn create(&mut self, disk: &mut Disk, (dir, name): (u64, &[u8])) -> Option<u64> {
+        let content = self.content();
+        let made = disk.make(dir, name, FoundKind::File, content.clone());
+        match made {
+            Ok(ino) => {
+                self.settle(disk, ino);
+                Some(ino)
+            }
+            // Nobody may expect to find what could not be written.
+            Err(_) => {
+                self.owed.remove(&content);
+                None
+            }
+        }
     }
 
     /// The user does not want this content any more.
@@ -257,7 +269,7 @@ impl Peer {
         }
     }
 
-    fn by(&mut self) -> By {
+    pub(super) fn by(&mut self) -> By {
         self.hlc = self.hlc.tick(0);
         By {
             inc: PEER,

@@ -9,8 +9,12 @@ use super::super::base::{At, HomeId, Row, RowKind, xattr_digest};
 use super::super::fs::{Attributes, HomeFs};
 use super::super::intent::{Intent, IntentId};
 use super::super::ledger::{Apply, LedgerError};
-use super::{Miss, Writer, changed_if_gone, is_thing, settle};
+use super::puts::Staged;
+use super::{Miss, Writer, changed_if_gone, is_thing, settle, temp_name};
 use crate::folder::state::{Fid, Xattrs};
+
+/// Directories that are announced together.
+const BATCH: usize = 256;
 
 /// A directory to be made.
 #[derive(Debug, Clone)]
@@ -32,49 +36,78 @@ pub(in super::super) struct Dress {
 }
 
 impl<F: HomeFs> Writer<'_, F> {
-    /// Makes a directory. Returns its number; none if something is in its way or the disk fails.
-    pub(in super::super) fn mkdir(&mut self, new: &NewDir) -> Result<Option<HomeId>, LedgerError> {
-        let id = self.fresh_id();
-        let row = match self.make(new, id) {
-            Ok(row) => row,
-            Err(miss) => {
-                tracing::debug!(error = %miss, "a directory cannot be made");
-                self.written.scan.insert(new.at.dir);
-                return Ok(None);
+    /// Makes directories, none of them in another. Returns for each its number; none if something is in its way or the
+    /// disk fails.
+    pub(in super::super) fn mkdir(
+        &mut self,
+        dirs: &[NewDir],
+    ) -> Result<Vec<Option<HomeId>>, LedgerError> {
+        let mut ids = Vec::with_capacity(dirs.len());
+        for batch in dirs.chunks(BATCH) {
+            let (mut results, mut staged) = (Vec::with_capacity(batch.len()), Vec::new());
+            for new in batch {
+                let result = self.go_on().and_then(|()| self.stage_dir(new));
+                results.push(result.map(|one| staged.push((one, results.len()))));
             }
-        };
-        self.ledger.update(&mut |txn| {
-            let mut apply = Apply::new(txn);
-            apply.keep(&new.at, &row);
-            apply.note(id, new.fid, &new.at);
-        })?;
-        self.places.set(id, Some(new.at.clone()));
-        self.written.entries += 1;
-        self.written.made_dirs += 1;
-        Ok(Some(id))
+            self.place_all(&staged, &mut results)?;
+            let mut made: Vec<Option<HomeId>> = vec![None; batch.len()];
+            for (one, index) in &staged {
+                if let (Some(made), Some(Ok(()))) = (made.get_mut(*index), results.get(*index)) {
+                    *made = Some(one.row.id);
+                }
+            }
+            let missed = batch.iter().zip(&made).filter(|(_, made)| made.is_none());
+            self.written.scan.extend(missed.map(|(new, _)| new.at.dir));
+            ids.append(&mut made);
+        }
+        Ok(ids)
     }
 
-    fn make(&self, new: &NewDir, id: HomeId) -> Result<Row, Miss> {
-        self.go_on()?;
+    /// Makes the directory under a temporary name. Nothing the user sees changes.
+    fn stage_dir(&mut self, new: &NewDir) -> Result<Staged, Miss> {
         let parent = self.open(new.at.dir)?;
-        self.fs.mkdir(&parent, &new.at.name)?;
+        let id = self.fresh_id();
+        let temp = temp_name(id);
+        self.fs.mkdir(&parent, &temp)?;
         let attributes = Attributes {
             mode: Some(new.mode),
             mtime: None,
             xattrs: (!new.xattrs.is_empty()).then(|| new.xattrs.clone()),
         };
-        self.fs.set_attributes(&parent, &new.at.name, &attributes)?;
-        let found = self.fs.stat(&parent, &new.at.name)?;
-        self.fs.sync_dir(&parent)?;
-        Ok(Row {
-            id,
-            stamp: found.stamp,
-            mode: found.mode,
-            xattrs: xattr_digest(&new.xattrs),
-            unsure: false,
-            kind: RowKind::Dir,
-            held: Bytes::new(),
+        let dressed = self.fs.set_attributes(&parent, &temp, &attributes);
+        let found = match dressed.and_then(|()| self.fs.stat(&parent, &temp)) {
+            Ok(found) => found,
+            Err(error) => {
+                // It has no intent yet, so one that stays here is swept by the next scan.
+                let _left = self.fs.rmdir(&parent, &temp);
+                return Err(error.into());
+            }
+        };
+        Ok(Staged {
+            at: new.at.clone(),
+            temp,
+            row: Row {
+                id,
+                stamp: found.stamp,
+                mode: found.mode,
+                xattrs: xattr_digest(&new.xattrs),
+                unsure: false,
+                kind: RowKind::Dir,
+                held: Bytes::new(),
+            },
+            dir: Some(new.fid),
+            old: None,
         })
+    }
+
+    /// A directory of a temporary name goes; what somebody has put into it does not.
+    pub(super) fn drop_dir(&mut self, dir: &F::Dir, temp: &[u8]) -> io::Result<()> {
+        match self.fs.rmdir(dir, temp) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                self.keep_unrecorded(dir, temp, temp)
+            }
+            removed => removed,
+        }
     }
 
     /// Removes directories, a child before its parent. One that is not empty stays.

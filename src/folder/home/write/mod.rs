@@ -122,7 +122,7 @@ impl<F: HomeFs> Writer<'_, F> {
         }
     }
 
-    fn fresh_id(&mut self) -> HomeId {
+    pub(super) fn fresh_id(&mut self) -> HomeId {
         let id = HomeId(*self.next_id);
         *self.next_id += 1;
         id
@@ -208,7 +208,10 @@ impl<F: HomeFs> Writer<'_, F> {
     /// A file of a temporary name that no intent knows: something ended while it was written, or it is not ours.
     pub(super) fn sweep(&mut self, dir: HomeId, name: &[u8]) -> Result<(), Miss> {
         let open = self.open(dir)?;
-        Ok(self.keep_unrecorded(&open, name, name)?)
+        match self.look(&open, name)? {
+            Some(found) if found.kind == FoundKind::Dir => Ok(self.drop_dir(&open, name)?),
+            _ => Ok(self.keep_unrecorded(&open, name, name)?),
+        }
     }
 
     /// Puts a file that is not what we thought, or that nobody wants, where the user finds it.

@@ -182,7 +182,12 @@ impl<F: HomeFs> Writer<'_, F> {
             Ok(Some(self.settle_move(one, &from, &to)?))
         });
         match settled {
-            Ok(Some(Moved::Done(row))) => self.keep_moves(&[(one, row, id)], &[])?,
+            Ok(Some(Moved::Done(row))) => {
+                // What the power took with it is not in the times.
+                let unsure = !row.is_dir();
+                self.written.scan.extend(visible(one));
+                self.keep_moves(&[(one, Row { unsure, ..row }, id)], &[])?;
+            }
             Ok(Some(Moved::Undone) | None) | Err(Miss::Changed | Miss::Missing) => {
                 self.keep_moves(&[], &[id])?;
             }

@@ -15,7 +15,7 @@ use super::super::plan::Found;
 use super::{
     ContentError, Miss, Version, Writer, displaced_name, is_thing, is_untouched, settle, temp_name,
 };
-use crate::folder::state::FileKind;
+use crate::folder::state::{Fid, FileKind};
 
 /// Files, and bytes of them, that are made durable and announced together.
 const BATCH_FILES: usize = 64;
@@ -30,12 +30,14 @@ pub(in super::super) struct Put {
     pub(in super::super) old: Option<Row>,
 }
 
-/// The new file, whole and durable, under its temporary name.
+/// The new file, whole and durable, or the new directory, under its temporary name.
 #[derive(Debug)]
 pub(super) struct Staged {
     pub(super) at: At,
     pub(super) temp: Bytes,
     pub(super) row: Row,
+    /// For a new directory, which one of the folder it is.
+    pub(super) dir: Option<Fid>,
     pub(super) old: Option<(Row, Bytes)>,
 }
 
@@ -50,6 +52,7 @@ enum Outcome {
 struct Done {
     at: At,
     row: Row,
+    dir: Option<Fid>,
     displaced: Option<(Row, Bytes)>,
     /// Nothing with a record was at the place before.
     is_new: bool,
@@ -87,6 +90,16 @@ impl<F: HomeFs> Writer<'_, F> {
             }
             results.push(result.map(|one| staged.push((one, results.len()))));
         }
+        self.place_all(&staged, &mut results)?;
+        Ok(results)
+    }
+
+    /// Puts what is staged in place. The number with each is where its result goes.
+    pub(super) fn place_all(
+        &mut self,
+        staged: &[(Staged, usize)],
+        results: &mut [Result<(), Miss>],
+    ) -> Result<(), LedgerError> {
         let intents: Vec<Intent> = staged.iter().map(|(one, _)| one.intent()).collect();
         let ids = match self.intend(intents.iter()) {
             Ok(ids) => ids,
@@ -102,16 +115,15 @@ impl<F: HomeFs> Writer<'_, F> {
                 Ok(Outcome::Undone) => {
                     self.written.scan.insert(one.at.dir);
                     undone.push(id);
-                    results[*index] = Err(Miss::Changed);
+                    note(results, *index, Miss::Changed);
                 }
                 Err(error) => {
                     self.is_stuck = true;
-                    results[*index] = Err(Miss::Io(error));
+                    note(results, *index, Miss::Io(error));
                 }
             }
         }
-        self.keep_puts(&done, &undone)?;
-        Ok(results)
+        self.keep_puts(&done, &undone)
     }
 
     /// Writes the new file. Nothing the user sees changes.
@@ -148,10 +160,8 @@ impl<F: HomeFs> Writer<'_, F> {
             at: put.at.clone(),
             temp,
             row,
-            old: old.map(|old| {
-                let name = displaced_name(old.id, &put.at.name);
-                (old, name)
-            }),
+            dir: None,
+            old: old.map(|old| (old, displaced_name(self.fresh_id(), &put.at.name))),
         })
     }
 
@@ -240,6 +250,7 @@ impl<F: HomeFs> Writer<'_, F> {
         Outcome::Done(Box::new(Done {
             at: one.at.clone(),
             row,
+            dir: one.dir,
             displaced,
             is_new: one.old.is_none(),
         }))
@@ -272,8 +283,11 @@ impl<F: HomeFs> Writer<'_, F> {
         self.keep_unrecorded(dir, &one.temp, &one.at.name)
     }
 
-    /// Removes the temporary file, unless somebody wrote to it.
+    /// Removes the temporary file or directory, unless somebody wrote to it.
     fn discard(&mut self, dir: &F::Dir, one: &Staged) -> io::Result<()> {
+        if one.row.is_dir() {
+            return self.drop_dir(dir, &one.temp);
+        }
         // One that was to be exchanged may have been in sight, and open, before it came back.
         let is_ours = one.old.is_none()
             && self
@@ -288,7 +302,10 @@ impl<F: HomeFs> Writer<'_, F> {
     /// Nothing was announced: the temporary file goes.
     fn drop_staged(&self, one: &Staged) {
         if let Ok(dir) = self.open(one.at.dir) {
-            let _left = self.fs.unlink(&dir, &one.temp);
+            let _left = match one.row.is_dir() {
+                true => self.fs.rmdir(&dir, &one.temp),
+                false => self.fs.unlink(&dir, &one.temp),
+            };
         }
     }
 
@@ -314,6 +331,9 @@ impl<F: HomeFs> Writer<'_, F> {
                 settle(txn, &[*id]);
                 let mut apply = Apply::new(txn);
                 apply.keep(&one.at, &one.row);
+                if let Some(fid) = one.dir {
+                    apply.note(one.row.id, fid, &one.at);
+                }
                 if let Some((row, name)) = &one.displaced {
                     apply.keep(&displaced_at(name), row);
                 }
@@ -334,10 +354,17 @@ impl<F: HomeFs> Writer<'_, F> {
         if one.row.unsure {
             self.written.scan.insert(one.at.dir);
         }
+        if one.row.is_dir() {
+            // It is watched from when it is first listed.
+            self.written.scan.insert(one.row.id);
+        }
         if let RowKind::File { content } = &one.row.kind {
             self.contents.lend(one.row.id, content, one.row.stamp.size);
         }
-        self.written.put += 1;
+        match one.row.is_dir() {
+            true => self.written.made_dirs += 1,
+            false => self.written.put += 1,
+        }
     }
 
     /// Settles the intent of a put after a crash or an error. Returns whether it is settled.
@@ -369,6 +396,7 @@ impl Staged {
             at: self.at.clone(),
             temp: self.temp.clone(),
             row: self.row.clone(),
+            dir: self.dir,
             old: self.old.clone(),
         }
     }
@@ -381,6 +409,12 @@ impl Version {
             mtime: Some(self.mtime),
             xattrs: Some(self.xattrs.clone()),
         }
+    }
+}
+
+fn note(results: &mut [Result<(), Miss>], index: usize, miss: Miss) {
+    if let Some(result) = results.get_mut(index) {
+        *result = Err(miss);
     }
 }
 

@@ -21,8 +21,21 @@ impl<F: HomeFs> Writer<'_, F> {
                 Ok(Intent::Move { from, to, row }) => {
                     self.recover_move(&Move { from, to, row }, id)?
                 }
-                Ok(Intent::Put { at, temp, row, old }) => {
-                    self.recover_put(&Staged { at, temp, row, old }, id)?
+                Ok(Intent::Put {
+                    at,
+                    temp,
+                    row,
+                    dir,
+                    old,
+                }) => {
+                    let staged = Staged {
+                        at,
+                        temp,
+                        row,
+                        dir,
+                        old,
+                    };
+                    self.recover_put(&staged, id)?
                 }
                 Ok(Intent::Dress { at, row }) => self.recover_dress(&at, &row, id)?,
                 // A damaged one says nothing that could be finished.
