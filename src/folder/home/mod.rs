@@ -16,6 +16,7 @@ pub mod fs;
 pub mod guard;
 mod hash;
 mod intent;
+pub mod join;
 pub mod ledger;
 mod live;
 pub mod marker;
@@ -47,9 +48,9 @@ use parking_lot::Mutex;
 use self::base::{At, HomeId, Row};
 use self::files::HomeFiles;
 use self::guard::HeldReason;
-use self::ledger::Ledger;
+use self::ledger::{Extent, Ledger};
 use self::marker::{Marker, OWN_DIR};
-use self::pace::Pace;
+use self::pace::{Outcome, Pace};
 use self::scan::{LoadFrom, Part, Scan, Scanner};
 use self::watch::{Due, Quiet, Waker, Watcher};
 use self::writeback::Pulled;
@@ -151,6 +152,10 @@ struct Inner {
     scanner: Mutex<Scanner>,
     stop: AtomicBool,
     scan_asked: AtomicBool,
+    /// The folder is mounted over the directory.
+    is_mounted: AtomicBool,
+    /// What the last writing left undone.
+    left: Mutex<Option<String>>,
 }
 
 impl Home {
@@ -208,6 +213,8 @@ impl Home {
             scanner: Mutex::new(scanner),
             stop: AtomicBool::new(false),
             scan_asked: AtomicBool::new(false),
+            is_mounted: AtomicBool::new(false),
+            left: Mutex::new(None),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -262,6 +269,39 @@ impl Home {
         self.inner.scan_asked.store(true, Ordering::Release);
         self.inner.waker.wake();
         Ok(())
+    }
+
+    /// Whether the folder is mounted over the directory: its files are then written less often, and its path leads to
+    /// the mount.
+    pub fn set_mounted(&self, is_mounted: bool) {
+        self.inner.is_mounted.store(is_mounted, Ordering::Release);
+        self.inner.waker.wake();
+    }
+
+    /// What the folder shows and the directory has not got yet, as a sentence.
+    pub fn waiting(&self) -> Option<String> {
+        self.inner.left.lock().clone()
+    }
+
+    /// Writes what the folder shows into the directory, now. What cannot be done within `time`, or not at all for now,
+    /// is left: the error says what.
+    pub fn write_back(&self, time: Duration) -> Result<(), String> {
+        let until = Instant::now() + time;
+        loop {
+            let pulled = {
+                let mut scanner = self.inner.scanner.lock();
+                writeback::pull(&self.inner, &mut scanner, &Extent::Everything)
+            };
+            let left = pulled.map_err(|error| error.to_string())?.left;
+            let Some(sentence) = left.sentence() else {
+                return Ok(());
+            };
+            if left.changed == 0 || Instant::now() >= until {
+                return Err(sentence);
+            }
+            std::thread::sleep(LOOK_AFTER);
+            self.scan(&|_| ()).map_err(|error| error.to_string())?;
+        }
     }
 
     /// Files opened so far to be taken in.
@@ -391,7 +431,8 @@ impl<'h> Follow<'h> {
         let home = self.home;
         let now = home.elapsed();
         self.pace.handle_changed(now, home.ledger.take_changed());
-        let Some(extent) = self.pace.take(now) else {
+        let is_mounted = home.is_mounted.load(Ordering::Acquire);
+        let Some(extent) = self.pace.take(now, is_mounted) else {
             return;
         };
         let result = {
@@ -404,11 +445,16 @@ impl<'h> Follow<'h> {
                 tracing::debug!(?left, ?written, "directory written");
                 let again = written.scan.iter();
                 again.for_each(|dir| self.quiet.note_later(now + LOOK_AFTER, *dir));
-                self.pace.handle_left(now, left.is_nothing(), extent);
+                let outcome = match (left.is_nothing(), written.is_nothing()) {
+                    (true, _) => Outcome::Done,
+                    (false, false) => Outcome::Some,
+                    (false, true) => Outcome::Stuck,
+                };
+                self.pace.handle_left(now, outcome, extent);
             }
             Err(error) => {
                 tracing::warn!(%error, "directory not written");
-                self.pace.handle_left(now, false, extent);
+                self.pace.handle_left(now, Outcome::Stuck, extent);
             }
         }
     }

@@ -122,20 +122,15 @@ impl<'p, 'w, F: HomeFs> Pull<'p, 'w, F> {
             if diff.is_empty() {
                 break;
             }
-            let before = self.progress();
+            let before = self.writer.written.count();
             self.left = Left::default();
             self.carry_out(diff)?;
-            if self.progress() == before {
+            if self.writer.written.count() == before {
                 break;
             }
         }
         self.clear_aside()?;
         Ok(self.left)
-    }
-
-    fn progress(&self) -> u64 {
-        let done = &self.writer.written;
-        done.put + done.moved + done.removed + done.made_dirs + done.dressed
     }
 
     fn compare(&mut self, extent: &Extent) -> Diff {
@@ -614,6 +609,23 @@ impl Left {
             failed: 1,
             ..Self::default()
         }
+    }
+
+    /// What is left, for people; none if nothing is.
+    pub(super) fn sentence(&self) -> Option<String> {
+        let parts = [
+            (self.missing, "waiting for their content"),
+            (self.changed, "changed here meanwhile"),
+        ];
+        let parts = parts.into_iter().filter(|(count, _)| *count > 0);
+        let mut parts: Vec<String> = parts
+            .map(|(count, what)| format!("{count} {what}"))
+            .collect();
+        if self.failed > 0 {
+            let error = self.error.as_deref().unwrap_or("an earlier change comes first");
+            parts.push(format!("{} that cannot be written: {error}", self.failed));
+        }
+        (!parts.is_empty()).then(|| format!("not in the directory yet: {}", parts.join(", ")))
     }
 
     pub(super) fn is_nothing(&self) -> bool {

@@ -582,9 +582,12 @@ fn is_gone(error: &std::io::Error) -> bool {
 
 /// Whether the directory is still ours.
 pub(super) fn check_root(home: &Inner) -> Result<(), HeldReason> {
-    let stat = rustix::fs::stat(&home.path).map_err(|_| HeldReason::RootMissing)?;
-    if (stat.st_dev, stat.st_ino) != home.files.root_stamp() {
-        return Err(HeldReason::Replaced);
+    // Under a mount of ours the path leads there, and nobody else can reach the directory.
+    if !home.is_mounted.load(Ordering::Acquire) {
+        let stat = rustix::fs::stat(&home.path).map_err(|_| HeldReason::RootMissing)?;
+        if (stat.st_dev, stat.st_ino) != home.files.root_stamp() {
+            return Err(HeldReason::Replaced);
+        }
     }
     match marker::read(home.files.root()) {
         Ok(Some(marker)) if marker == home.marker => Ok(()),

@@ -208,6 +208,18 @@ fn read(
     Ok((content.into(), ranges))
 }
 
+/// What a file holds, as a folder refers to it. Its nodes are put into the store, its chunks are not.
+pub(super) fn content_of(
+    store: &Store,
+    file: &OwnedFd,
+    size: u64,
+    stop: &AtomicBool,
+) -> Result<Bytes, Miss> {
+    let stat = rustix::fs::fstat(file).map_err(io::Error::from)?;
+    let (content, _) = read(store, file, (size, is_sparse(&stat)), stop)?;
+    Ok(content)
+}
+
 /// Where in a file with this content its chunks are.
 pub(super) fn ranges_of(
     store: &Store,

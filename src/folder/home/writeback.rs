@@ -90,6 +90,7 @@ pub(super) fn pull(
         true => Pull::new(writer, puller).run(extent),
         false => Ok(Left::unsettled()),
     })?;
+    *home.left.lock() = left.sentence();
     Ok(Pulled { left, written })
 }
 

@@ -99,6 +99,17 @@ pub(super) struct Written {
     pub(super) scan: BTreeSet<HomeId>,
 }
 
+impl Written {
+    /// Things done.
+    pub(super) fn count(&self) -> u64 {
+        self.put + self.moved + self.removed + self.made_dirs + self.dressed
+    }
+
+    pub(super) fn is_nothing(&self) -> bool {
+        self.count() == 0
+    }
+}
+
 /// Writes into one home. Only one may exist at a time, and no scan beside it.
 pub(super) struct Writer<'w, F: HomeFs> {
     pub(super) fs: &'w F,
