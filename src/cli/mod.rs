@@ -10,6 +10,7 @@ mod daemon;
 mod evict;
 mod foreground;
 mod info;
+mod join;
 mod keys;
 mod mount;
 mod options;
@@ -52,6 +53,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Share(share::ShareCommand),
+    Join(join::JoinCommand),
     Unshare(unshare::UnshareCommand),
     Confirm(confirm::ConfirmCommand),
     Mount(mount::MountCommand),
@@ -103,6 +105,7 @@ fn run(cli: Cli, output: Output) -> CommandResult {
     };
     let network = match &command {
         Command::Share(command) => command.network.clone(),
+        Command::Join(command) => command.network.clone(),
         Command::Mount(command) => command.network.clone(),
         Command::Daemon(command) => command.network.clone(),
         _ => options::NetworkOptions::default(),
@@ -121,6 +124,7 @@ fn run(cli: Cli, output: Output) -> CommandResult {
 async fn dispatch(command: Command, context: &Context) -> CommandResult {
     match command {
         Command::Share(command) => command.run(context).await,
+        Command::Join(command) => command.run(context).await,
         Command::Unshare(command) => command.run(context).await,
         Command::Confirm(command) => command.run(context).await,
         Command::Mount(command) => command.run(context).await,

@@ -287,12 +287,17 @@ impl Home {
     /// is left: the error says what.
     pub fn write_back(&self, time: Duration) -> Result<(), String> {
         let until = Instant::now() + time;
+        if self.inner.stop.load(Ordering::Acquire) {
+            // Nobody else scans any more, and what was written is to be looked at.
+            self.stop();
+            self.inner.stop.store(false, Ordering::Release);
+        }
         loop {
             let pulled = {
                 let mut scanner = self.inner.scanner.lock();
                 writeback::pull(&self.inner, &mut scanner, &Extent::Everything)
             };
-            let left = pulled.map_err(|error| error.to_string())?.left;
+            let Pulled { left, written } = pulled.map_err(|error| error.to_string())?;
             let Some(sentence) = left.sentence() else {
                 return Ok(());
             };
@@ -300,7 +305,12 @@ impl Home {
                 return Err(sentence);
             }
             std::thread::sleep(LOOK_AFTER);
-            self.scan(&|_| ()).map_err(|error| error.to_string())?;
+            let dirs: Vec<HomeId> = written.scan.into_iter().collect();
+            let (dirs, open) = (&dirs, &HashSet::new());
+            let mut scanner = self.inner.scanner.lock();
+            let scanned =
+                Scan::new(&self.inner, &mut scanner, &|_| ()).run(&Part::Dirs { dirs, open });
+            scanned.map_err(|error| error.to_string())?;
         }
     }
 

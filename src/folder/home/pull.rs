@@ -622,7 +622,10 @@ impl Left {
             .map(|(count, what)| format!("{count} {what}"))
             .collect();
         if self.failed > 0 {
-            let error = self.error.as_deref().unwrap_or("an earlier change comes first");
+            let error = self
+                .error
+                .as_deref()
+                .unwrap_or("an earlier change comes first");
             parts.push(format!("{} that cannot be written: {error}", self.failed));
         }
         (!parts.is_empty()).then(|| format!("not in the directory yet: {}", parts.join(", ")))

@@ -247,11 +247,17 @@ impl Disk {
     }
 
     /// Power fails. Names go back to one of the states since the last sync, data that was not synced is lost or torn.
-    /// Returns the contents that files have come back to.
+    /// Returns the contents that files have come back to, and those of files that have come back to another name.
     pub(super) fn crash(&mut self, random: &mut Random) -> BTreeSet<Bytes> {
         let mut returned = BTreeSet::new();
         let kept = random.below(self.versions.len() as u64) as usize;
         if let Some(names) = self.versions.get(kept).cloned() {
+            let moved = reach(&self.names, ROOT).into_iter().filter(|ino| {
+                let at = |names: &Names| names_of(names, *ino);
+                at(&names) != at(&self.names)
+            });
+            let contents = moved.filter_map(|ino| Some(self.nodes.get(&ino)?.data.clone()));
+            returned.extend(contents);
             self.names = names;
         }
         self.versions = vec![self.names.clone()];
@@ -297,6 +303,15 @@ impl Disk {
             .filter_map(|ino| Some(self.nodes.get(&ino)?.data.clone()))
             .collect()
     }
+}
+
+/// The directories and names a file is at.
+fn names_of(names: &Names, ino: u64) -> Vec<(u64, Bytes)> {
+    let all = names.iter().flat_map(|(dir, names)| {
+        let here = names.iter().filter(move |(_, there)| **there == ino);
+        here.map(|(name, _)| (*dir, name.clone()))
+    });
+    all.collect()
 }
 
 /// All files below a directory.

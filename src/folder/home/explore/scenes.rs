@@ -214,6 +214,48 @@ fn a_name_taken_among_the_displaced_hinders_nothing() {
 }
 
 #[test]
+fn a_directory_that_the_user_removed_is_not_taken_for_the_one_made_there() {
+    let mut scene = Schedule::scene(1, true);
+    let b = scene.user_makes_dir(ROOT, "b");
+    scene.take_in();
+    // The folder has it at `b` still when the user has renamed it and removed it again.
+    scene.peer_does(|state, by| {
+        let dir = dir_of(state, "b");
+        state.create(dir, b"x", file("peer-0001"), by)
+    });
+    scene.peer.all.insert(Bytes::from_static(b"peer-0001"));
+    scene.peer_does(|state, by| rename(state, "b", (Fid::ROOT, "c"), by));
+    scene.peer_does(|state, by| state.mkdir(Fid::ROOT, b"b", 0o750, by));
+    let removed = scene.device.fs.disk.borrow_mut().remove(ROOT, b"b");
+    removed.expect("it is empty");
+    assert_ne!(b, ROOT);
+    scene.device.pull();
+    scene.end().unwrap();
+    assert_eq!(scene.paths(), ["b", "c", "c/x"]);
+}
+
+#[test]
+fn temporary_names_that_a_crash_left_hinder_nothing() {
+    let mut scene = Schedule::scene(1, true);
+    scene.user_makes(ROOT, "f", "user-0001");
+    scene.take_in();
+    for number in 0..9 {
+        let name = format!(".ccbt-tmp-{number}");
+        let there = Bytes::from(format!("left {number}"));
+        let disk = &mut *scene.device.fs.disk.borrow_mut();
+        disk.make(ROOT, name.as_bytes(), FoundKind::File, there)
+            .expect("there is none yet");
+    }
+    scene.peer_makes("n", "peer-0001");
+    scene.peer_does(|state, by| state.mkdir(Fid::ROOT, b"d", 0o750, by));
+    scene.device.pull();
+    let there = scene.device.contents();
+    assert!((0..9).all(|number| there.contains(format!("left {number}").as_bytes())));
+    scene.end().unwrap();
+    assert_eq!(scene.paths(), ["d", "f", "n"]);
+}
+
+#[test]
 fn directories_moved_into_each_other_end_as_the_folder_shows_them() {
     let mut scene = Schedule::scene(1, true);
     let a = scene.user_makes_dir(ROOT, "a");

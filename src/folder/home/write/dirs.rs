@@ -10,7 +10,7 @@ use super::super::fs::{Attributes, HomeFs};
 use super::super::intent::{Intent, IntentId};
 use super::super::ledger::{Apply, LedgerError};
 use super::puts::Staged;
-use super::{Miss, Writer, changed_if_gone, is_thing, settle, temp_name};
+use super::{Miss, Writer, changed_if_gone, changed_if_there, is_thing, settle, temp_name};
 use crate::folder::state::{Fid, Xattrs};
 
 /// Directories that are announced together.
@@ -66,9 +66,10 @@ impl<F: HomeFs> Writer<'_, F> {
     /// Makes the directory under a temporary name. Nothing the user sees changes.
     fn stage_dir(&mut self, new: &NewDir) -> Result<Staged, Miss> {
         let parent = self.open(new.at.dir)?;
+        self.check_unknown(&new.at)?;
         let id = self.fresh_id();
         let temp = temp_name(id);
-        self.fs.mkdir(&parent, &temp)?;
+        self.fs.mkdir(&parent, &temp).map_err(changed_if_there)?;
         let attributes = Attributes {
             mode: Some(new.mode),
             mtime: None,

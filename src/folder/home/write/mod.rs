@@ -150,6 +150,7 @@ impl<F: HomeFs> Writer<'_, F> {
             return Ok(open);
         }
         let row = self.places.get(dir).and_then(|at| self.row(&at));
+        let row = row.filter(|row| row.id == dir);
         let is_it = row.map(|row| row.stamp.ino) == Some(self.fs.stat_dir(&open)?.stamp.ino);
         if is_it { Ok(open) } else { Err(Miss::Changed) }
     }
@@ -170,6 +171,15 @@ impl<F: HomeFs> Writer<'_, F> {
 
     pub(super) fn row(&self, at: &At) -> Option<Row> {
         Row::decode(&self.ledger.row(&at.key())?).ok()
+    }
+
+    /// Proves that no record says what is at a name. One that something else has by now is for a scan to remove: what
+    /// it stands for was the user's doing.
+    fn check_unknown(&self, at: &At) -> Result<(), Miss> {
+        match self.row(at) {
+            Some(_) => Err(Miss::Changed),
+            None => Ok(()),
+        }
     }
 
     /// What is at a name, none if nothing is.
@@ -251,6 +261,14 @@ pub(super) fn shown_name(name: &[u8]) -> &[u8] {
 /// The name of a file on its way in.
 fn temp_name(id: HomeId) -> Bytes {
     [TEMP_PREFIX, id.0.to_string().as_bytes()].concat().into()
+}
+
+/// A temporary name that is taken is for a scan to clear away.
+fn changed_if_there(error: io::Error) -> Miss {
+    match error.kind() {
+        io::ErrorKind::AlreadyExists => Miss::Changed,
+        _ => Miss::Io(error),
+    }
 }
 
 fn changed_if_gone(error: io::Error) -> Miss {

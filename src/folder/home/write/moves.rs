@@ -63,6 +63,7 @@ impl<F: HomeFs> Writer<'_, F> {
     fn rename(&mut self, one: &Move) -> Result<Row, Miss> {
         self.go_on()?;
         let (from, to) = (self.open(one.from.dir)?, self.open(one.to.dir)?);
+        self.check_unknown(&one.to)?;
         let mut row = one.row.clone();
         // What stays in sight is read again where it goes.
         row.unsure &= one.to.dir == DISPLACED && !is_hidden(one.from.dir);
@@ -189,6 +190,11 @@ impl<F: HomeFs> Writer<'_, F> {
                 self.keep_moves(&[(one, Row { unsure, ..row }, id)], &[])?;
             }
             Ok(Some(Moved::Undone) | None) | Err(Miss::Changed | Miss::Missing) => {
+                let row = self.row(&one.from).filter(|row| row.id == one.row.id);
+                if row.is_some() {
+                    // It was thought to be at its new place when the error came.
+                    self.places.set(one.row.id, Some(one.from.clone()));
+                }
                 self.keep_moves(&[], &[id])?;
             }
             Err(Miss::Io(error)) => {

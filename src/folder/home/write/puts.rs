@@ -13,7 +13,8 @@ use super::super::ledger::{Apply, LedgerError};
 use super::super::places::DISPLACED;
 use super::super::plan::Found;
 use super::{
-    ContentError, Miss, Version, Writer, displaced_name, is_thing, is_untouched, settle, temp_name,
+    ContentError, Miss, Version, Writer, changed_if_there, displaced_name, is_thing, is_untouched,
+    settle, temp_name,
 };
 use crate::folder::state::{Fid, FileKind};
 
@@ -129,19 +130,13 @@ impl<F: HomeFs> Writer<'_, F> {
     /// Writes the new file. Nothing the user sees changes.
     fn stage(&mut self, put: &Put) -> Result<Staged, Miss> {
         let dir = self.open(put.at.dir)?;
-        if let Some(old) = &put.old {
-            self.check(&dir, &put.at.name, old)?;
+        match &put.old {
+            Some(old) => self.check(&dir, &put.at.name, old)?,
+            None => self.check_unknown(&put.at)?,
         }
         let id = self.fresh_id();
         let temp = temp_name(id);
-        let found = match self.write(&dir, &temp, &put.version) {
-            Ok(found) => found,
-            Err(miss) => {
-                // It has no intent yet, so a file that stays here is swept by the next scan.
-                let _left = self.fs.unlink(&dir, &temp);
-                return Err(miss);
-            }
-        };
+        let found = self.write(&dir, &temp, &put.version)?;
         let content = put.version.content.clone();
         let row = Row {
             id,
@@ -167,15 +162,22 @@ impl<F: HomeFs> Writer<'_, F> {
 
     fn write(&self, dir: &F::Dir, temp: &[u8], version: &Version) -> Result<Found, Miss> {
         if version.kind == FileKind::Symlink {
-            self.fs.symlink(dir, temp, &version.content)?;
+            let made = self.fs.symlink(dir, temp, &version.content);
+            made.map_err(changed_if_there)?;
             return Ok(self.fs.stat(dir, temp)?);
         }
-        let mut file = self.fs.create(dir, temp)?;
+        let file = self.fs.create(dir, temp).map_err(changed_if_there)?;
+        self.fill(file, version).inspect_err(|_| {
+            // It has no intent yet, so a file that stays here is swept by the next scan.
+            let _left = self.fs.unlink(dir, temp);
+        })
+    }
+
+    fn fill(&self, mut file: F::File, version: &Version) -> Result<Found, Miss> {
+        let (content, size) = (&version.content, version.size);
         let read = self
             .contents
-            .read(&version.content, version.size, &mut |bytes| {
-                self.fs.append(&mut file, bytes)
-            });
+            .read(content, size, &mut |bytes| self.fs.append(&mut file, bytes));
         read.map_err(|error| match error {
             ContentError::Missing => Miss::Missing,
             ContentError::Io(error) => Miss::Io(error),
@@ -218,8 +220,14 @@ impl<F: HomeFs> Writer<'_, F> {
                 return Ok(Outcome::Undone);
             }
             let displaced = self.open_own(DISPLACED)?;
-            self.fs
-                .rename((dir, &one.temp), (&displaced, name), RenameHow::NoReplace)?;
+            let names = ((dir, &one.temp[..]), (&displaced, &name[..]));
+            match self.fs.rename(names.0, names.1, RenameHow::NoReplace) {
+                // A crash had the number of the name forgotten.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    self.keep_unrecorded(dir, &one.temp, &one.at.name)?;
+                }
+                renamed => renamed?,
+            }
         }
         let displaced = self.open_own(DISPLACED)?;
         let out = self.look(&displaced, name)?;
