@@ -165,7 +165,7 @@ fn a_directory_mounted_over_itself_has_its_plain_files_current_afterwards() {
     for round in 0..3 {
         let mut daemon = world.start("s", &[], &["mount", shown]);
         daemon.watch_mount(&dir);
-        daemon.wait("the mount", || is_mounted(&dir));
+        daemon.wait("the mount", || is_mounted(&dir) && daemon.says("Mounted "));
         assert_eq!(tree(&dir).unwrap(), plain, "round {round}");
         append(&dir.join("notes.txt"), &format!("round {round}\n"));
         fs::create_dir(dir.join(format!("made-{round}"))).unwrap();
