@@ -7,6 +7,7 @@ mod confirm;
 mod connect;
 mod create;
 mod daemon;
+mod displaced;
 mod evict;
 mod foreground;
 mod info;
@@ -56,6 +57,7 @@ enum Command {
     Join(join::JoinCommand),
     Unshare(unshare::UnshareCommand),
     Confirm(confirm::ConfirmCommand),
+    Displaced(displaced::DisplacedCommand),
     Mount(mount::MountCommand),
     Unmount(unmount::UnmountCommand),
     Status(status::StatusCommand),
@@ -95,6 +97,7 @@ fn run(cli: Cli, output: Output) -> CommandResult {
     let command = match cli.command {
         Command::Config(command) => return command.run(&global),
         Command::Create(command) => return command.run(&global, output),
+        Command::Displaced(command) => return command.run(output),
         Command::Info(command) => return command.run(output),
         Command::Magnet(command) => return command.run(output),
         Command::Xet(command) => match command.run_alone(&global) {
@@ -138,7 +141,11 @@ async fn dispatch(command: Command, context: &Context) -> CommandResult {
         Command::Daemon(command) => command.run(context).await,
         Command::Xet(command) => command.run(context).await,
         // Done in `run`, without a runtime.
-        Command::Config(_) | Command::Create(_) | Command::Info(_) | Command::Magnet(_) => Ok(0),
+        Command::Config(_)
+        | Command::Create(_)
+        | Command::Displaced(_)
+        | Command::Info(_)
+        | Command::Magnet(_) => Ok(0),
     }
 }
 

@@ -39,9 +39,11 @@ fn two_plain_directories_and_a_mount_follow_each_other() {
     let (a, links) = world.share(&home_a, "a");
     let b = join(&world, &links, &home_b, "b", &a);
     let c = world.mount(&links.write, &at_c, "c", &[&a, &b]);
+    // Wherever the edit was, each pair agrees on it after this.
     let equal = || {
-        wait_equal(&home_a, &home_b, &[&a, &b, &c]);
         wait_equal(&home_a, &at_c, &[&a, &b, &c]);
+        wait_equal(&home_a, &home_b, &[&a, &b, &c]);
+        wait_equal(&home_b, &at_c, &[&a, &b, &c]);
     };
     equal();
 
@@ -76,6 +78,31 @@ fn two_plain_directories_and_a_mount_follow_each_other() {
         let kept = kept.map_or(0, Iterator::count);
         assert!(kept > 0, "what was replaced in {} is kept", home.display());
     }
+}
+
+#[test]
+fn what_others_removed_is_listed_and_taken_back() {
+    let world = World::new();
+    let (home_a, home_b) = (world.dir("home-a"), world.dir("home-b"));
+    fill(&home_a);
+    let (a, links) = world.share(&home_a, "a");
+    let b = join(&world, &links, &home_b, "b", &a);
+    wait_equal(&home_a, &home_b, &[&a, &b]);
+    let dir = home_a.to_str().unwrap();
+    assert_eq!(a.run(&["displaced", dir]), "Nothing was displaced\n");
+    fs::remove_file(home_b.join("notes.txt")).unwrap();
+    wait_equal(&home_a, &home_b, &[&a, &b]);
+    assert!(!home_a.join("notes.txt").exists());
+    let listed: serde_json::Value =
+        serde_json::from_str(&a.run(&["displaced", dir, "--json"])).unwrap();
+    assert_eq!(listed[0]["name"], "notes.txt");
+    assert_eq!(listed[0]["size"], 12);
+    let number = listed[0]["number"].to_string();
+    let unknown = a.try_run(&["displaced", dir, "--restore", "99999"]);
+    assert_eq!(unknown.status.code(), Some(3), "{}", text(&unknown));
+    a.run(&["displaced", dir, "--restore", &number, "--as", "back.txt"]);
+    wait_equal(&home_a, &home_b, &[&a, &b]);
+    assert_eq!(fs::read(home_b.join("back.txt")).unwrap(), b"first notes\n");
 }
 
 #[test]

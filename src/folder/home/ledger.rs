@@ -510,7 +510,7 @@ impl<'t> Apply<'t> {
             Some(Node::Dir(node)) => return Ok(node.fid),
             // A directory has the name, see merge-rules V4.
             Some(Node::File(_)) => {
-                self.rename_beside((parent, name), (parent, name), "conflict")?
+                self.rename_beside((parent, name), (parent, name), "conflict")?;
             }
             None => {}
         }

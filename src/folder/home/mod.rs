@@ -9,6 +9,7 @@
 //! happen at once: who has the scanner does.
 
 pub mod base;
+pub mod displaced;
 #[cfg(test)]
 mod explore;
 pub mod files;

@@ -10,7 +10,8 @@ use bytes::Bytes;
 
 use super::faults::{Faults, Random};
 use crate::folder::home::base::{FileTime, Stamp};
-use crate::folder::home::fs::{Attributes, HomeFs, RenameHow};
+use crate::folder::home::fs::{Attributes, HomeFs, RenameHow, TEMP_PREFIX};
+use crate::folder::home::marker::OWN_DIR;
 use crate::folder::home::plan::{Found, FoundKind};
 
 pub(super) const ROOT: u64 = 1;
@@ -294,6 +295,15 @@ impl Disk {
         let mut versions = self.versions.iter().map(contents);
         let first = versions.next().unwrap_or_default();
         versions.fold(first, |all, one| &all & &one)
+    }
+
+    /// The files that have a name the user sees.
+    pub(super) fn visible(&self) -> BTreeSet<u64> {
+        let mut names = self.names.clone();
+        for below in names.values_mut() {
+            below.retain(|name, _| *name != OWN_DIR && !name.starts_with(TEMP_PREFIX));
+        }
+        reach(&names, ROOT)
     }
 
     /// Every content that is in a file.

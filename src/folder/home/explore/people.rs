@@ -31,6 +31,8 @@ pub(super) struct User {
     open: Option<u64>,
     /// Files whose name the user took away: what is written to them goes with the last handle.
     removed: BTreeSet<u64>,
+    /// Contents written through an old handle, to a file that has no name the user sees.
+    pub(super) hidden: BTreeSet<Bytes>,
     /// Contents whose files the user has renamed.
     pub(super) renamed: BTreeSet<Bytes>,
 }
@@ -45,6 +47,7 @@ impl User {
             all: BTreeSet::new(),
             open: None,
             removed: BTreeSet::new(),
+            hidden: BTreeSet::new(),
             renamed: BTreeSet::new(),
         }
     }
@@ -66,11 +69,7 @@ impl User {
             }
             (0..3, Some(ino)) => self.overwrite(disk, ino),
             (3, Some(_)) => self.save(disk, dir, name),
-            (4..6, Some(ino)) => {
-                if disk.remove(dir, name).is_ok() {
-                    self.discard(disk, ino);
-                }
-            }
+            (4..6, Some(ino)) if disk.remove(dir, name).is_ok() => self.discard(disk, ino),
             (6..9, _) => self.rename(disk, (dir, name)),
             (9, Some(ino)) => {
                 if let Some(node) = disk.nodes.get_mut(&ino) {
@@ -123,8 +122,15 @@ impl User {
         if self.removed.contains(&ino) {
             self.owed.remove(&content);
         }
+        self.note_hidden(disk, ino, &content);
         disk.write(ino, content, false);
         self.settle(disk, ino);
+    }
+
+    fn note_hidden(&mut self, disk: &Disk, ino: u64, content: &Bytes) {
+        if !disk.visible().contains(&ino) {
+            self.hidden.insert(content.clone());
+        }
     }
 
     /// As editors do it.
@@ -152,6 +158,7 @@ impl User {
         let made = disk.make(dir, name, FoundKind::File, content.clone());
         match made {
             Ok(ino) => {
+                self.note_hidden(disk, ino, &content);
                 self.settle(disk, ino);
                 Some(ino)
             }
