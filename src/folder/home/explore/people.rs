@@ -221,7 +221,7 @@ impl User {
         while self.random.one_in(2) {
             let below = disk.names.get(&dir).into_iter().flatten();
             let dirs: Vec<u64> = below
-                .filter(|(name, ino)| **name != OWN_DIR && disk.names.contains_key(ino))
+                .filter(|(name, ino)| !is_ours(name) && disk.names.contains_key(ino))
                 .map(|(_, ino)| *ino)
                 .collect();
             if dirs.is_empty() {
@@ -250,6 +250,11 @@ impl User {
             self.discard(disk, ino);
         }
     }
+}
+
+/// Whether the user keeps out of it.
+fn is_ours(name: &[u8]) -> bool {
+    name == OWN_DIR.as_bytes() || name.starts_with(TEMP_PREFIX)
 }
 
 /// A peer with a folder of its own.
