@@ -133,8 +133,22 @@ fn every_command_has_help() {
     let help = place.run(&["--help"]);
     assert_eq!(help.code, 0);
     for command in [
-        "share", "unshare", "confirm", "mount", "unmount", "status", "peers", "pin", "unpin",
-        "evict", "keys", "xet", "daemon", "config",
+        "share",
+        "join",
+        "unshare",
+        "confirm",
+        "displaced",
+        "mount",
+        "unmount",
+        "status",
+        "peers",
+        "pin",
+        "unpin",
+        "evict",
+        "keys",
+        "xet",
+        "daemon",
+        "config",
     ] {
         assert!(
             help.stdout.contains(&format!("\n  {command}  ")),

@@ -39,6 +39,8 @@ pub trait Control: Send + Sync {
         request: UnshareRequest,
         progress: ProgressSink,
     ) -> Reply<'_, UnshareResponse>;
+    /// Answers once what the directory holds is part of the folder; the rest of the folder is written into it afterwards.
+    fn join(&self, request: JoinRequest, progress: ProgressSink) -> Reply<'_, JoinResponse>;
     /// Answers once what the directory holds is published.
     fn confirm(
         &self,

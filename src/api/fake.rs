@@ -89,6 +89,24 @@ impl Control for FakeControl {
         }))
     }
 
+    fn join(&self, request: JoinRequest, _: ProgressSink) -> Reply<'_, JoinResponse> {
+        if !request.dry_run {
+            self.add(WorkKind::Share, request.dir.clone());
+        }
+        reply(Ok(JoinResponse {
+            folder: folder(),
+            name: name_of(&request.dir),
+            same: 1,
+            different: 0,
+            different_paths: Vec::new(),
+            local_only: 0,
+            local_only_paths: Vec::new(),
+            missing: Amount { files: 2, bytes: 3 },
+            dry_run: request.dry_run,
+            dir: request.dir,
+        }))
+    }
+
     fn confirm(&self, request: ConfirmRequest, _: ProgressSink) -> Reply<'_, ConfirmResponse> {
         reply(Ok(ConfirmResponse {
             folder: folder(),

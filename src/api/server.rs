@@ -290,6 +290,10 @@ fn router(app: App) -> Router {
             post(|app, request| call(app, request, |c, r, p| c.unshare(r, p))),
         )
         .route(
+            "/v1/join",
+            post(|app, request| call(app, request, |c, r, p| c.join(r, p))),
+        )
+        .route(
             "/v1/confirm",
             post(|app, request| call(app, request, |c, r, p| c.confirm(r, p))),
         )

@@ -30,6 +30,7 @@ macro_rules! requests {
 requests! {
     "share": ShareRequest => ShareResponse,
     "unshare": UnshareRequest => UnshareResponse,
+    "join": JoinRequest => JoinResponse,
     "confirm": ConfirmRequest => ConfirmResponse,
     "mount": MountRequest => MountResponse,
     "unmount": UnmountRequest => UnmountResponse,
@@ -139,6 +140,40 @@ pub struct UnshareRequest {
 pub struct UnshareResponse {
     pub folder: String,
     pub name: String,
+}
+
+/// Of `join`: a plain directory is to hold a folder of others, in step with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinRequest {
+    /// A read-write link.
+    pub link: Secret,
+    pub dir: ApiPath,
+    /// What only the directory has goes to the folder; without it, there may be no such thing.
+    pub merge: bool,
+    /// Only say what would happen.
+    pub dry_run: bool,
+    /// Where to look for members.
+    pub peers: Vec<SocketAddr>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinResponse {
+    pub folder: String,
+    pub name: String,
+    pub dir: ApiPath,
+    /// Files that are in both with the same content.
+    pub same: u64,
+    /// Names that stand for something else in the folder: both are kept, side by side. The first of them by name.
+    pub different: u64,
+    pub different_paths: Vec<ApiPath>,
+    /// What only the directory has, and the first of it by name.
+    pub local_only: u64,
+    pub local_only_paths: Vec<ApiPath>,
+    /// What is to be written into the directory.
+    pub missing: Amount,
+    /// It was only asked what would happen.
+    pub dry_run: bool,
 }
 
 /// Of `confirm`: what a directory holds now is what its user wants it to hold.

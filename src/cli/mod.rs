@@ -7,9 +7,11 @@ mod confirm;
 mod connect;
 mod create;
 mod daemon;
+mod displaced;
 mod evict;
 mod foreground;
 mod info;
+mod join;
 mod keys;
 mod mount;
 mod options;
@@ -52,8 +54,10 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Share(share::ShareCommand),
+    Join(join::JoinCommand),
     Unshare(unshare::UnshareCommand),
     Confirm(confirm::ConfirmCommand),
+    Displaced(displaced::DisplacedCommand),
     Mount(mount::MountCommand),
     Unmount(unmount::UnmountCommand),
     Status(status::StatusCommand),
@@ -93,6 +97,7 @@ fn run(cli: Cli, output: Output) -> CommandResult {
     let command = match cli.command {
         Command::Config(command) => return command.run(&global),
         Command::Create(command) => return command.run(&global, output),
+        Command::Displaced(command) => return command.run(output),
         Command::Info(command) => return command.run(output),
         Command::Magnet(command) => return command.run(output),
         Command::Xet(command) => match command.run_alone(&global) {
@@ -103,6 +108,7 @@ fn run(cli: Cli, output: Output) -> CommandResult {
     };
     let network = match &command {
         Command::Share(command) => command.network.clone(),
+        Command::Join(command) => command.network.clone(),
         Command::Mount(command) => command.network.clone(),
         Command::Daemon(command) => command.network.clone(),
         _ => options::NetworkOptions::default(),
@@ -121,6 +127,7 @@ fn run(cli: Cli, output: Output) -> CommandResult {
 async fn dispatch(command: Command, context: &Context) -> CommandResult {
     match command {
         Command::Share(command) => command.run(context).await,
+        Command::Join(command) => command.run(context).await,
         Command::Unshare(command) => command.run(context).await,
         Command::Confirm(command) => command.run(context).await,
         Command::Mount(command) => command.run(context).await,
@@ -134,7 +141,11 @@ async fn dispatch(command: Command, context: &Context) -> CommandResult {
         Command::Daemon(command) => command.run(context).await,
         Command::Xet(command) => command.run(context).await,
         // Done in `run`, without a runtime.
-        Command::Config(_) | Command::Create(_) | Command::Info(_) | Command::Magnet(_) => Ok(0),
+        Command::Config(_)
+        | Command::Create(_)
+        | Command::Displaced(_)
+        | Command::Info(_)
+        | Command::Magnet(_) => Ok(0),
     }
 }
 

@@ -12,6 +12,7 @@
 //! about one directory come one after the other; calls that only look take the tables' locks for a moment.
 
 mod discover;
+mod join;
 mod keep;
 mod mounts;
 mod open;
@@ -303,6 +304,13 @@ impl Control for Daemon {
         let what = format!("unshare {}", request.dir);
         self.job(what, progress, |d, _| {
             Box::pin(async move { d.unshare_dir(request).await })
+        })
+    }
+
+    fn join(&self, request: JoinRequest, progress: ProgressSink) -> Reply<'_, JoinResponse> {
+        let what = format!("join {}", request.dir);
+        self.job(what, progress, |d, p| {
+            Box::pin(async move { d.join_dir(request, p).await })
         })
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ccbt_mount::{MountEnd, MountError, MountId, MountOptions, Unmounted};
 
-use super::open::OpenFolder;
+use super::open::{OpenFolder, blocking};
 use super::record::{FolderRecord, MountRecord};
 use super::share::{forget_folder, new_folder};
 use super::upkeep::close_store;
@@ -60,7 +60,7 @@ impl Daemon {
                 (opened, content)
             }
             MountSource::Dir(source) => {
-                let opened = self.open_source(source, &dir).await?;
+                let opened = self.open_source(source, &dir, progress).await?;
                 let content = amount(&opened.open);
                 (opened, Some(content))
             }
@@ -76,6 +76,9 @@ impl Daemon {
             .mount_folder(&open, &dir, read_only, persist, suid, dev)
             .await;
         if let Err(error) = mounted {
+            if is_new {
+                self.unmark(&open).await;
+            }
             self.close_if_idle(&open).await;
             if is_new && self.folder(&open.id).is_none() {
                 forget_folder(&open.dir);
@@ -123,8 +126,14 @@ impl Daemon {
         Ok(())
     }
 
-    /// `ccbt mount DIR [MNT]`: a folder that is open at DIR, or DIR itself as a new live folder.
-    async fn open_source(&self, source: &ApiPath, dir: &Path) -> Result<Opened, ApiError> {
+    /// `ccbt mount DIR [MNT]`: a folder that is open at DIR, or DIR itself: with its files as a folder that they hold, or
+    /// empty as a new live folder.
+    async fn open_source(
+        &self,
+        source: &ApiPath,
+        dir: &Path,
+        progress: &ProgressSink,
+    ) -> Result<Opened, ApiError> {
         let source_dir = place::existing_dir(source)?;
         let itself = source_dir == dir;
         if let Some(open) = self.folder_at(&source_dir)
@@ -138,13 +147,14 @@ impl Daemon {
             return Err(ApiError::new(ErrorKind::NotFound, what)
                 .hint(format!("share it first: ccbt share {source}")));
         }
-        if self.homes().iter().any(|home| home == dir) || !place::is_empty(dir)? {
-            let what = format!(
-                "{source} is not empty, and mounting a plain directory over itself is not possible yet"
-            );
-            return Err(ApiError::new(ErrorKind::Refused, what).hint(
-                "share it (`ccbt share DIR`) and mount it at an empty directory (`ccbt mount DIR MNT`)",
-            ));
+        if let Some(open) = self.folder_at(dir) {
+            return Ok(Opened::known(open));
+        }
+        if self.remembered_home(dir)?.is_some() || !place::is_empty(dir)? {
+            let (open, is_new) = self
+                .new_home(dir, None, Suite::Blake3, Arc::clone(progress))
+                .await?;
+            return Ok(Opened { open, is_new });
         }
         self.check_mount_point(dir)?;
         let (known, is_new) = match self.remembered_live(dir)? {
@@ -181,7 +191,7 @@ impl Daemon {
         Ok(None)
     }
 
-    async fn open_link(&self, link: &Link) -> Result<Opened, ApiError> {
+    pub(super) async fn open_link(&self, link: &Link) -> Result<Opened, ApiError> {
         if let Some(open) = self.folder(&link.folder()) {
             if open.link.right() >= link.right() {
                 return Ok(Opened::known(open));
@@ -239,12 +249,14 @@ impl Daemon {
             ..MountOptions::default()
         };
         let volume = Arc::new(FolderVolume::new(Arc::new(open.folder.clone())));
+        // Before its path leads to the mount.
+        open.set_home_mounted(dir, true);
         let point = dir.to_path_buf();
         let mount =
-            tokio::task::spawn_blocking(move || ccbt_mount::mount(volume, &point, &options))
-                .await
-                .map_err(|error| ApiError::new(ErrorKind::Internal, error))?
-                .map_err(unmountable)?;
+            blocking(move || ccbt_mount::mount(volume, &point, &options).map_err(unmountable));
+        let mount = mount
+            .await
+            .inspect_err(|_| open.set_home_mounted(dir, false))?;
         if persist {
             let entry = MountRecord {
                 dir: ApiPath(dir.to_path_buf()),
@@ -293,6 +305,7 @@ impl Daemon {
                 daemon.note_mounts();
                 tracing::info!(dir = %dir.display(), "unmounted from outside");
                 if let Some(open) = daemon.folder(&mounted.folder) {
+                    open.set_home_mounted(&dir, false);
                     daemon.close_if_idle(&open).await;
                 }
                 daemon.announce_work();
@@ -325,8 +338,12 @@ impl Daemon {
         let left = self.take_down(mounted).await?;
         self.note_mounts();
         match (self.folder(&folder), left) {
-            (Some(open), Unmounted::Done) => self.close_if_idle(&open).await,
-            (Some(open), Unmounted::StillInUse) => self.close_later(open, end),
+            (Some(open), Unmounted::Done) => {
+                open.set_home_mounted(&dir, false);
+                open.write_back().await;
+                self.close_if_idle(&open).await;
+            }
+            (Some(open), Unmounted::StillInUse) => self.close_later(open, dir.clone(), end),
             (None, _) => {}
         }
         self.announce_work();
@@ -346,11 +363,12 @@ impl Daemon {
     }
 
     /// Programs still have files of the mount open: the folder serves them until they have closed them.
-    fn close_later(&self, open: Arc<OpenFolder>, end: MountEnd) {
+    fn close_later(&self, open: Arc<OpenFolder>, dir: PathBuf, end: MountEnd) {
         let daemon = self.clone();
         tokio::spawn(async move {
             let _gone = tokio::task::spawn_blocking(move || end.wait()).await;
             let _turn = daemon.0.turn.lock().await;
+            open.set_home_mounted(&dir, false);
             daemon.close_if_idle(&open).await;
         });
     }
@@ -368,7 +386,7 @@ impl Daemon {
     }
 
     /// A folder that is neither shared nor mounted is closed.
-    async fn close_if_idle(&self, open: &Arc<OpenFolder>) {
+    pub(super) async fn close_if_idle(&self, open: &Arc<OpenFolder>) {
         if !open.record.lock().shared && self.mounts_of(&open.id).is_empty() {
             self.close_folder(open).await;
         }
@@ -410,10 +428,10 @@ impl Daemon {
 }
 
 /// A folder to be mounted.
-struct Opened {
-    open: Arc<OpenFolder>,
+pub(super) struct Opened {
+    pub(super) open: Arc<OpenFolder>,
     /// This device had not heard of it before.
-    is_new: bool,
+    pub(super) is_new: bool,
 }
 
 impl Opened {
@@ -459,7 +477,7 @@ fn unmountable(error: MountError) -> ApiError {
 }
 
 /// Addresses the user gave are called now and after every start.
-fn remember_peers(open: &OpenFolder, peers: &[SocketAddr]) {
+pub(super) fn remember_peers(open: &OpenFolder, peers: &[SocketAddr]) {
     let mut record = open.record.lock();
     for peer in peers {
         open.swarm.give(*peer);
@@ -469,7 +487,7 @@ fn remember_peers(open: &OpenFolder, peers: &[SocketAddr]) {
     }
 }
 
-fn parse_link(secret: &Secret) -> Result<Link, ApiError> {
+pub(super) fn parse_link(secret: &Secret) -> Result<Link, ApiError> {
     let text = secret.reveal();
     if text.starts_with("magnet:") || text.starts_with("xet:") {
         let what = "torrents and single Xet files cannot be mounted yet";
@@ -492,7 +510,11 @@ fn amount(open: &OpenFolder) -> Amount {
 
 impl Daemon {
     /// Waits until a first head was merged, or there is something to see from an earlier run.
-    async fn wait_for_listing(&self, open: &OpenFolder, progress: &ProgressSink) -> Option<Amount> {
+    pub(super) async fn wait_for_listing(
+        &self,
+        open: &OpenFolder,
+        progress: &ProgressSink,
+    ) -> Option<Amount> {
         progress.report(Progress {
             note: "waiting for peers".to_owned(),
             ..Progress::default()

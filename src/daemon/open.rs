@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use ccbt_xet::disk::RealDisk;
 use ccbt_xet::store::{Store, WriteError};
@@ -57,6 +58,9 @@ impl Clock for WallClock {
         clock::unix_nanos()
     }
 }
+
+/// How long an unmount or a stop waits for the plain files to be written.
+const WRITE_BACK_TIME: Duration = Duration::from_secs(20);
 
 impl Daemon {
     /// Where every folder of the state directory is kept.
@@ -314,6 +318,9 @@ impl Daemon {
         self.0.folders.lock().remove(&open.id);
         self.0.gate.close(&open.credentials.swarm());
         self.stop_looking(open);
+        // What is left of it is written at the next start.
+        let _left = open.swarm.publish_now().await;
+        open.write_back().await;
         let home = open.home.lock().take();
         let _closed = tokio::task::spawn_blocking(move || drop(home)).await;
         let rolled_back = open
@@ -487,6 +494,30 @@ fn known_names(credentials: &FolderCredentials, dir: &Path, own: Incarnation) ->
 impl OpenFolder {
     pub(super) fn save(&self) -> Result<(), ApiError> {
         Ok(self.record.lock().save(&self.dir)?)
+    }
+
+    /// Whether the folder is mounted over the plain directory that holds it, if that is `dir`.
+    pub(super) fn set_home_mounted(&self, dir: &Path, is_mounted: bool) {
+        let is_home = self
+            .record
+            .lock()
+            .home
+            .as_ref()
+            .is_some_and(|home| home.0 == dir);
+        if let Some(home) = self.home.lock().as_ref().filter(|_| is_home) {
+            home.set_mounted(is_mounted);
+        }
+    }
+
+    /// Has the plain directory hold what the folder shows, as far as that is possible now.
+    pub(super) async fn write_back(&self) {
+        let Some(home) = self.home.lock().clone() else {
+            return;
+        };
+        let written = tokio::task::spawn_blocking(move || home.write_back(WRITE_BACK_TIME)).await;
+        if let Ok(Err(left)) = written {
+            tracing::warn!(folder = %self.id, "{left}");
+        }
     }
 
     /// Makes a scan of the home end early.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::Daemon;
 use super::open::OpenFolder;
 use super::record::FolderRecord;
-use crate::api::types::UnopenedStatus;
+use crate::api::types::{ApiPath, UnopenedStatus};
 use crate::api::{ApiError, escape};
 
 /// Between two tries to open what could not be opened.
@@ -94,8 +94,9 @@ impl Daemon {
             let record = open.record.lock();
             (record.home.clone(), record.shared, record.mounts.clone())
         };
+        let is_mounted = |home: &ApiPath| mounts.iter().any(|mount| mount.dir == *home);
         match home {
-            Some(home) if shared => {
+            Some(home) if shared || is_mounted(&home) => {
                 self.open_home(open, &home.0, Arc::new(crate::api::NoProgress))
                     .await?;
             }

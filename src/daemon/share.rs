@@ -30,9 +30,11 @@ impl Daemon {
                 open
             }
             None => {
+                self.listen()?;
                 let suite = request.suite.map_or(Suite::Blake3, suite_of);
                 self.new_home(&dir, request.name.clone(), suite, progress)
                     .await?
+                    .0
             }
         };
         if request
@@ -55,19 +57,18 @@ impl Daemon {
     }
 
     /// A plain directory becomes the home of its folder. What fails before it is shared leaves nothing behind; only a
-    /// first scan that was stopped is gone on with the next time.
-    async fn new_home(
+    /// first scan that was stopped is gone on with the next time. Also returns whether the folder is new.
+    pub(super) async fn new_home(
         &self,
         dir: &Path,
         name: Option<String>,
         suite: Suite,
         progress: ProgressSink,
-    ) -> Result<Arc<OpenFolder>, ApiError> {
+    ) -> Result<(Arc<OpenFolder>, bool), ApiError> {
         place::apart_from_state(dir, self.0.state.path())?;
         place::outside_mounts(dir)?;
         let homes = self.homes();
         place::apart_from_others(dir, homes.iter().map(|home| home.as_path()))?;
-        self.listen()?;
         let (known, is_new) = match self.remembered_home(dir)? {
             Some(known) => (known, false),
             None => (new_folder(dir, name, suite), true),
@@ -86,7 +87,7 @@ impl Daemon {
             }
             return Err(error);
         }
-        Ok(open)
+        Ok((open, is_new))
     }
 
     /// A home that was unshared while it was mounted is followed again.
@@ -100,7 +101,8 @@ impl Daemon {
             (record.shared, record.home.clone())
         };
         match home {
-            Some(home) if !shared => {
+            // Under its mount it is followed all the time.
+            Some(home) if !shared && !self.0.mounts.lock().contains_key(&home.0) => {
                 // Two readers of one directory would answer for each other's ranges.
                 drop(open.home.lock().take());
                 self.open_home(open, &home.0, progress).await
@@ -110,7 +112,7 @@ impl Daemon {
     }
 
     /// Takes the marker away from the directory that holds a folder.
-    async fn unmark(&self, open: &OpenFolder) {
+    pub(super) async fn unmark(&self, open: &OpenFolder) {
         let Some(home) = open.home.lock().clone() else {
             return;
         };
@@ -121,7 +123,10 @@ impl Daemon {
     }
 
     /// A directory that was shared before keeps its folder and so its links.
-    fn remembered_home(&self, dir: &Path) -> Result<Option<(FolderRecord, Link)>, ApiError> {
+    pub(super) fn remembered_home(
+        &self,
+        dir: &Path,
+    ) -> Result<Option<(FolderRecord, Link)>, ApiError> {
         let folders = self.0.state.path().join("folders");
         let Ok(entries) = std::fs::read_dir(&folders) else {
             return Ok(None);
@@ -158,7 +163,11 @@ impl Daemon {
         self.0.gate.close(&open.credentials.swarm());
         self.stop_looking(&open);
         open.swarm.set_online(false);
-        self.unmark(&open).await;
+        let home = open.record.lock().home.clone();
+        if home.is_none_or(|home| !self.0.mounts.lock().contains_key(&home.0)) {
+            open.write_back().await;
+            self.unmark(&open).await;
+        }
         if self.mounts_of(&open.id).is_empty() {
             self.close_folder(&open).await;
         }
@@ -228,7 +237,7 @@ impl Daemon {
         })
     }
 
-    async fn publish(&self, open: &OpenFolder) -> Result<(), ApiError> {
+    pub(super) async fn publish(&self, open: &OpenFolder) -> Result<(), ApiError> {
         open.swarm.publish_now().await.map_err(|error| {
             let kind = match error.is_disk_full {
                 true => ErrorKind::NoSpace,

@@ -52,6 +52,7 @@ impl Daemon {
         let record = open.record.lock().clone();
         let converged = swarm.peers.iter().filter(|peer| peer.converged).count();
         let held_back = open.home.lock().as_ref().and_then(|home| home.held_back());
+        let unwritten = open.home.lock().as_ref().and_then(|home| home.waiting());
         let own = swarm.heads.iter().find(|head| head.own);
         FolderStatus {
             id: open.id.to_string(),
@@ -89,7 +90,7 @@ impl Daemon {
             }),
             dirty_files: stats.dirty,
             held_back: held_back.map(|why| why.to_string()),
-            waiting: swarm.trouble.clone(),
+            waiting: swarm.trouble.clone().or(unwritten),
         }
     }
 

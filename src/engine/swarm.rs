@@ -383,6 +383,7 @@ impl Swarm {
                 let _nobody = reply.send(self.outlook());
             }
             Message::SetReplica(on) => self.replica.set(on),
+            Message::SetKeeper(on) => self.config.keeper = on,
             Message::SetOnline(on) => self.set_online(on),
             Message::Status(reply) => self.report_status(reply),
             Message::PublishNow(reply) => {

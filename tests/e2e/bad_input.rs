@@ -51,7 +51,13 @@ fn directories_that_cannot_be_shared_or_mounted() {
         5,
         "lie in one another",
     );
-    fails(&run(&state, &["mount", &p(&full)]), 5, "is not empty");
+    let link = "ccbt:w";
+    fails(&run(&state, &["join", link, &p(&file)]), 2, "link");
+    fails(
+        &run(&state, &["join", &p(&src), &p(&full)]),
+        2,
+        "only a link can be joined",
+    );
     fails(
         &run(&state, &["mount", &p(&file)]),
         2,

@@ -20,6 +20,7 @@ mod member;
 mod members;
 mod netns;
 mod ordinary_user;
+mod plain;
 mod replica_full;
 mod scale;
 mod seeders;

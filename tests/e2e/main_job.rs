@@ -61,10 +61,11 @@ fn a_shared_directory_is_read_and_edited_through_a_mount_elsewhere() {
         file.read_exact(&mut got).is_ok() && &got == b"in the middle"
     });
     wait_equal(&at_a, &at_b, &[&a, &b]);
+    // The home is a plain directory that follows.
+    wait_equal(&src, &at_b, &[&a, &b]);
     assert_eq!(
         fs::read(src.join("notes.txt")).unwrap(),
-        b"first notes\n",
-        "a home is only read for now"
+        b"first notes\nby b\n"
     );
 
     fs::rename(at_b.join("sub"), at_b.join("moved")).unwrap();
@@ -73,6 +74,7 @@ fn a_shared_directory_is_read_and_edited_through_a_mount_elsewhere() {
     fs::write(at_a.join("new dir/x"), b"x").unwrap();
     wait_equal(&at_a, &at_b, &[&a, &b]);
     assert!(at_a.join("moved/deep/file").exists() && at_b.join("new dir/x").exists());
+    wait_equal(&src, &at_b, &[&a, &b]);
 }
 
 #[test]

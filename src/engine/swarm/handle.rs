@@ -38,6 +38,7 @@ pub(in crate::engine) enum Message {
     Manifest(Box<Unverified<Manifest>>),
     Outlook(oneshot::Sender<Outlook>),
     SetReplica(bool),
+    SetKeeper(bool),
     SetOnline(bool),
     Status(oneshot::Sender<SwarmStatus>),
     PublishNow(oneshot::Sender<Result<(), NotPublished>>),
@@ -117,6 +118,11 @@ impl SwarmHandle {
     /// Whether to keep the whole content here.
     pub fn set_replica(&self, on: bool) {
         self.tell(Message::SetReplica(on));
+    }
+
+    /// Whether a plain directory here holds the whole folder.
+    pub fn set_keeper(&self, on: bool) {
+        self.tell(Message::SetKeeper(on));
     }
 
     /// Whether to talk to peers.

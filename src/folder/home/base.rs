@@ -5,6 +5,8 @@
 //! Records are keyed by the number of the directory and the name in it, so renaming a directory changes one record.
 //! There is no device in them: a home never leaves the file system of its root.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 /// First byte of the keys of base records in the folder's table.
@@ -14,6 +16,13 @@ const KEY_HEAD_LEN: usize = 9;
 
 /// Longest base reference kept: a path stands for a handful of versions.
 const HELD_BYTES_MAX: usize = u16::MAX as usize;
+
+/// A change this soon before a reading may not be over, or be followed by one with the same time: the clock of file
+/// times ticks every 10 ms at most, and a write sets the time before it copies its bytes.
+const TICK: Duration = Duration::from_millis(100);
+
+/// The same where times are kept in whole or even seconds.
+const COARSE_TICK: Duration = Duration::from_secs(2);
 
 /// A file or directory of a home. Given once and kept through renames, never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -231,6 +240,16 @@ impl Row {
             held,
         })
     }
+}
+
+/// For how long a later change could leave the same time on what was last changed at `mtime`.
+pub(super) fn unsure_for(mtime: FileTime) -> Duration {
+    if mtime.nanos == 0 { COARSE_TICK } else { TICK }
+}
+
+/// Whether a change right after `now` could leave the same time.
+pub(super) fn is_unsure(mtime: FileTime, now: FileTime) -> bool {
+    mtime.distance(now) < unsure_for(mtime).as_nanos()
 }
 
 fn take<const N: usize>(left: &mut Bytes) -> Result<[u8; N], BadRow> {

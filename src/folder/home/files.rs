@@ -1,20 +1,21 @@
 //! Access to the files of a home: everything goes from one descriptor of its root, opened once, and never through a
 //! symbolic link or onto another file system. Serves borrowed ranges to the store.
 
-use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use ccbt_xet::store::{BorrowedFiles, SourceId};
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RawMode, ResolveFlags, Stat};
 
 use super::base::{At, FileTime, HomeId, Stamp};
+use super::fs::TEMP_PREFIX;
 use super::marker::OWN_DIR;
-use super::plan::{Found, FoundKind, Listing, Seen, join};
+use super::places::Places;
+use super::plan::{Found, FoundKind, Listing, Seen};
 use super::watch::Waker;
 use crate::folder::state::Xattrs;
 
@@ -42,8 +43,11 @@ pub struct HomeFiles {
     space: u16,
     root: OwnedFd,
     root_stamp: (u64, u64),
-    /// Where each file and directory with a base record is.
-    places: RwLock<HashMap<HomeId, At>>,
+    /// User and group of the root.
+    pub(super) root_owner: (u32, u32),
+    /// The file system was found not to exchange names.
+    pub(super) no_exchange: AtomicBool,
+    places: Places,
     suspects: Mutex<Suspects>,
     waker: Waker,
     /// Files opened to be taken in, for tests and metrics.
@@ -60,7 +64,9 @@ impl HomeFiles {
             space,
             root,
             root_stamp: (stat.st_dev, stat.st_ino),
-            places: RwLock::default(),
+            root_owner: (stat.st_uid, stat.st_gid),
+            no_exchange: AtomicBool::new(false),
+            places: Places::default(),
             suspects: Mutex::default(),
             waker,
             opens: AtomicU64::new(0),
@@ -95,37 +101,23 @@ impl HomeFiles {
         std::mem::take(&mut *self.suspects.lock())
     }
 
+    /// Where everything with a base record is.
+    pub fn places(&self) -> &Places {
+        &self.places
+    }
+
     /// Notes where something is, or that it is gone.
     pub fn set_place(&self, id: HomeId, at: Option<At>) {
-        let mut places = self.places.write();
-        match at {
-            Some(at) => places.insert(id, at),
-            None => places.remove(&id),
-        };
+        self.places.set(id, at);
     }
 
     pub fn place(&self, id: HomeId) -> Option<At> {
-        self.places.read().get(&id).cloned()
+        self.places.get(id)
     }
 
     /// The path of something from the root; none if it has no record.
     pub fn path(&self, id: HomeId) -> Option<Vec<u8>> {
-        let places = self.places.read();
-        let mut names = Vec::new();
-        let mut id = id;
-        // Records come from a file of ours; a damaged one must not make this run in circles.
-        while id != HomeId::ROOT && names.len() <= places.len() {
-            let at = places.get(&id)?;
-            names.push(&at.name);
-            id = at.dir;
-        }
-        let start = Vec::new();
-        (id == HomeId::ROOT).then(|| {
-            names
-                .into_iter()
-                .rev()
-                .fold(start, |path, name| join(&path, name))
-        })
+        self.places.path(id)
     }
 
     /// Opens a directory for listing.
@@ -168,9 +160,9 @@ impl HomeFiles {
     pub fn list(&self, dir: &OwnedFd, is_root: bool) -> io::Result<Listing> {
         let ino = rustix::fs::fstat(dir)?.st_ino;
         let mut listing = Listing {
-            names: BTreeMap::new(),
             complete: true,
             ino,
+            ..Listing::default()
         };
         // A descriptor of its own, because reading a directory moves its position.
         let own = open_beneath(dir.as_fd(), b".", OFlags::RDONLY | OFlags::DIRECTORY)?;
@@ -180,6 +172,10 @@ impl HomeFiles {
                 break;
             };
             let name = entry.file_name().to_bytes();
+            if name.starts_with(TEMP_PREFIX) {
+                listing.leftover.push(Bytes::copy_from_slice(name));
+                continue;
+            }
             if matches!(name, b"." | b"..") || (is_root && name == OWN_DIR.as_bytes()) {
                 continue;
             }

@@ -3,9 +3,12 @@
 //! Every operation is based on the versions the path's base record stands for, never on what the folder shows by then:
 //! what a peer has written meanwhile survives beside it (merge-rules O1).
 
+use std::collections::{BTreeSet, HashMap};
+
 use bytes::Bytes;
 
 use super::base::{At, FileTime, HomeId, Row, RowKind, table_prefix};
+use super::intent::Intent;
 use crate::folder::state::{
     Body, By, Change, Content, Dot, Fid, FileKind, FileNode, Inc, Key, Name, NewFile, Node,
     OpError, Redot, RenameMode, State, Target, Time, Xattrs, beside,
@@ -28,6 +31,28 @@ pub enum LedgerError {
     Closed,
 }
 
+/// A part of a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Extent {
+    Everything,
+    /// Directories: the names in them, and the attributes of what has those names.
+    Dirs(BTreeSet<Fid>),
+}
+
+impl Extent {
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Self::Dirs(dirs) if dirs.is_empty())
+    }
+
+    /// Both parts.
+    pub fn add(&mut self, other: Self) {
+        match (&mut *self, other) {
+            (Self::Dirs(dirs), Self::Dirs(more)) => dirs.extend(more),
+            _ => *self = Self::Everything,
+        }
+    }
+}
+
 /// A folder.
 pub trait Ledger: Send + Sync {
     /// The rows of its table whose keys begin with `prefix`, in order.
@@ -35,6 +60,15 @@ pub trait Ledger: Send + Sync {
 
     /// One row of its table.
     fn row(&self, key: &[u8]) -> Option<Bytes>;
+
+    /// What changed in the folder since the last call.
+    fn take_changed(&self) -> Extent;
+
+    /// Lets `look` see the folder's state. It must be quick.
+    fn read(&self, look: &mut dyn FnMut(&State));
+
+    /// Makes every update that returned before the call durable.
+    fn sync(&self) -> Result<(), LedgerError>;
 
     /// Runs `work`, called once, and keeps what it did: all of it, or nothing if it fails.
     fn update(&self, work: &mut dyn FnMut(&mut dyn Txn)) -> Result<(), LedgerError>;
@@ -87,11 +121,16 @@ impl From<FileTime> for Time {
 /// The operations of one update.
 pub(super) struct Apply<'t> {
     txn: &'t mut dyn Txn,
+    /// Directories taken out of the way, and where they were shown.
+    lifted: HashMap<HomeId, (Fid, Name)>,
 }
 
 impl<'t> Apply<'t> {
     pub(super) fn new(txn: &'t mut dyn Txn) -> Self {
-        Self { txn }
+        Self {
+            txn,
+            lifted: HashMap::new(),
+        }
     }
 
     /// Keeps a base record.
@@ -102,6 +141,20 @@ impl<'t> Apply<'t> {
     /// Forgets a base record.
     pub(super) fn forget(&mut self, at: &At) {
         self.txn.set_row(at.key(), None);
+    }
+
+    /// Something is at another place than its record says.
+    pub(super) fn moved(&mut self, from: &At, to: &At, row: &Row) {
+        self.forget(from);
+        self.keep(to, row);
+        if let Some((fid, _)) = self.noted(row.id) {
+            self.note(row.id, fid, to);
+        }
+    }
+
+    /// Forgets which directory of the folder a directory was.
+    pub(super) fn forget_dir(&mut self, id: HomeId) {
+        self.txn.set_row(note_key(id), None);
     }
 
     pub(super) fn mkdir(
@@ -122,36 +175,62 @@ impl<'t> Apply<'t> {
         let name = format!(".ccbt-moving-{}", id.0);
         if let Some((from, old)) = self.shown_dir(id) {
             let to = (Fid::ROOT, name.as_bytes());
-            let _stays = self.rename((from, old.as_bytes()), to, RenameMode::NoReplace);
+            let renamed = self.rename((from, old.as_bytes()), to, RenameMode::NoReplace);
+            self.lifted
+                .extend(renamed.is_ok().then_some((id, (from, old))));
         }
     }
 
+    /// Follows a directory to its new place. If the folder cannot, it stays where it was, but what it is is known by the
+    /// new place.
     pub(super) fn move_dir(&mut self, id: HomeId, to: &At, mode: u16) -> Result<(), OpError> {
-        let parent = self.dir(to.dir)?;
-        match self.shown_dir(id) {
-            Some((from, old)) => {
-                let from = (from, old.as_bytes());
-                match self.rename(from, (parent, &to.name), RenameMode::Replace) {
-                    Err(OpError::NotEmpty | OpError::Exists | OpError::NotDirectory) => {
-                        self.rename_beside(from, (parent, &to.name))?;
-                    }
-                    moved => moved?,
-                }
-                let fid = self.noted(id).map_or(Fid::ROOT, |(fid, _)| fid);
-                self.note(id, fid, to);
-            }
-            None => {
-                let fid = self.dir_at(parent, &to.name, mode)?;
-                self.note(id, fid, to);
-            }
+        let fid = self.noted(id).map(|(fid, _)| fid);
+        if let Some(fid) = fid {
+            self.note(id, fid, to);
         }
-        Ok(())
+        let parent = self.dir(to.dir)?;
+        let Some((from, old)) = self.shown_dir(id) else {
+            let fid = self.dir_at(parent, &to.name, mode)?;
+            self.note(id, fid, to);
+            return Ok(());
+        };
+        let from = (from, old.as_bytes());
+        let moved = match self.rename(from, (parent, &to.name), RenameMode::Replace) {
+            Err(OpError::NotEmpty | OpError::Exists | OpError::NotDirectory) => {
+                self.rename_beside(from, (parent, &to.name), "moved")
+            }
+            moved => moved,
+        };
+        if moved.is_err() {
+            self.put_back(id)?;
+        }
+        moved
+    }
+
+    /// Puts a directory that was lifted back to where it was, or into the root if that is gone.
+    fn put_back(&mut self, id: HomeId) -> Result<(), OpError> {
+        let (Some((parent, name)), Some((from, lifted))) =
+            (self.lifted.remove(&id), self.shown_dir(id))
+        else {
+            return Ok(());
+        };
+        let from = (from, lifted.as_bytes());
+        let back = (parent, name.as_bytes());
+        if self.rename(from, back, RenameMode::NoReplace).is_ok() {
+            return Ok(());
+        }
+        self.rename_beside(from, (Fid::ROOT, name.as_bytes()), "moved")
     }
 
     /// Renames to the first name like `to` that is free: what peers have put at `to` stays.
-    fn rename_beside(&mut self, from: (Fid, &[u8]), to: (Fid, &[u8])) -> Result<(), OpError> {
+    fn rename_beside(
+        &mut self,
+        from: (Fid, &[u8]),
+        to: (Fid, &[u8]),
+        tag: &str,
+    ) -> Result<(), OpError> {
         for number in 1..=BESIDE_MAX {
-            let name = beside(to.1, "moved", number);
+            let name = beside(to.1, tag, number);
             match self.rename(from, (to.0, name.as_bytes()), RenameMode::NoReplace) {
                 Err(OpError::Exists) => {}
                 done => return done,
@@ -181,7 +260,7 @@ impl<'t> Apply<'t> {
                 Err(error) => return Err(error),
             }
         }
-        self.txn.set_row(note_key(id), None);
+        self.forget_dir(id);
         Ok(())
     }
 
@@ -209,7 +288,7 @@ impl<'t> Apply<'t> {
             Some((shown, _)) => {
                 self.txn
                     .operate(&mut |state, by| state.unlink(fid, shown.as_bytes(), by))?;
-                self.create(fid, &at.name, file)?
+                self.create_beside(fid, &at.name, file)?
             }
             None => match self.txn.state().lookup(fid, &at.name) {
                 None => self.create(fid, &at.name, file)?,
@@ -219,7 +298,8 @@ impl<'t> Apply<'t> {
                 Some(Node::File(node)) if node.version.kind == file.kind => {
                     self.write(fid, &Name::from(&at.name[..]), Some(based_on), file)?
                 }
-                Some(_) => return Err(OpError::Exists),
+                // Another kind of thing is there by now and keeps the name.
+                Some(_) => self.create_beside(fid, &at.name, file)?,
             },
         };
         let attributes = Attributes {
@@ -333,6 +413,21 @@ impl<'t> Apply<'t> {
         Ok(Name::from(name))
     }
 
+    /// Creates a file at the first name like `name` that is free.
+    fn create_beside(&mut self, fid: Fid, name: &[u8], file: &DiskFile) -> Result<Name, OpError> {
+        let mut number = 0;
+        loop {
+            let free = match number {
+                0 => Name::from(name),
+                number => beside(name, "conflict", number),
+            };
+            match self.create(fid, free.as_bytes(), file) {
+                Err(OpError::Exists) if number < BESIDE_MAX => number += 1,
+                done => return done,
+            }
+        }
+    }
+
     /// Writes in place of what is shown, or of `based_on` only.
     fn write(
         &mut self,
@@ -372,13 +467,15 @@ impl<'t> Apply<'t> {
             None => return None,
             Some(_) => {}
         }
-        // Only what shares its key with others has another name than its own.
-        state.entry(&Key::file(fid, Name::from(name)))?;
+        // Only what shares its key with others has another name than its own. One operation may have given its dot to
+        // versions under other keys too.
+        let key = Key::file(fid, Name::from(name));
+        state.entry(&key)?;
         state
             .list(fid)
             .into_iter()
             .find_map(|(shown, node)| match node {
-                Node::File(node) if is_it(&node) => Some((shown, node)),
+                Node::File(node) if node.at == key && is_it(&node) => Some((shown, node)),
                 _ => None,
             })
     }
@@ -409,8 +506,13 @@ impl<'t> Apply<'t> {
 
     /// The directory at a name, made if there is none.
     fn dir_at(&mut self, parent: Fid, name: &[u8], mode: u16) -> Result<Fid, OpError> {
-        if let Some(Node::Dir(node)) = self.txn.state().lookup(parent, name) {
-            return Ok(node.fid);
+        match self.txn.state().lookup(parent, name) {
+            Some(Node::Dir(node)) => return Ok(node.fid),
+            // A directory has the name, see merge-rules V4.
+            Some(Node::File(_)) => {
+                self.rename_beside((parent, name), (parent, name), "conflict")?;
+            }
+            None => {}
         }
         self.txn
             .operate(&mut |state, by| state.mkdir(parent, name, mode, by))?;
@@ -447,7 +549,8 @@ impl<'t> Apply<'t> {
         ))
     }
 
-    fn note(&mut self, id: HomeId, fid: Fid, at: &At) {
+    /// Notes which directory of the folder a directory is.
+    pub(super) fn note(&mut self, id: HomeId, fid: Fid, at: &At) {
         let note = [&fid.0[..], &at.dir.0.to_be_bytes(), &at.name].concat();
         self.txn.set_row(note_key(id), Some(note.into()));
     }
@@ -471,12 +574,39 @@ fn is_content(node: &FileNode, file: &DiskFile) -> bool {
 
 /// A row with the dots in it renamed; none if there is nothing to rename in it.
 pub fn rename_row(redot: &Redot, row: &[u8]) -> Option<Bytes> {
-    let mut row = Row::decode(&Bytes::copy_from_slice(row)).ok()?;
+    let bytes = Bytes::copy_from_slice(row);
+    if let Ok(mut intent) = Intent::decode(&bytes) {
+        let mut any = false;
+        intent
+            .rows_mut()
+            .for_each(|row| any |= rename_held(redot, row));
+        return any.then(|| intent.encode());
+    }
+    let mut row = Row::decode(&bytes).ok()?;
+    rename_held(redot, &mut row).then(|| row.encode())
+}
+
+fn rename_held(redot: &Redot, row: &mut Row) -> bool {
     let renamed = encode_dots(dots(&row.held).into_iter().map(|dot| redot.dot(dot)));
-    (renamed != row.held).then(|| {
-        row.held = renamed;
-        row.encode()
-    })
+    let any = renamed != row.held;
+    row.held = renamed;
+    any
+}
+
+/// Which directory of the folder a directory of the home is.
+pub(super) fn noted_fid(ledger: &dyn Ledger, id: HomeId) -> Option<Fid> {
+    Some(Fid(*ledger.row(&note_key(id))?.first_chunk()?))
+}
+
+/// Which directory of the home is which of the folder, as far as it is known.
+pub(super) fn noted_dirs(ledger: &dyn Ledger) -> Vec<(HomeId, Fid)> {
+    let notes = ledger.rows(&[NOTES]).into_iter();
+    notes
+        .filter_map(|(key, note)| {
+            let id = u64::from_be_bytes(key.get(1..)?.try_into().ok()?);
+            Some((HomeId(id), Fid(*note.first_chunk()?)))
+        })
+        .collect()
 }
 
 /// The content of the plain file that a row of the table is the base record of.
@@ -489,7 +619,7 @@ pub fn held_content(key: &Bytes, row: &Bytes) -> Option<Bytes> {
 }
 
 /// Dots as a base record holds them: `inc 8 | ctr u64` each.
-fn encode_dots(dots: impl Iterator<Item = Dot>) -> Bytes {
+pub(super) fn encode_dots(dots: impl Iterator<Item = Dot>) -> Bytes {
     let mut out = Vec::with_capacity(16);
     for dot in dots {
         out.extend_from_slice(&dot.inc.0);
@@ -498,7 +628,7 @@ fn encode_dots(dots: impl Iterator<Item = Dot>) -> Bytes {
     out.into()
 }
 
-fn dots(held: &[u8]) -> Vec<Dot> {
+pub(super) fn dots(held: &[u8]) -> Vec<Dot> {
     let (dots, _) = held.as_chunks::<16>();
     dots.iter()
         .map(|dot| {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use ccbt_mount::VolumeError;
 
-use super::ledger::{Ledger, LedgerError, Operation, Txn};
+use super::ledger::{Extent, Ledger, LedgerError, Operation, Txn};
 use crate::folder::state::{OpError, State};
 use crate::folder::work::{self, Folder};
 
@@ -16,12 +16,28 @@ impl Ledger for Folder {
         self.row(key)
     }
 
+    fn take_changed(&self) -> Extent {
+        self.take_changed().map_or(Extent::Everything, Extent::Dirs)
+    }
+
+    fn read(&self, look: &mut dyn FnMut(&State)) {
+        self.look(look);
+    }
+
+    fn sync(&self) -> Result<(), LedgerError> {
+        self.sync().map_err(ledger_error)
+    }
+
     fn update(&self, work: &mut dyn FnMut(&mut dyn Txn)) -> Result<(), LedgerError> {
-        self.update(|txn| work(txn)).map_err(|error| match error {
-            VolumeError::NoSpace => LedgerError::NoSpace,
-            VolumeError::ReadOnly => LedgerError::Closed,
-            error => LedgerError::Io(std::io::Error::other(error)),
-        })
+        self.update(|txn| work(txn)).map_err(ledger_error)
+    }
+}
+
+fn ledger_error(error: VolumeError) -> LedgerError {
+    match error {
+        VolumeError::NoSpace => LedgerError::NoSpace,
+        VolumeError::ReadOnly => LedgerError::Closed,
+        error => LedgerError::Io(std::io::Error::other(error)),
     }
 }
 

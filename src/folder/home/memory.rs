@@ -1,12 +1,12 @@
 //! A folder in memory: state and table without journal, inodes or peers. For tests of what is above a [`Ledger`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 
-use super::ledger::{Ledger, LedgerError, Operation, Txn};
-use crate::folder::state::{By, Hlc, Inc, OpError, State, conflict_tag};
+use super::ledger::{Extent, Ledger, LedgerError, Operation, Txn};
+use crate::folder::state::{By, Hlc, Inc, OpError, State, VersionVector, conflict_tag};
 
 /// The folder.
 pub struct MemoryLedger {
@@ -20,6 +20,8 @@ pub struct Memory {
     pub table: BTreeMap<Bytes, Bytes>,
     pub inc: Inc,
     pub hlc: Hlc,
+    /// What it had seen when it was last asked for changes.
+    told: VersionVector,
     /// Updates that changed something.
     pub updates: u64,
 }
@@ -35,6 +37,7 @@ impl MemoryLedger {
                 table,
                 inc,
                 hlc: Hlc::default(),
+                told: VersionVector::default(),
                 updates: 0,
             }),
         }
@@ -69,6 +72,23 @@ impl Ledger for MemoryLedger {
 
     fn row(&self, key: &[u8]) -> Option<Bytes> {
         self.inner.lock().table.get(key).cloned()
+    }
+
+    fn take_changed(&self) -> Extent {
+        let mut inner = self.inner.lock();
+        if inner.told == *inner.state.vv() {
+            return Extent::Dirs(BTreeSet::new());
+        }
+        inner.told = inner.state.vv().clone();
+        Extent::Everything
+    }
+
+    fn read(&self, look: &mut dyn FnMut(&State)) {
+        look(&self.inner.lock().state);
+    }
+
+    fn sync(&self) -> Result<(), LedgerError> {
+        Ok(())
     }
 
     fn update(&self, work: &mut dyn FnMut(&mut dyn Txn)) -> Result<(), LedgerError> {

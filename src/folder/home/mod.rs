@@ -1,22 +1,38 @@
-//! A home: the plain directory a folder is published from. It is only read here; what peers write is kept in packs and
-//! shown in mounts.
+//! A home: the plain directory that holds a folder as ordinary files.
 //!
-//! `base` is what was true when the directory was last read, `plan` compares that with what is there now, `take` reads
-//! what is new, `ledger` turns it into operations of the folder, `scan` drives them, `watch` says when. `guard` and
-//! `marker` keep a lost disk from being taken for the user's wish, and `files` is the only way to the files.
+//! Reading: `base` is what was true when the directory was last read or written, `plan` compares that with what is there
+//! now, `take` reads what is new, `ledger` and `record` turn it into operations of the folder, `scan` drives them,
+//! `watch` says when. Writing: `pull` compares what the folder shows with the base records, `write` does what follows, by
+//! renames that `intent` announces and that can be undone, on the file system of `fs`; `pace` says when. `guard` and
+//! `marker` keep a lost disk from being taken for the user's wish, `files` and `unix` are the only way to the files, and
+//! `explore` proves the writing side on a file system that others write to and that fails. Reading and writing never
+//! happen at once: who has the scanner does.
 
 pub mod base;
+pub mod displaced;
+#[cfg(test)]
+mod explore;
 pub mod files;
+pub mod fs;
 pub mod guard;
 mod hash;
+mod intent;
+pub mod join;
 pub mod ledger;
 mod live;
 pub mod marker;
 pub mod memory;
+mod pace;
+pub mod places;
 pub mod plan;
+mod pull;
+mod record;
 mod scan;
 mod take;
+mod unix;
 pub mod watch;
+mod write;
+mod writeback;
 
 use std::collections::HashSet;
 use std::io;
@@ -33,10 +49,12 @@ use parking_lot::Mutex;
 use self::base::{At, HomeId, Row};
 use self::files::HomeFiles;
 use self::guard::HeldReason;
-use self::ledger::Ledger;
+use self::ledger::{Extent, Ledger};
 use self::marker::{Marker, OWN_DIR};
+use self::pace::{Outcome, Pace};
 use self::scan::{LoadFrom, Part, Scan, Scanner};
 use self::watch::{Due, Quiet, Waker, Watcher};
+use self::writeback::Pulled;
 use crate::folder::tree::NodesError;
 
 pub use self::scan::{ScanError, ScanProgress, ScanReport};
@@ -50,6 +68,9 @@ const POLL_EVERY: Duration = Duration::from_secs(60);
 
 /// Before a scan is repeated whose result the folder could not keep, as on a full disk.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// Before a directory that was written is looked at: what is in it has been still for long enough by then.
+const LOOK_AFTER: Duration = Duration::from_millis(150);
 
 /// Pause where there are no events to wait for.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -132,6 +153,10 @@ struct Inner {
     scanner: Mutex<Scanner>,
     stop: AtomicBool,
     scan_asked: AtomicBool,
+    /// The folder is mounted over the directory.
+    is_mounted: AtomicBool,
+    /// What the last writing left undone.
+    left: Mutex<Option<String>>,
 }
 
 impl Home {
@@ -189,6 +214,8 @@ impl Home {
             scanner: Mutex::new(scanner),
             stop: AtomicBool::new(false),
             scan_asked: AtomicBool::new(false),
+            is_mounted: AtomicBool::new(false),
+            left: Mutex::new(None),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -243,6 +270,49 @@ impl Home {
         self.inner.scan_asked.store(true, Ordering::Release);
         self.inner.waker.wake();
         Ok(())
+    }
+
+    /// Whether the folder is mounted over the directory: its files are then written less often, and its path leads to
+    /// the mount.
+    pub fn set_mounted(&self, is_mounted: bool) {
+        self.inner.is_mounted.store(is_mounted, Ordering::Release);
+        self.inner.waker.wake();
+    }
+
+    /// What the folder shows and the directory has not got yet, as a sentence.
+    pub fn waiting(&self) -> Option<String> {
+        self.inner.left.lock().clone()
+    }
+
+    /// Writes what the folder shows into the directory, now. What cannot be done within `time`, or not at all for now,
+    /// is left: the error says what.
+    pub fn write_back(&self, time: Duration) -> Result<(), String> {
+        let until = Instant::now() + time;
+        if self.inner.stop.load(Ordering::Acquire) {
+            // Nobody else scans any more, and what was written is to be looked at.
+            self.stop();
+            self.inner.stop.store(false, Ordering::Release);
+        }
+        loop {
+            let pulled = {
+                let mut scanner = self.inner.scanner.lock();
+                writeback::pull(&self.inner, &mut scanner, &Extent::Everything)
+            };
+            let Pulled { left, written } = pulled.map_err(|error| error.to_string())?;
+            let Some(sentence) = left.sentence() else {
+                return Ok(());
+            };
+            if left.changed == 0 || Instant::now() >= until {
+                return Err(sentence);
+            }
+            std::thread::sleep(LOOK_AFTER);
+            let dirs: Vec<HomeId> = written.scan.into_iter().collect();
+            let (dirs, open) = (&dirs, &HashSet::new());
+            let mut scanner = self.inner.scanner.lock();
+            let scanned =
+                Scan::new(&self.inner, &mut scanner, &|_| ()).run(&Part::Dirs { dirs, open });
+            scanned.map_err(|error| error.to_string())?;
+        }
     }
 
     /// Files opened so far to be taken in.
@@ -330,6 +400,7 @@ struct Follow<'h> {
     retry_full: Option<Duration>,
     /// Files that were not where the records say: read when a scan has found where they are.
     astray: Vec<HomeId>,
+    pace: Pace,
 }
 
 impl<'h> Follow<'h> {
@@ -342,6 +413,7 @@ impl<'h> Follow<'h> {
             last_full,
             retry_full: None,
             astray: Vec::new(),
+            pace: Pace::new(last_full),
         }
     }
 
@@ -360,6 +432,40 @@ impl<'h> Follow<'h> {
                 self.scan(&due);
             } else {
                 self.reread_one();
+            }
+            self.pull_if_due();
+        }
+    }
+
+    /// Writes what the folder shows into the home, when it is time.
+    fn pull_if_due(&mut self) {
+        let home = self.home;
+        let now = home.elapsed();
+        self.pace.handle_changed(now, home.ledger.take_changed());
+        let is_mounted = home.is_mounted.load(Ordering::Acquire);
+        let Some(extent) = self.pace.take(now, is_mounted) else {
+            return;
+        };
+        let result = {
+            let mut scanner = home.scanner.lock();
+            writeback::pull(home, &mut scanner, &extent)
+        };
+        let now = home.elapsed();
+        match result {
+            Ok(Pulled { left, written }) => {
+                tracing::debug!(?left, ?written, "directory written");
+                let again = written.scan.iter();
+                again.for_each(|dir| self.quiet.note_later(now + LOOK_AFTER, *dir));
+                let outcome = match (left.is_nothing(), written.is_nothing()) {
+                    (true, _) => Outcome::Done,
+                    (false, false) => Outcome::Some,
+                    (false, true) => Outcome::Stuck,
+                };
+                self.pace.handle_left(now, outcome, extent);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "directory not written");
+                self.pace.handle_left(now, Outcome::Stuck, extent);
             }
         }
     }
@@ -387,7 +493,7 @@ impl<'h> Follow<'h> {
         let timeout = if has_more {
             Duration::ZERO
         } else {
-            next.saturating_sub(now)
+            next.saturating_sub(now).min(pace::POLL)
         };
         let home = self.home;
         let Some(watcher) = &home.watcher else {
@@ -473,6 +579,7 @@ impl<'h> Follow<'h> {
             return;
         }
         if let Ok(report) = &result {
+            self.pace.handle_scanned(self.home.elapsed());
             self.astray.extend_from_slice(&report.astray);
             let now = self.home.elapsed();
             report
@@ -486,7 +593,10 @@ impl<'h> Follow<'h> {
 
 /// Whether what a scan found could not be kept, so that nobody will hear of it unless it is found again.
 fn is_kept_back(result: &Result<ScanReport, ScanError>) -> bool {
-    matches!(result, Err(ScanError::Ledger(_) | ScanError::Store(_)))
+    matches!(
+        result,
+        Err(ScanError::Ledger(_) | ScanError::Store(_) | ScanError::Unsettled)
+    )
 }
 
 /// Whether `dir` may be a home. Returns its real path.

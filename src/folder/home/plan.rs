@@ -51,6 +51,8 @@ pub struct Listing {
     pub complete: bool,
     /// The inode of the directory that was read.
     pub ino: u64,
+    /// Names of temporary files of ours that nothing is being done with any more.
+    pub leftover: Vec<Bytes>,
 }
 
 /// Where the base records are.

@@ -10,15 +10,17 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::Inner;
-use super::base::{At, FileTime, HomeId, Row, RowKind, prefix, xattr_digest};
+use super::base::{FileTime, HomeId, Row, RowKind, unsure_for, xattr_digest};
 use super::files::{HomeFiles, xattrs};
 use super::guard::{Guard, HeldReason};
-use super::ledger::{Apply, Attributes, Ledger, LedgerError};
+use super::ledger::{Apply, Attributes, DiskFile, Ledger, LedgerError};
 use super::marker;
-use super::plan::{
-    Counts, DirStep, FoundKind, Listing, Look, Plan, Rows, Seen, Steps, Take, Visit,
-};
-use super::take::{Miss, Taken, When, ranges_of, take, unsure_for};
+use super::places::is_hidden;
+use super::plan::{Counts, DirStep, FoundKind, Listing, Look, Plan, Seen, Steps, Take, Visit};
+use super::pull::Puller;
+use super::record::{self, Recorded, Table};
+use super::take::{Miss, Taken, When, ranges_of, take};
+use super::writeback;
 use crate::folder::state::{OpError, Xattrs};
 use crate::folder::tree::NodesError;
 use crate::folder::work::StoreError;
@@ -78,6 +80,8 @@ pub enum ScanError {
     Held(HeldReason),
     #[error("the home is being closed")]
     Stopped,
+    #[error("the disk keeps an earlier change from being finished")]
+    Unsettled,
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     #[error(transparent)]
@@ -96,18 +100,7 @@ pub(super) struct Scanner {
     pub(super) entries: u64,
     /// Files whose ctime alone changed: to be read when there is nothing else to do.
     pub(super) later: VecDeque<HomeId>,
-}
-
-/// The folder's table as the plan reads it.
-struct Table<'l>(&'l dyn Ledger);
-
-impl Rows for Table<'_> {
-    fn children(&self, dir: HomeId) -> Vec<(Bytes, Row)> {
-        let rows = self.0.rows(&prefix(dir)).into_iter();
-        // A damaged record is none: its path is taken for new and read.
-        rows.filter_map(|(key, row)| Some((At::from_key(&key).ok()?.name, Row::decode(&row).ok()?)))
-            .collect()
-    }
+    pub(super) puller: Puller,
 }
 
 /// One scan under way.
@@ -159,8 +152,10 @@ impl<'h> Scan<'h> {
     }
 
     fn run_unguarded(&mut self, part: &Part<'_>) -> Result<(), ScanError> {
-        self.check_root().map_err(ScanError::Held)?;
         let home = self.home;
+        check_root(home).map_err(ScanError::Held)?;
+        self.recover()?;
+        let mut leftover = Vec::new();
         let table = Table(&*home.ledger);
         let stamp = home.files.root_stamp();
         let next_id = HomeId(self.scanner.next_id);
@@ -176,7 +171,9 @@ impl<'h> Scan<'h> {
         let mut root_is_empty = false;
         while let Some(visit) = plan.next_visit() {
             self.go_on()?;
-            let listing = self.list(&visit, open);
+            let mut listing = self.list(&visit, open);
+            let names = std::mem::take(&mut listing.leftover);
+            leftover.extend(names.into_iter().map(|name| (visit.dir, name)));
             root_is_empty |=
                 visit.dir == HomeId::ROOT && listing.complete && listing.names.is_empty();
             self.done.found += listing.names.len() as u64;
@@ -198,27 +195,21 @@ impl<'h> Scan<'h> {
                     .judge(now, self.scanner.entries, steps.gone(), root_is_empty);
             judged.map_err(ScanError::Held)?;
         }
-        self.carry_out(steps)
+        self.carry_out(steps)?;
+        Ok(writeback::sweep(home, self.scanner, &leftover)?)
+    }
+
+    fn recover(&mut self) -> Result<(), ScanError> {
+        match writeback::recover(self.home, self.scanner)? {
+            true => Ok(()),
+            false => Err(ScanError::Unsettled),
+        }
     }
 
     fn go_on(&self) -> Result<(), ScanError> {
         match self.home.stop.load(Ordering::Acquire) {
             true => Err(ScanError::Stopped),
             false => Ok(()),
-        }
-    }
-
-    /// Whether the directory is still ours.
-    fn check_root(&self) -> Result<(), HeldReason> {
-        let stat = rustix::fs::stat(&self.home.path).map_err(|_| HeldReason::RootMissing)?;
-        if (stat.st_dev, stat.st_ino) != self.home.files.root_stamp() {
-            return Err(HeldReason::Replaced);
-        }
-        match marker::read(self.home.files.root()) {
-            Ok(Some(marker)) if marker == self.home.marker => Ok(()),
-            Ok(Some(_)) => Err(HeldReason::MarkerOfAnother),
-            Ok(None) => Err(HeldReason::MarkerMissing),
-            Err(_) => Err(HeldReason::RootMissing),
         }
     }
 
@@ -281,65 +272,12 @@ impl<'h> Scan<'h> {
             return Ok(());
         }
         let dirs = self.read_dir_attributes(steps);
-        let mut blocked = Vec::new();
-        let mut placed = Vec::new();
+        let mut recorded = Recorded::default();
         self.home.ledger.update(&mut |txn| {
-            let mut apply = Apply::new(txn);
-            for (at, row) in &steps.removed {
-                blocked.extend(
-                    apply
-                        .remove(at, &row.held)
-                        .err()
-                        .map(|error| (at.name.to_vec(), error)),
-                );
-                apply.forget(at);
-            }
-            let moved = || {
-                steps.dirs.iter().filter_map(|step| match step {
-                    DirStep::Moved(moved) => Some(moved),
-                    DirStep::New(_) => None,
-                })
-            };
-            for moved in moved() {
-                if steps.dirs.len() + steps.removed_dirs.len() > 1 {
-                    apply.lift(moved.row.id);
-                }
-                apply.forget(&moved.from);
-            }
-            for (at, row) in &steps.removed_dirs {
-                blocked.extend(
-                    apply
-                        .rmdir(row.id)
-                        .err()
-                        .map(|error| (at.name.to_vec(), error)),
-                );
-                apply.forget(at);
-            }
-            for (step, (xattrs, row)) in steps.dirs.iter().zip(&dirs) {
-                let (at, path, done) = match step {
-                    DirStep::New(new) => (
-                        &new.at,
-                        &new.path,
-                        apply.mkdir(&new.at, new.id, row.mode, xattrs),
-                    ),
-                    DirStep::Moved(moved) => (
-                        &moved.to,
-                        &moved.path,
-                        apply.move_dir(row.id, &moved.to, row.mode),
-                    ),
-                };
-                match done {
-                    Ok(()) => {
-                        apply.keep(at, row);
-                        placed.push((row.id, at.clone()));
-                    }
-                    Err(error) => blocked.push((path.clone(), error)),
-                }
-            }
-            placed.extend(put_all(&mut apply, &renamed, &mut blocked));
+            recorded = record::rebuild(txn, steps, &dirs, &mut files_of(&renamed));
         })?;
         self.forget(steps);
-        self.settle(renamed, placed, blocked);
+        self.settle(renamed, recorded);
         Ok(())
     }
 
@@ -477,22 +415,17 @@ impl<'h> Scan<'h> {
         if taken.is_empty() {
             return Ok(());
         }
-        let (mut blocked, mut placed) = (Vec::new(), Vec::new());
+        let mut recorded = Recorded::default();
         self.home.ledger.update(&mut |txn| {
-            placed = put_all(&mut Apply::new(txn), &taken, &mut blocked);
+            recorded = record::put_all(txn, &mut files_of(&taken));
         })?;
-        self.settle(taken, placed, blocked);
+        self.settle(taken, recorded);
         Ok(())
     }
 
     /// What the folder has now is noted in memory and lent to the store.
-    fn settle(
-        &mut self,
-        taken: Vec<(Take, Taken)>,
-        placed: Vec<(HomeId, At)>,
-        mut blocked: Vec<(Vec<u8>, OpError)>,
-    ) {
-        for (id, at) in placed {
+    fn settle(&mut self, taken: Vec<(Take, Taken)>, mut recorded: Recorded) {
+        for (id, at) in recorded.placed {
             self.home.files.set_place(id, Some(at));
         }
         for (take, taken) in taken {
@@ -504,7 +437,7 @@ impl<'h> Scan<'h> {
             self.home.store.borrow(source, &taken.ranges);
             self.scanner.entries += u64::from(take.base.is_none());
         }
-        self.report.blocked.append(&mut blocked);
+        self.report.blocked.append(&mut recorded.blocked);
     }
 
     /// Compares attributes of files whose ctime changed. Their content is read later.
@@ -594,6 +527,7 @@ impl<'h> Scan<'h> {
         if let Some(reason) = self.scanner.held.clone() {
             return Err(ScanError::Held(reason));
         }
+        self.recover()?;
         let (mut takes, mut astray) = (Vec::new(), Vec::new());
         for id in ids {
             match self.take_again(*id) {
@@ -612,6 +546,11 @@ impl<'h> Scan<'h> {
 
     fn take_again(&self, id: HomeId) -> Option<Take> {
         let at = self.home.files.place(id)?;
+        if is_hidden(at.dir) {
+            // It was written to through an old handle: what it had is not there any more.
+            self.home.store.unborrow(self.home.files.source(id));
+            return None;
+        }
         let path = self.home.files.path(id)?;
         let base = Some(self.home.row(&at)?).filter(|row| !row.is_dir())?;
         let found = self.home.files.stat(&path).ok()?;
@@ -641,45 +580,27 @@ fn is_gone(error: &std::io::Error) -> bool {
     )
 }
 
-/// Writes files into the folder, each in place of what its base record stands for. Returns what was placed.
-fn put_all(
-    apply: &mut Apply<'_>,
-    taken: &[(Take, Taken)],
-    blocked: &mut Vec<(Vec<u8>, OpError)>,
-) -> Vec<(HomeId, At)> {
-    let mut placed = Vec::with_capacity(taken.len());
-    for (take, taken) in taken {
-        match put(apply, take, taken) {
-            Ok(held) => {
-                apply.keep(
-                    &take.at,
-                    &Row {
-                        held,
-                        ..taken.row.clone()
-                    },
-                );
-                placed.push((taken.row.id, take.at.clone()));
-            }
-            Err(error) => blocked.push((take.path.clone(), error)),
+/// Whether the directory is still ours.
+pub(super) fn check_root(home: &Inner) -> Result<(), HeldReason> {
+    // Under a mount of ours the path leads there, and nobody else can reach the directory.
+    if !home.is_mounted.load(Ordering::Acquire) {
+        let stat = rustix::fs::stat(&home.path).map_err(|_| HeldReason::RootMissing)?;
+        if (stat.st_dev, stat.st_ino) != home.files.root_stamp() {
+            return Err(HeldReason::Replaced);
         }
     }
-    placed
+    match marker::read(home.files.root()) {
+        Ok(Some(marker)) if marker == home.marker => Ok(()),
+        Ok(Some(_)) => Err(HeldReason::MarkerOfAnother),
+        Ok(None) => Err(HeldReason::MarkerMissing),
+        Err(_) => Err(HeldReason::RootMissing),
+    }
 }
 
-fn put(apply: &mut Apply<'_>, take: &Take, taken: &Taken) -> Result<Bytes, OpError> {
-    let Some(base) = &take.base else {
-        return apply.put(&take.at, &[], &taken.file);
-    };
-    if base.kind != taken.row.kind {
-        return apply.put(&take.at, &base.held, &taken.file);
-    }
-    let (old, new) = (base, &taken.row);
-    let change = Attributes {
-        mode: (old.mode != new.mode).then_some(new.mode),
-        mtime: (old.stamp.mtime != new.stamp.mtime).then_some(new.stamp.mtime),
-        xattrs: (old.xattrs != new.xattrs).then(|| taken.file.xattrs.clone()),
-    };
-    apply.attributes(&take.at, &base.held, &change)
+fn files_of(taken: &[(Take, Taken)]) -> impl Iterator<Item = (&Take, &DiskFile, &Row)> {
+    taken
+        .iter()
+        .map(|(take, taken)| (take, &taken.file, &taken.row))
 }
 
 impl Counts {
@@ -696,24 +617,23 @@ impl Counts {
 /// Fills the store's table of borrowed ranges from the base records, without opening a file. Returns the number after
 /// the largest in use, the count of records, and the files whose content is to be read again.
 pub(super) fn load(home: &LoadFrom<'_>) -> Result<Scanner, NodesError<StoreError>> {
+    let mut files = Vec::new();
+    let (next_id, entries) = record::restore(home.ledger, home.files.places(), &mut |row| {
+        if let RowKind::File { content } = &row.kind {
+            files.push((row.id, content.clone(), row.stamp.size));
+        }
+    });
     let mut scanner = Scanner {
-        next_id: 1,
+        next_id,
+        entries,
         ..Scanner::default()
     };
-    for (key, row) in home.ledger.rows(&super::base::table_prefix()) {
-        let (Ok(at), Ok(row)) = (At::from_key(&key), Row::decode(&row)) else {
-            continue;
-        };
-        scanner.next_id = scanner.next_id.max(row.id.0 + 1);
-        scanner.entries += 1;
-        home.files.set_place(row.id, Some(at));
-        if let RowKind::File { content } = &row.kind {
-            // Without its nodes a file is not lent; a reading makes them again.
-            match ranges_of(home.store, content, row.stamp.size) {
-                Ok(ranges) => home.store.borrow(home.files.source(row.id), &ranges),
-                Err(NodesError::Missing(_)) => scanner.later.push_back(row.id),
-                Err(error) => return Err(error),
-            }
+    for (id, content, size) in files {
+        // Without its nodes a file is not lent; a reading makes them again.
+        match ranges_of(home.store, &content, size) {
+            Ok(ranges) => home.store.borrow(home.files.source(id), &ranges),
+            Err(NodesError::Missing(_)) => scanner.later.push_back(id),
+            Err(error) => return Err(error),
         }
     }
     Ok(scanner)

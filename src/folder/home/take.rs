@@ -3,13 +3,12 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use ccbt_xet::hash::ChunkHash;
 use ccbt_xet::store::Store;
 
-use super::base::{FileTime, HomeId, Row, RowKind, Stamp, xattr_digest};
+use super::base::{FileTime, HomeId, Row, RowKind, Stamp, is_unsure, xattr_digest};
 use super::files::{self, HomeFiles, found, is_sparse};
 use super::hash::chunks_of;
 use super::ledger::DiskFile;
@@ -21,13 +20,6 @@ use crate::folder::work::{StoreError, StoreNodes};
 
 /// How often a file that changes while it is read is read again before it is left for later.
 const ATTEMPTS: u32 = 3;
-
-/// A change this soon before a reading may not be over, or be followed by one with the same time: the clock of file
-/// times ticks every 10 ms at most, and a write sets the time before it copies its bytes.
-const TICK: Duration = Duration::from_millis(100);
-
-/// The same where times are kept in whole or even seconds.
-const COARSE_TICK: Duration = Duration::from_secs(2);
 
 /// A range of a file by the chunk it holds: (hash, offset, length).
 pub(super) type Ranges = Vec<(ChunkHash, u64, u32)>;
@@ -58,15 +50,6 @@ pub(super) enum Miss {
     Unreadable(#[from] io::Error),
     #[error(transparent)]
     Store(#[from] NodesError<StoreError>),
-}
-
-/// For how long a later change could leave the same time on what was last changed at `mtime`.
-pub(super) fn unsure_for(mtime: FileTime) -> Duration {
-    if mtime.nanos == 0 { COARSE_TICK } else { TICK }
-}
-
-fn is_unsure(mtime: FileTime, now: FileTime) -> bool {
-    mtime.distance(now) < unsure_for(mtime).as_nanos()
 }
 
 /// What a reading needs to know of the world.
@@ -223,6 +206,18 @@ fn read(
     })?;
     let (content, _) = writer.finish()?;
     Ok((content.into(), ranges))
+}
+
+/// What a file holds, as a folder refers to it. Its nodes are put into the store, its chunks are not.
+pub(super) fn content_of(
+    store: &Store,
+    file: &OwnedFd,
+    size: u64,
+    stop: &AtomicBool,
+) -> Result<Bytes, Miss> {
+    let stat = rustix::fs::fstat(file).map_err(io::Error::from)?;
+    let (content, _) = read(store, file, (size, is_sparse(&stat)), stop)?;
+    Ok(content)
 }
 
 /// Where in a file with this content its chunks are.

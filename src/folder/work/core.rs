@@ -16,6 +16,9 @@ use crate::folder::state::{
     By, Change, DirNode, Fid, FileNode, Hlc, Inc, Key, Name, Node, OpError, State, Time,
 };
 
+/// With more changed directories than these, it is cheaper to look at all.
+const CHANGED_DIRS_MAX: usize = 4096;
+
 /// Everything that changes together.
 #[derive(Debug)]
 pub(super) struct Core {
@@ -31,6 +34,8 @@ pub(super) struct Core {
     pub(super) trash: Vec<u64>,
     /// Keys whose entries changed since the tree was last written.
     pub(super) unflushed: BTreeSet<Key>,
+    /// Directories in which anything changed since they were last taken; none: any may have.
+    pub(super) changed: Option<BTreeSet<Fid>>,
     /// The newest reading of the hybrid clock.
     pub(super) hlc: Hlc,
     pub(super) tip: Tip,
@@ -111,6 +116,24 @@ impl Core {
             self.bodies.retain(|body| body.strong_count() > 0);
         }
         self.bodies.push(Arc::downgrade(body));
+    }
+
+    /// Notes which directories changed, for who keeps a copy of them.
+    pub(super) fn note_changed(&mut self, changes: &[Change]) {
+        if let Some(dirs) = &mut self.changed {
+            dirs.extend(changes.iter().map(|change| match change {
+                Change::Name { dir, .. } | Change::Listing { dir } | Change::Attributes { dir } => {
+                    *dir
+                }
+            }));
+        }
+        if self
+            .changed
+            .as_ref()
+            .is_some_and(|dirs| dirs.len() > CHANGED_DIRS_MAX)
+        {
+            self.changed = None;
+        }
     }
 
     pub(super) fn inode(&self, ino: Ino) -> Result<&Inode, VolumeError> {

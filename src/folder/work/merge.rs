@@ -202,6 +202,7 @@ impl Inner {
             .iter()
             .filter(|(inc, ctr)| before.get(inc) != Some(ctr));
         op.record.seen = grown.collect();
+        op.core.note_changed(&changes);
         let told = op.core.reconcile_all(&changes, op.now);
         op.core.keep_orphans(open);
         let record = op.complete();

@@ -539,6 +539,7 @@ impl Op<'_> {
 
     /// Open files whose versions got new dots by our own operation are based on those from now on.
     pub(super) fn follow(&mut self, changes: Vec<Change>) {
+        self.core.note_changed(&changes);
         for change in &changes {
             if let Change::Name { dir, name } = change {
                 self.follow_name(Spot {

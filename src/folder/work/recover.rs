@@ -442,6 +442,7 @@ impl Replay {
             trash: Vec::new(),
             unflushed: self.changed,
             hlc: if was_ahead { now } else { self.checkpoint.hlc },
+            changed: None,
             tip: self.checkpoint.tip,
             published,
             sign_again: was_ahead && is_ours,

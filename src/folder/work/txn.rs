@@ -1,12 +1,14 @@
 //! Changes of the state by a scanner of a plain directory: any number of operations and rows of its own table, in the
 //! log together or not at all.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use ccbt_mount::VolumeError;
 
 use super::core::{Core, Op, Refused};
 use super::{Dirty, Folder, disk_error};
-use crate::folder::state::{By, Change, Hlc, OpError, State};
+use crate::folder::state::{By, Change, Fid, Hlc, OpError, State};
 
 /// Operations under way. What is done through it is seen by nobody else before it ends.
 pub struct Txn<'o, 'c> {
@@ -76,6 +78,16 @@ impl Folder {
         })?;
         inner.tell(&touched);
         Ok(result)
+    }
+
+    /// Lets `look` see the state. It must not wait for anything.
+    pub fn look<R>(&self, look: impl FnOnce(&State) -> R) -> R {
+        look(&self.inner.core.lock().state)
+    }
+
+    /// The directories in which anything changed since the last call; none: any may have.
+    pub fn take_changed(&self) -> Option<BTreeSet<Fid>> {
+        self.inner.core.lock().changed.replace(BTreeSet::new())
     }
 
     /// A row of the caller's table. A full disk does not keep anybody from reading.

@@ -351,6 +351,7 @@ impl Model {
             names: names.collect(),
             complete: true,
             ino,
+            leftover: Vec::new(),
         }
     }
 

@@ -1,0 +1,127 @@
+//! A folder in memory that forgets in a crash what was not synced, and that peers write to.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::faults::{Faults, Random};
+use crate::folder::home::ledger::{Extent, Ledger, LedgerError, Txn};
+use crate::folder::home::memory::Memory;
+use crate::folder::state::{Change, EntryRef, Fid, Inc, State};
+
+pub(super) struct CrashLedger {
+    memory: Mutex<Memory>,
+    /// What it was at the last sync, and after each update since.
+    versions: Mutex<Vec<Memory>>,
+    faults: Arc<Faults>,
+}
+
+impl CrashLedger {
+    pub(super) fn new(memory: Memory, faults: Arc<Faults>) -> Self {
+        Self {
+            versions: Mutex::new(vec![memory.clone()]),
+            memory: Mutex::new(memory),
+            faults,
+        }
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.memory.lock().state.clone()
+    }
+
+    /// A peer's state comes in.
+    pub(super) fn merge(&self, other: &State, at_least: u64) -> Option<BTreeSet<Fid>> {
+        self.faults.pass().ok()?;
+        let mut memory = self.memory.lock();
+        let changes = memory.state.merge(other);
+        memory.hlc.0 = memory.hlc.0.max(at_least);
+        self.versions.lock().push(memory.clone());
+        Some(changes.iter().map(changed_dir).collect())
+    }
+
+    pub(super) fn hlc(&self) -> u64 {
+        self.memory.lock().hlc.0
+    }
+
+    /// Power fails; the next start has another incarnation.
+    pub(super) fn crash(&self, random: &mut Random, inc: Inc) {
+        let mut versions = self.versions.lock();
+        let kept = random.below(versions.len() as u64) as usize;
+        let mut memory = self.memory.lock();
+        if let Some(version) = versions.get(kept) {
+            *memory = version.clone();
+        }
+        memory.inc = inc;
+        *versions = vec![memory.clone()];
+    }
+
+    /// Every content that a crash could not take away.
+    pub(super) fn safe(&self) -> BTreeSet<Bytes> {
+        self.versions
+            .lock()
+            .first()
+            .map(|memory| contents(&memory.state))
+            .unwrap_or_default()
+    }
+}
+
+fn changed_dir(change: &Change) -> Fid {
+    match change {
+        Change::Name { dir, .. } | Change::Listing { dir } | Change::Attributes { dir } => *dir,
+    }
+}
+
+/// Every content that a state has a version of.
+pub(super) fn contents(state: &State) -> BTreeSet<Bytes> {
+    let mut out = BTreeSet::new();
+    for (_, entry) in state.entries() {
+        if let EntryRef::File(file) = entry {
+            let versions = file.versions.iter();
+            out.extend(versions.map(|version| Bytes::copy_from_slice(&version.content.0)));
+        }
+    }
+    out
+}
+
+fn failed(error: io::Error) -> LedgerError {
+    LedgerError::Io(error)
+}
+
+impl Ledger for CrashLedger {
+    fn rows(&self, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
+        let memory = self.memory.lock();
+        let rows = memory.table.range(Bytes::copy_from_slice(prefix)..);
+        rows.take_while(|(key, _)| key.starts_with(prefix))
+            .map(|(key, row)| (key.clone(), row.clone()))
+            .collect()
+    }
+
+    fn row(&self, key: &[u8]) -> Option<Bytes> {
+        self.memory.lock().table.get(key).cloned()
+    }
+
+    fn take_changed(&self) -> Extent {
+        Extent::Everything
+    }
+
+    fn read(&self, look: &mut dyn FnMut(&State)) {
+        look(&self.memory.lock().state);
+    }
+
+    fn sync(&self) -> Result<(), LedgerError> {
+        self.faults.pass().map_err(failed)?;
+        *self.versions.lock() = vec![self.memory.lock().clone()];
+        Ok(())
+    }
+
+    fn update(&self, work: &mut dyn FnMut(&mut dyn Txn)) -> Result<(), LedgerError> {
+        self.faults.pass().map_err(failed)?;
+        let mut memory = self.memory.lock();
+        work(&mut *memory);
+        self.versions.lock().push(memory.clone());
+        Ok(())
+    }
+}

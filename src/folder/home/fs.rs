@@ -1,0 +1,91 @@
+//! What writing a home needs of a file system. All names are single components looked up in an open directory, and no
+//! call follows a symbolic link.
+
+use std::io;
+
+use bytes::Bytes;
+
+use super::base::FileTime;
+use super::plan::Found;
+use crate::folder::state::Xattrs;
+
+/// Names that begin so are ours in every directory of a home: files on their way in. They are never read as the user's
+/// and never written for a peer.
+pub const TEMP_PREFIX: &[u8] = b".ccbt-tmp-";
+
+/// What a rename does with what is at its target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RenameHow {
+    /// Fails with `AlreadyExists`.
+    NoReplace,
+    /// The two change places. Fails with `NotFound` if nothing is there.
+    Exchange,
+}
+
+/// Attributes to set.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Attributes {
+    /// Permission bits (0o777).
+    pub mode: Option<u16>,
+    pub mtime: Option<FileTime>,
+    /// All `user.` attributes: others are removed.
+    pub xattrs: Option<Xattrs>,
+}
+
+/// The file system of a home.
+pub trait HomeFs {
+    /// An open directory.
+    type Dir;
+    /// A file that was created and is being written.
+    type File;
+
+    /// Opens a directory by its path from the root, empty for the root: beneath it, on its file system, through no
+    /// symbolic link.
+    fn open_dir(&self, path: &[u8]) -> io::Result<Self::Dir>;
+
+    /// The directory itself.
+    fn stat_dir(&self, dir: &Self::Dir) -> io::Result<Found>;
+
+    /// What is at a name.
+    fn stat(&self, dir: &Self::Dir, name: &[u8]) -> io::Result<Found>;
+
+    /// Creates a file that did not exist, only its owner may read it.
+    fn create(&self, dir: &Self::Dir, name: &[u8]) -> io::Result<Self::File>;
+
+    /// Writes at the end.
+    fn append(&self, file: &mut Self::File, bytes: &[u8]) -> io::Result<()>;
+
+    /// Sets attributes and makes content and attributes durable. Returns what the file is then.
+    fn finish(&self, file: Self::File, attributes: &Attributes) -> io::Result<Found>;
+
+    fn symlink(&self, dir: &Self::Dir, name: &[u8], target: &Bytes) -> io::Result<()>;
+
+    fn mkdir(&self, dir: &Self::Dir, name: &[u8]) -> io::Result<()>;
+
+    /// Sets attributes of what is at a name, unless it is a symbolic link.
+    fn set_attributes(
+        &self,
+        dir: &Self::Dir,
+        name: &[u8],
+        attributes: &Attributes,
+    ) -> io::Result<()>;
+
+    fn rename(
+        &self,
+        from: (&Self::Dir, &[u8]),
+        to: (&Self::Dir, &[u8]),
+        how: RenameHow,
+    ) -> io::Result<()>;
+
+    /// Whether [`RenameHow::Exchange`] works here.
+    fn can_exchange(&self) -> bool;
+
+    /// Removes the name of a file of ours.
+    fn unlink(&self, dir: &Self::Dir, name: &[u8]) -> io::Result<()>;
+
+    /// Removes an empty directory.
+    fn rmdir(&self, dir: &Self::Dir, name: &[u8]) -> io::Result<()>;
+
+    /// Makes the names in a directory durable.
+    fn sync_dir(&self, dir: &Self::Dir) -> io::Result<()>;
+}

@@ -1,0 +1,191 @@
+//! When what the folder shows is to be written into its home: soon after it was last changed, at the latest some time
+//! after the first change of a stream, and again when something was left undone.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::ledger::Extent;
+
+/// How often the folder is asked whether it changed.
+pub(super) const POLL: Duration = Duration::from_millis(100);
+
+/// After the last change: a merge or a commit is often followed by another.
+const QUIET: Duration = Duration::from_millis(50);
+
+/// Longest a stream of changes puts it off.
+const STREAM: Duration = Duration::from_secs(2);
+
+/// The same two while the directory is mounted over itself: nobody looks at the plain files then, and a file that is
+/// being written would be copied again and again.
+const QUIET_MOUNTED: Duration = Duration::from_secs(2);
+const STREAM_MOUNTED: Duration = Duration::from_secs(60);
+
+/// Before what was left undone is tried again; doubled each time.
+const RETRY_MIN: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// Up to this backoff a scan is followed by a try at once.
+const HURRY_MAX: Duration = Duration::from_secs(2);
+
+/// What a try came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Done,
+    /// Something was written, and something is left.
+    Some,
+    /// Nothing could be written of what is left.
+    Stuck,
+}
+
+/// The timer.
+#[derive(Debug)]
+pub(super) struct Pace {
+    /// What is to be written.
+    extent: Extent,
+    /// The first and the last change of it.
+    changed: Option<(Duration, Duration)>,
+    retry: Option<Duration>,
+    backoff: Duration,
+}
+
+impl Pace {
+    /// At `now`, what happened before is not known to be written.
+    pub(super) fn new(now: Duration) -> Self {
+        Self {
+            extent: Extent::Everything,
+            changed: Some((now, now)),
+            retry: None,
+            backoff: RETRY_MIN,
+        }
+    }
+
+    /// This changed in the folder since it was last asked.
+    pub(super) fn handle_changed(&mut self, now: Duration, extent: Extent) {
+        if !extent.is_empty() {
+            self.extent.add(extent);
+            let (first, _) = self.changed.unwrap_or((now, now));
+            self.changed = Some((first, now));
+        }
+    }
+
+    /// A scan found out what is there. What is left after several of them will not be helped by one more.
+    pub(super) fn handle_scanned(&mut self, now: Duration) {
+        if let Some(retry) = &mut self.retry
+            && self.backoff <= HURRY_MAX
+        {
+            *retry = now;
+        }
+    }
+
+    /// What it is time to write. What changes from here on is for the next time.
+    pub(super) fn take(&mut self, now: Duration, is_mounted: bool) -> Option<Extent> {
+        let (quiet, stream) = match is_mounted {
+            true => (QUIET_MOUNTED, STREAM_MOUNTED),
+            false => (QUIET, STREAM),
+        };
+        let settled = self
+            .changed
+            .map(|(first, last)| (last + quiet).min(first + stream));
+        let due = [settled, self.retry].into_iter().flatten().min();
+        if due.is_none_or(|due| due > now) {
+            return None;
+        }
+        self.changed = None;
+        self.retry = None;
+        let nothing = Extent::Dirs(BTreeSet::new());
+        Some(std::mem::replace(&mut self.extent, nothing))
+    }
+
+    /// `extent` was tried at `now`. What moves on is soon tried again: content that arrives is not waited for long.
+    pub(super) fn handle_left(&mut self, now: Duration, outcome: Outcome, extent: Extent) {
+        if outcome != Outcome::Stuck {
+            self.backoff = RETRY_MIN;
+        }
+        if outcome == Outcome::Done {
+            return;
+        }
+        self.extent.add(extent);
+        self.retry = Some(now + self.backoff);
+        self.backoff = (self.backoff * 2).min(RETRY_MAX);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::folder::state::Fid;
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn dir(number: u8) -> Extent {
+        Extent::Dirs(BTreeSet::from([Fid([number; 8])]))
+    }
+
+    fn rested() -> Pace {
+        let mut pace = Pace::new(ms(0));
+        assert_eq!(pace.take(ms(49), false), None);
+        assert_eq!(pace.take(ms(50), false), Some(Extent::Everything));
+        pace.handle_left(ms(50), Outcome::Done, Extent::Everything);
+        pace
+    }
+
+    #[test]
+    fn a_change_is_written_when_it_was_quiet_and_a_stream_is_cut() {
+        let mut pace = rested();
+        pace.handle_changed(ms(100), dir(1));
+        pace.handle_changed(ms(140), Extent::Dirs(BTreeSet::new()));
+        assert_eq!(pace.take(ms(149), false), None);
+        assert_eq!(pace.take(ms(150), false), Some(dir(1)));
+        for at in 0..50 {
+            pace.handle_changed(ms(1000 + at * 40), dir(2));
+            assert_eq!(pace.take(ms(1000 + at * 40), false), None, "{at}");
+        }
+        pace.handle_changed(ms(3000), dir(2));
+        assert_eq!(pace.take(ms(3000), false), Some(dir(2)));
+        assert_eq!(pace.take(ms(9000), false), None);
+    }
+
+    #[test]
+    fn what_was_left_is_tried_again_later_and_later_and_after_a_scan() {
+        let mut pace = rested();
+        pace.handle_left(ms(100), Outcome::Stuck, dir(1));
+        assert_eq!(pace.take(ms(299), false), None);
+        assert_eq!(pace.take(ms(300), false), Some(dir(1)));
+        pace.handle_left(ms(300), Outcome::Stuck, dir(1));
+        assert_eq!(pace.take(ms(699), false), None);
+        pace.handle_scanned(ms(650));
+        assert_eq!(pace.take(ms(650), false), Some(dir(1)));
+        for at in 0..10 {
+            pace.handle_left(ms(650), Outcome::Stuck, Extent::Everything);
+            pace.handle_scanned(ms(700));
+            assert_eq!(pace.take(ms(700), false).is_some(), at < 1, "{at}");
+        }
+        pace.handle_left(ms(800), Outcome::Done, Extent::Everything);
+    }
+
+    #[test]
+    fn under_a_mount_files_are_left_alone_longer() {
+        let mut pace = rested();
+        pace.handle_changed(ms(100), dir(1));
+        assert_eq!(pace.take(ms(2099), true), None);
+        assert_eq!(pace.take(ms(2100), true), Some(dir(1)));
+        for at in 0..60 {
+            pace.handle_changed(ms(10_000 + at * 1000), dir(2));
+            assert_eq!(pace.take(ms(10_000 + at * 1000), true), None, "{at}");
+        }
+        assert_eq!(pace.take(ms(70_000), true), Some(dir(2)));
+    }
+
+    #[test]
+    fn what_moves_on_is_tried_again_at_once() {
+        let mut pace = rested();
+        for at in 0..5 {
+            pace.handle_left(ms(at * 1000), Outcome::Stuck, dir(1));
+        }
+        pace.handle_left(ms(9000), Outcome::Some, dir(1));
+        assert_eq!(pace.take(ms(9199), false), None);
+        assert_eq!(pace.take(ms(9200), false), Some(dir(1)));
+    }
+}

@@ -1,0 +1,442 @@
+//! Putting versions into the home: whole and durable under a temporary name first, then in place by one rename. What was
+//! there comes out under the temporary name, is checked, and goes among the displaced.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use bytes::Bytes;
+
+use super::super::base::{At, HomeId, Row, RowKind, is_unsure, xattr_digest};
+use super::super::fs::{Attributes, HomeFs, RenameHow};
+use super::super::intent::{Intent, IntentId};
+use super::super::ledger::{Apply, LedgerError};
+use super::super::places::DISPLACED;
+use super::super::plan::Found;
+use super::{
+    ContentError, Miss, Version, Writer, changed_if_there, displaced_name, is_thing, is_untouched,
+    settle, temp_name,
+};
+use crate::folder::state::{Fid, FileKind};
+
+/// Files, and bytes of them, that are made durable and announced together.
+const BATCH_FILES: usize = 64;
+const BATCH_BYTES: u64 = 64 << 20;
+
+/// A version that is to be at a place.
+#[derive(Debug, Clone)]
+pub(in super::super) struct Put {
+    pub(in super::super) at: At,
+    pub(in super::super) version: Version,
+    /// The base record of what is there now and is to be replaced.
+    pub(in super::super) old: Option<Row>,
+}
+
+/// The new file, whole and durable, or the new directory, under its temporary name.
+#[derive(Debug)]
+pub(super) struct Staged {
+    pub(super) at: At,
+    pub(super) temp: Bytes,
+    pub(super) row: Row,
+    /// For a new directory, which one of the folder it is.
+    pub(super) dir: Option<Fid>,
+    pub(super) old: Option<(Row, Bytes)>,
+}
+
+/// What came of putting it in place.
+enum Outcome {
+    Done(Box<Done>),
+    /// The user was faster: nothing of ours is at the place.
+    Undone,
+}
+
+/// It is in place.
+struct Done {
+    at: At,
+    row: Row,
+    dir: Option<Fid>,
+    displaced: Option<(Row, Bytes)>,
+    /// Nothing with a record was at the place before.
+    is_new: bool,
+}
+
+impl<F: HomeFs> Writer<'_, F> {
+    /// Puts versions in place. Returns for each whether it is.
+    pub(in super::super) fn put(
+        &mut self,
+        puts: &[Put],
+    ) -> Result<Vec<Result<(), Miss>>, LedgerError> {
+        let mut results = Vec::with_capacity(puts.len());
+        let mut left = puts;
+        while !left.is_empty() {
+            let mut bytes = 0;
+            let fits = left.iter().take(BATCH_FILES).take_while(|put| {
+                let has_room = bytes < BATCH_BYTES;
+                bytes += put.version.size;
+                has_room
+            });
+            let (batch, rest) = left.split_at(fits.count());
+            left = rest;
+            results.append(&mut self.put_batch(batch)?);
+        }
+        Ok(results)
+    }
+
+    fn put_batch(&mut self, batch: &[Put]) -> Result<Vec<Result<(), Miss>>, LedgerError> {
+        let mut results = Vec::with_capacity(batch.len());
+        let mut staged = Vec::new();
+        for put in batch {
+            let result = self.go_on().and_then(|()| self.stage(put));
+            if matches!(result, Err(Miss::Changed)) {
+                self.written.scan.insert(put.at.dir);
+            }
+            results.push(result.map(|one| staged.push((one, results.len()))));
+        }
+        self.place_all(&staged, &mut results)?;
+        Ok(results)
+    }
+
+    /// Puts what is staged in place. The number with each is where its result goes.
+    pub(super) fn place_all(
+        &mut self,
+        staged: &[(Staged, usize)],
+        results: &mut [Result<(), Miss>],
+    ) -> Result<(), LedgerError> {
+        let intents: Vec<Intent> = staged.iter().map(|(one, _)| one.intent()).collect();
+        let ids = match self.intend(intents.iter()) {
+            Ok(ids) => ids,
+            Err(error) => {
+                staged.iter().for_each(|(one, _)| self.drop_staged(one));
+                return Err(error);
+            }
+        };
+        let (mut done, mut undone) = (Vec::new(), Vec::new());
+        for ((one, index), id) in staged.iter().zip(ids) {
+            match self.place(one) {
+                Ok(Outcome::Done(one)) => done.push((one, id)),
+                Ok(Outcome::Undone) => {
+                    self.written.scan.insert(one.at.dir);
+                    undone.push(id);
+                    note(results, *index, Miss::Changed);
+                }
+                Err(error) => {
+                    self.is_stuck = true;
+                    note(results, *index, Miss::Io(error));
+                }
+            }
+        }
+        self.keep_puts(&done, &undone)
+    }
+
+    /// Writes the new file. Nothing the user sees changes.
+    fn stage(&mut self, put: &Put) -> Result<Staged, Miss> {
+        let dir = self.open(put.at.dir)?;
+        match &put.old {
+            Some(old) => self.check(&dir, &put.at.name, old)?,
+            None => self.check_unknown(&put.at)?,
+        }
+        let id = self.fresh_id();
+        let temp = temp_name(id);
+        let found = self.write(&dir, &temp, &put.version)?;
+        let content = put.version.content.clone();
+        let row = Row {
+            id,
+            stamp: found.stamp,
+            mode: found.mode,
+            xattrs: xattr_digest(&put.version.xattrs),
+            unsure: is_unsure(found.stamp.mtime, (self.now)()),
+            kind: match put.version.kind {
+                FileKind::File => RowKind::File { content },
+                FileKind::Symlink => RowKind::Symlink { target: content },
+            },
+            held: put.version.held.clone(),
+        };
+        let old = put.old.clone();
+        Ok(Staged {
+            at: put.at.clone(),
+            temp,
+            row,
+            dir: None,
+            old: old.map(|old| (old, displaced_name(self.fresh_id(), &put.at.name))),
+        })
+    }
+
+    fn write(&self, dir: &F::Dir, temp: &[u8], version: &Version) -> Result<Found, Miss> {
+        if version.kind == FileKind::Symlink {
+            let made = self.fs.symlink(dir, temp, &version.content);
+            made.map_err(changed_if_there)?;
+            return Ok(self.fs.stat(dir, temp)?);
+        }
+        let file = self.fs.create(dir, temp).map_err(changed_if_there)?;
+        self.fill(file, version).inspect_err(|_| {
+            // It has no intent yet, so a file that stays here is swept by the next scan.
+            let _left = self.fs.unlink(dir, temp);
+        })
+    }
+
+    fn fill(&self, mut file: F::File, version: &Version) -> Result<Found, Miss> {
+        let (content, size) = (&version.content, version.size);
+        let read = self
+            .contents
+            .read(content, size, &mut |bytes| self.fs.append(&mut file, bytes));
+        read.map_err(|error| match error {
+            ContentError::Missing => Miss::Missing,
+            ContentError::Io(error) => Miss::Io(error),
+        })?;
+        Ok(self.fs.finish(file, &version.attributes())?)
+    }
+
+    /// Puts the new file in place.
+    fn place(&mut self, one: &Staged) -> io::Result<Outcome> {
+        let dir = match self.open(one.at.dir) {
+            Ok(dir) => dir,
+            Err(Miss::Io(error)) => return Err(error),
+            Err(_) => return Ok(Outcome::Undone),
+        };
+        let how = match one.old {
+            Some(_) => RenameHow::Exchange,
+            None => RenameHow::NoReplace,
+        };
+        match self.fs.rename((&dir, &one.temp), (&dir, &one.at.name), how) {
+            Err(error) if !is_refusal(&error) => Err(error),
+            _ => self.resolve(one, &dir),
+        }
+    }
+
+    /// Finds out from what is where whether the new file is in place, and clears up.
+    fn resolve(&mut self, one: &Staged, dir: &F::Dir) -> io::Result<Outcome> {
+        let there = self.look(dir, &one.at.name)?;
+        let temp = self.look(dir, &one.temp)?;
+        if temp.is_some_and(|temp| is_thing(&one.row, &temp)) {
+            self.discard(dir, one)?;
+            return Ok(Outcome::Undone);
+        }
+        let is_there = there.is_some_and(|there| is_thing(&one.row, &there));
+        let Some((old, name)) = &one.old else {
+            return Ok(self.outcome(one, is_there, there, None));
+        };
+        if let Some(temp) = temp {
+            if !is_untouched(old, &temp) {
+                self.give_back(dir, one)?;
+                return Ok(Outcome::Undone);
+            }
+            let displaced = self.open_own(DISPLACED)?;
+            let names = ((dir, &one.temp[..]), (&displaced, &name[..]));
+            match self.fs.rename(names.0, names.1, RenameHow::NoReplace) {
+                // A crash had the number of the name forgotten.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    self.keep_unrecorded(dir, &one.temp, &one.at.name)?;
+                }
+                renamed => renamed?,
+            }
+        }
+        let displaced = self.open_own(DISPLACED)?;
+        let out = self.look(&displaced, name)?;
+        let out = out.filter(|out| is_thing(old, out)).map(|out| {
+            let mut row = old.clone();
+            row.stamp.ctime = out.stamp.ctime;
+            (row, name.clone())
+        });
+        let is_done = is_there || out.is_some();
+        Ok(self.outcome(one, is_done, there, out))
+    }
+
+    /// What the user made of it since is an edit of what was put there.
+    fn outcome(
+        &self,
+        one: &Staged,
+        is_done: bool,
+        there: Option<Found>,
+        displaced: Option<(Row, Bytes)>,
+    ) -> Outcome {
+        if !is_done {
+            return Outcome::Undone;
+        }
+        let mut row = one.row.clone();
+        if let Some(there) = there.filter(|there| is_untouched(&row, there)) {
+            row.stamp.ctime = there.stamp.ctime;
+        }
+        Outcome::Done(Box::new(Done {
+            at: one.at.clone(),
+            row,
+            dir: one.dir,
+            displaced,
+            is_new: one.old.is_none(),
+        }))
+    }
+
+    /// The file swapped out was edited behind us: it goes back to its name. If the user has replaced what we had put
+    /// there, that stays, and what was edited before is kept among the displaced.
+    fn give_back(&mut self, dir: &F::Dir, one: &Staged) -> io::Result<()> {
+        let (temp, name) = ((dir, &one.temp[..]), (dir, &one.at.name[..]));
+        match self.fs.rename(temp, name, RenameHow::Exchange) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                match self.fs.rename(temp, name, RenameHow::NoReplace) {
+                    Err(error) if is_refusal(&error) => {}
+                    renamed => return renamed,
+                }
+            }
+            swapped => {
+                swapped?;
+                let out = self.look(dir, &one.temp)?;
+                if out.is_some_and(|out| is_untouched(&one.row, &out)) {
+                    // The user has seen it for a moment, and may have it open.
+                    return self.keep_unrecorded(dir, &one.temp, &one.at.name);
+                }
+                match self.fs.rename(temp, name, RenameHow::Exchange) {
+                    Err(error) if !is_refusal(&error) => return Err(error),
+                    _ => {}
+                }
+            }
+        }
+        self.keep_unrecorded(dir, &one.temp, &one.at.name)
+    }
+
+    /// Removes the temporary file or directory, unless somebody wrote to it.
+    fn discard(&mut self, dir: &F::Dir, one: &Staged) -> io::Result<()> {
+        if one.row.is_dir() {
+            return self.drop_dir(dir, &one.temp);
+        }
+        // One that was to be exchanged may have been in sight, and open, before it came back.
+        let is_ours = one.old.is_none()
+            && self
+                .look(dir, &one.temp)?
+                .is_some_and(|found| is_untouched(&one.row, &found));
+        match is_ours {
+            true => self.fs.unlink(dir, &one.temp),
+            false => self.keep_unrecorded(dir, &one.temp, &one.at.name),
+        }
+    }
+
+    /// Nothing was announced: the temporary file goes.
+    fn drop_staged(&self, one: &Staged) {
+        if let Ok(dir) = self.open(one.at.dir) {
+            let _left = match one.row.is_dir() {
+                true => self.fs.rmdir(&dir, &one.temp),
+                false => self.fs.unlink(&dir, &one.temp),
+            };
+        }
+    }
+
+    /// Makes the names durable, then the records.
+    fn keep_puts(
+        &mut self,
+        done: &[(Box<Done>, IntentId)],
+        undone: &[IntentId],
+    ) -> Result<(), LedgerError> {
+        let mut dirs = BTreeMap::new();
+        let mut durable = Vec::new();
+        for (one, id) in done {
+            let own = one.displaced.is_some().then_some(DISPLACED);
+            let dirs_of: Vec<HomeId> = own.into_iter().chain([one.at.dir]).collect();
+            match self.synced(&mut dirs, &dirs_of) {
+                true => durable.push((one, *id)),
+                false => self.is_stuck = true,
+            }
+        }
+        self.ledger.update(&mut |txn| {
+            settle(txn, undone);
+            for (one, id) in &durable {
+                settle(txn, &[*id]);
+                let mut apply = Apply::new(txn);
+                apply.keep(&one.at, &one.row);
+                if let Some(fid) = one.dir {
+                    apply.note(one.row.id, fid, &one.at);
+                }
+                if let Some((row, name)) = &one.displaced {
+                    apply.keep(&displaced_at(name), row);
+                }
+            }
+        })?;
+        for (one, _) in durable {
+            self.follow_put(one);
+        }
+        Ok(())
+    }
+
+    fn follow_put(&mut self, one: &Done) {
+        if let Some((row, name)) = &one.displaced {
+            self.places.set(row.id, Some(displaced_at(name)));
+        }
+        self.written.entries += i64::from(one.is_new);
+        self.places.set(one.row.id, Some(one.at.clone()));
+        if one.row.unsure {
+            self.written.scan.insert(one.at.dir);
+        }
+        if one.row.is_dir() {
+            // It is watched from when it is first listed.
+            self.written.scan.insert(one.row.id);
+        }
+        if let RowKind::File { content } = &one.row.kind {
+            self.contents.lend(one.row.id, content, one.row.stamp.size);
+        }
+        match one.row.is_dir() {
+            true => self.written.made_dirs += 1,
+            false => self.written.put += 1,
+        }
+    }
+
+    /// Settles the intent of a put after a crash or an error. Returns whether it is settled.
+    pub(super) fn recover_put(&mut self, one: &Staged, id: IntentId) -> Result<bool, LedgerError> {
+        let outcome = match self.open(one.at.dir) {
+            Ok(dir) => self.resolve(one, &dir),
+            // The user has moved the directory with what is in it: a scan finds it.
+            Err(Miss::Changed | Miss::Missing) => Ok(Outcome::Undone),
+            Err(Miss::Io(error)) => Err(error),
+        };
+        match outcome {
+            Ok(Outcome::Done(done)) => self.keep_puts(&[(done, id)], &[])?,
+            Ok(Outcome::Undone) => {
+                self.written.scan.insert(one.at.dir);
+                self.keep_puts(&[], &[id])?;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a file cannot be put in place yet");
+                return Ok(false);
+            }
+        }
+        Ok(self.ledger.row(&id.key()).is_none())
+    }
+}
+
+impl Staged {
+    fn intent(&self) -> Intent {
+        Intent::Put {
+            at: self.at.clone(),
+            temp: self.temp.clone(),
+            row: self.row.clone(),
+            dir: self.dir,
+            old: self.old.clone(),
+        }
+    }
+}
+
+impl Version {
+    pub(super) fn attributes(&self) -> Attributes {
+        Attributes {
+            mode: Some(self.mode),
+            mtime: Some(self.mtime),
+            xattrs: Some(self.xattrs.clone()),
+        }
+    }
+}
+
+fn note(results: &mut [Result<(), Miss>], index: usize, miss: Miss) {
+    if let Some(result) = results.get_mut(index) {
+        *result = Err(miss);
+    }
+}
+
+fn displaced_at(name: &Bytes) -> At {
+    At {
+        dir: DISPLACED,
+        name: name.clone(),
+    }
+}
+
+/// Whether a rename was refused because of what is at the names, so that nothing happened.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound
+    )
+}
