@@ -7,6 +7,7 @@ mod confirm;
 mod connect;
 mod create;
 mod daemon;
+mod download;
 mod evict;
 mod foreground;
 mod info;
@@ -20,6 +21,7 @@ mod progress;
 mod share;
 mod source;
 mod status;
+mod torrents;
 mod unmount;
 mod unpin;
 mod unshare;
@@ -62,6 +64,9 @@ enum Command {
     Unpin(unpin::UnpinCommand),
     Evict(evict::EvictCommand),
     Keys(keys::KeysCommand),
+    Download(download::DownloadCommand),
+    Torrents(torrents::TorrentsCommand),
+    Torrent(torrents::TorrentCommand),
     Create(create::CreateCommand),
     Info(info::InfoCommand),
     Magnet(info::MagnetCommand),
@@ -105,6 +110,7 @@ fn run(cli: Cli, output: Output) -> CommandResult {
         Command::Share(command) => command.network.clone(),
         Command::Mount(command) => command.network.clone(),
         Command::Daemon(command) => command.network.clone(),
+        Command::Download(command) => command.network.clone(),
         _ => options::NetworkOptions::default(),
     };
     let context = Context::new(global, network)?;
@@ -131,6 +137,9 @@ async fn dispatch(command: Command, context: &Context) -> CommandResult {
         Command::Unpin(command) => command.run(context).await,
         Command::Evict(command) => command.run(context).await,
         Command::Keys(command) => command.run(context).await,
+        Command::Download(command) => command.run(context).await,
+        Command::Torrents(command) => command.run(context).await,
+        Command::Torrent(command) => command.run(context).await,
         Command::Daemon(command) => command.run(context).await,
         Command::Xet(command) => command.run(context).await,
         // Done in `run`, without a runtime.

@@ -5,6 +5,7 @@
 //! - `share`, `mounts`, `status`, `keep`: the calls of the API, one file per family.
 //! - `seen`: members met in earlier runs.
 //! - `store`: the store as a whole, also without a daemon.
+//! - `torrents`: downloads and seeds.
 //! - `place`: which directories may be shared or mounted on.
 //!
 //! The daemon owns two tables, open folders and mounts. A call that changes them holds `turn`, so that two commands
@@ -21,6 +22,7 @@ mod seen;
 mod share;
 mod status;
 mod store;
+mod torrents;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -38,12 +40,14 @@ use tokio::sync::watch;
 use self::open::OpenFolder;
 use self::seen::Seen;
 pub use self::store::store_offline;
+use self::torrents::OpenTorrent;
 use crate::api::types::*;
 use crate::api::{ApiError, Control, ErrorKind, ProgressSink, Reply, Work, WorkItem, WorkKind};
 use crate::clock::Elapsed;
 use crate::config::{Config, StateDir};
 use crate::engine::discovery::Discovery;
 use crate::engine::gate::Gate;
+use crate::engine::torrent;
 use crate::random;
 use crate::share::{DeviceKey, DeviceName, FolderId};
 use crate::state_file;
@@ -67,6 +71,8 @@ struct Inner {
     metrics: Arc<Metrics>,
     /// Set once the first folder goes online.
     listening: Mutex<Option<SocketAddr>>,
+    torrents: Mutex<BTreeMap<String, Arc<OpenTorrent>>>,
+    torrent_shared: torrent::Shared,
     folders: Mutex<BTreeMap<FolderId, Arc<OpenFolder>>>,
     /// What should be open and cannot be yet, by the directory of its record.
     unopened: Mutex<BTreeMap<PathBuf, UnopenedStatus>>,
@@ -126,6 +132,8 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
         gate: Gate::new(Arc::clone(&metrics)),
         metrics,
         listening: Mutex::new(None),
+        torrents: Mutex::default(),
+        torrent_shared: torrents::shared()?,
         folders: Mutex::default(),
         unopened: Mutex::default(),
         mounts: Mutex::default(),
@@ -138,6 +146,7 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
         work,
     }));
     daemon.resume().await?;
+    daemon.resume_torrents().await;
     daemon.announce_work();
     Ok(Arc::new(daemon))
 }
@@ -233,6 +242,12 @@ impl Daemon {
                 });
             }
         }
+        let torrents = self.0.torrents.lock();
+        items.extend(torrents.values().map(|open| WorkItem {
+            kind: WorkKind::Torrent,
+            dir: open.dir(),
+        }));
+        drop(torrents);
         items.sort();
         self.0.work.send_if_modified(|work| {
             let news = work.items != items;
@@ -376,6 +391,26 @@ impl Control for Daemon {
         self.job(format!("xet {what}"), progress, |d, p| {
             Box::pin(async move { d.store_call(request, p).await })
         })
+    }
+
+    fn download(
+        &self,
+        request: DownloadRequest,
+        progress: ProgressSink,
+    ) -> Reply<'_, DownloadResponse> {
+        let what = format!("download to {}", request.dir);
+        self.job(what, progress, |d, p| {
+            Box::pin(async move { d.download_torrent(request, p).await })
+        })
+    }
+
+    fn torrents(&self, _: TorrentsRequest, _: ProgressSink) -> Reply<'_, TorrentsResponse> {
+        let torrents = self.list_torrents();
+        Box::pin(async move { Ok(TorrentsResponse { torrents }) })
+    }
+
+    fn torrent(&self, request: TorrentRequest, _: ProgressSink) -> Reply<'_, TorrentResponse> {
+        Box::pin(self.torrent_call(request))
     }
 
     fn shutdown(&self, _: ShutdownRequest, progress: ProgressSink) -> Reply<'_, ShutdownResponse> {

@@ -390,6 +390,7 @@ impl Daemon {
                 unmounted.push(ApiPath(dir));
             }
         }
+        self.close_torrents().await;
         let folders: Vec<Arc<OpenFolder>> = self.0.folders.lock().values().cloned().collect();
         for open in folders {
             self.close_folder(&open).await;

@@ -382,7 +382,7 @@ impl Torrent {
         let keys: Vec<PeerKey> = self
             .peers
             .iter()
-            .filter(|(_, peer)| peer.spoke && lacking(peer))
+            .filter(|(_, peer)| lacking(peer))
             .map(|(key, _)| *key)
             .collect();
         for key in keys {
