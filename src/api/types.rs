@@ -157,6 +157,8 @@ pub enum MountSource {
     Dir(ApiPath),
     /// `ccbt:…`, `magnet:…` or `xet:…`, not yet parsed.
     Link(Secret),
+    /// A `.torrent` file.
+    Torrent(ApiPath),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -89,8 +89,16 @@ struct Inner {
     work: watch::Sender<Work>,
 }
 
+/// What a mount shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum MountOf {
+    Folder(FolderId),
+    /// By the name in the table of torrents.
+    Torrent(String),
+}
+
 struct Mounted {
-    folder: FolderId,
+    of: MountOf,
     read_only: bool,
     persist: bool,
     /// Tells this mount from a later one at the same place.
@@ -243,7 +251,8 @@ impl Daemon {
             }
         }
         let torrents = self.0.torrents.lock();
-        items.extend(torrents.values().map(|open| WorkItem {
+        let own = torrents.values().filter(|open| !open.is_lazy());
+        items.extend(own.map(|open| WorkItem {
             kind: WorkKind::Torrent,
             dir: open.dir(),
         }));

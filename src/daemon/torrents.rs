@@ -6,13 +6,14 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::open::blocking;
-use super::{Daemon, place};
+use super::{Daemon, MountOf, place};
 use crate::api::types::*;
 use crate::api::{ApiError, ErrorKind, ProgressSink};
 use crate::engine::torrent::disk::DiskPool;
@@ -25,11 +26,14 @@ use crate::proto::magnet::Magnet;
 use crate::proto::metainfo::{InfoHashes, TORRENT_BYTES_MAX, Torrent};
 use crate::random;
 use crate::state_file;
+use crate::volume::TorrentVolume;
 
 const RECORD_FILE: &str = "torrent.json";
 const METAINFO_FILE: &str = "metainfo.torrent";
 /// Raised when the meaning of a field changes; a newer file is refused.
 const VERSION: u32 = 1;
+/// How long a mount waits for peers to say what the torrent is.
+const METADATA_TIME: Duration = Duration::from_secs(60);
 /// Client and version in our peer id (BEP 20).
 const PEER_ID_HEAD: &[u8; 8] = b"-CC0100-";
 
@@ -43,6 +47,9 @@ struct TorrentRecord {
     dir: ApiPath,
     selection: Selection,
     sequential: bool,
+    /// Only what is read is fetched: it was made by a mount.
+    #[serde(default)]
+    lazy: bool,
     paused: bool,
     seed_percent: Option<u64>,
     peers: Vec<SocketAddr>,
@@ -85,6 +92,11 @@ pub(super) fn shared() -> Result<torrent::Shared, ApiError> {
 impl OpenTorrent {
     pub(super) fn dir(&self) -> ApiPath {
         self.record.lock().dir.clone()
+    }
+
+    /// It is there for mounts alone.
+    pub(super) fn is_lazy(&self) -> bool {
+        self.record.lock().lazy
     }
 
     fn entry(&self) -> TorrentEntry {
@@ -135,6 +147,8 @@ impl Daemon {
         for entry in entries.flatten() {
             let state = entry.path();
             let opened = match load(&state) {
+                // What a mount has left is opened by the next one.
+                Ok(record) if record.lazy => Ok(()),
                 Ok(record) => self.open_torrent(state.clone(), record).await.map(drop),
                 Err(error) => Err(error),
             };
@@ -152,7 +166,9 @@ impl Daemon {
         progress: ProgressSink,
     ) -> Result<DownloadResponse, ApiError> {
         let until = request.until;
-        let open = self.add_torrent(request).await?;
+        let _turn = self.0.turn.lock().await;
+        let open = self.add_torrent(request, false).await?;
+        drop(_turn);
         self.announce_work();
         wait(&open.handle, until, &progress).await?;
         Ok(DownloadResponse {
@@ -160,8 +176,12 @@ impl Daemon {
         })
     }
 
-    async fn add_torrent(&self, request: DownloadRequest) -> Result<Arc<OpenTorrent>, ApiError> {
-        let _turn = self.0.turn.lock().await;
+    /// `lazy`: a mount wants it, so one that is here is taken wherever its files go. The caller holds `turn`.
+    async fn add_torrent(
+        &self,
+        request: DownloadRequest,
+        lazy: bool,
+    ) -> Result<Arc<OpenTorrent>, ApiError> {
         if self.0.stopping.load(Ordering::Relaxed) {
             return Err(ApiError::new(
                 ErrorKind::Busy,
@@ -179,7 +199,11 @@ impl Daemon {
                 .peers
                 .iter()
                 .for_each(|peer| open.handle.give(*peer));
-            return same_place(open, &request.dir);
+            return if lazy {
+                Ok(open)
+            } else {
+                same_place(open, &request.dir)
+            };
         }
         let state = self.torrents_dir().join(&hash);
         std::fs::create_dir_all(&state).map_err(|error| {
@@ -191,12 +215,16 @@ impl Daemon {
         let record = TorrentRecord {
             version: VERSION,
             magnet,
-            dir: request.dir,
+            dir: match lazy {
+                true => ApiPath(state.join("data")),
+                false => request.dir,
+            },
             selection: Selection {
                 patterns: request.select,
                 numbers: Vec::new(),
             },
             sequential: request.sequential,
+            lazy,
             paused: false,
             seed_percent: request.seed_percent,
             peers: request.peers,
@@ -242,6 +270,7 @@ impl Daemon {
             state: state.clone(),
             selection,
             sequential: record.sequential,
+            lazy: record.lazy,
             paused: record.paused,
             seed_ratio: record.seed_percent.map(|percent| percent as f64 / 100.0),
             peers,
@@ -268,6 +297,55 @@ impl Daemon {
         });
         self.0.torrents.lock().insert(hash, Arc::clone(&open));
         Ok(open)
+    }
+
+    /// Mounts a torrent; what is read is fetched.
+    pub(super) async fn mount_torrent_at(
+        &self,
+        source: TorrentSource,
+        dir: PathBuf,
+        peers: &[SocketAddr],
+        progress: &ProgressSink,
+    ) -> Result<MountResponse, ApiError> {
+        let request = DownloadRequest {
+            source,
+            dir: ApiPath(dir.clone()),
+            select: Vec::new(),
+            sequential: false,
+            seed_percent: None,
+            peers: peers.to_vec(),
+            until: TorrentUntil::Started,
+        };
+        let open = self.add_torrent(request, true).await?;
+        let known = wait_for_metadata(&open.handle, progress);
+        let known = tokio::time::timeout(METADATA_TIME, known).await;
+        known.map_err(|_| {
+            ApiError::new(
+                ErrorKind::Timeout,
+                "no peer has sent the metadata of the torrent",
+            )
+            .hint("use the .torrent file, or name a peer with --peer IP:PORT")
+        })??;
+        let gone = || ApiError::new(ErrorKind::Refused, "the torrent was removed");
+        let reader = open.handle.reader().await.ok_or_else(gone)?;
+        let metadata = open.handle.metadata().await.ok_or_else(gone)?;
+        let volume = TorrentVolume::new(
+            &metadata.info,
+            reader,
+            &open.hash,
+            self.0.config.read_timeout,
+        );
+        let entry = open.entry();
+        self.mount_torrent(volume, open.hash.clone(), &entry.name, &dir)
+            .await?;
+        self.announce_work();
+        Ok(MountResponse {
+            folder: entry.hash,
+            name: entry.name,
+            dir: ApiPath(dir),
+            read_only: true,
+            content: entry.content,
+        })
     }
 
     pub(super) fn list_torrents(&self) -> Vec<TorrentEntry> {
@@ -352,10 +430,45 @@ impl Daemon {
         open.handle.shutdown().await;
     }
 
+    /// A torrent that was there for a mount alone ends with its last one. What was read stays for the next.
+    pub(super) async fn close_unmounted(&self, of: &MountOf) {
+        let MountOf::Torrent(hash) = of else { return };
+        let mounted = self.0.mounts.lock().values().any(|mount| mount.of == *of);
+        let open = self.0.torrents.lock().get(hash).cloned();
+        if let Some(open) = open.filter(|open| !mounted && open.is_lazy()) {
+            self.0.torrents.lock().remove(hash);
+            self.close_torrent(&open).await;
+        }
+    }
+
     pub(super) async fn close_torrents(&self) {
         let torrents = std::mem::take(&mut *self.0.torrents.lock());
         for open in torrents.values() {
             self.close_torrent(open).await;
+        }
+    }
+}
+
+/// Waits until it is known what the torrent is and what of it is here.
+async fn wait_for_metadata(
+    handle: &TorrentHandle,
+    progress: &ProgressSink,
+) -> Result<(), ApiError> {
+    let mut status = handle.status();
+    loop {
+        let now = status.borrow_and_update().clone();
+        match now.phase {
+            Phase::Metadata | Phase::Checking => progress.report(progress_of(&now)),
+            Phase::Stopped => {
+                return Err(ApiError::new(
+                    ErrorKind::Io,
+                    crate::api::escape(now.note.as_bytes()),
+                ));
+            }
+            _ => return Ok(()),
+        }
+        if status.changed().await.is_err() {
+            return Err(ApiError::new(ErrorKind::Refused, "the torrent was removed"));
         }
     }
 }

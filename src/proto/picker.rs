@@ -238,6 +238,20 @@ impl Picker {
         }
     }
 
+    pub fn has_deadline(&self, piece: u32) -> bool {
+        self.deadline_of.contains_key(&piece)
+    }
+
+    /// How much the piece is wanted.
+    pub fn priority(&self, piece: u32) -> u8 {
+        self.pieces.get(piece as usize).map_or(0, |p| p.priority)
+    }
+
+    /// Whether blocks of the piece are neither here nor asked for.
+    pub fn has_open(&self, piece: u32) -> bool {
+        self.needs(piece) && self.open_blocks(piece) > 0
+    }
+
     /// A peer with these pieces has come.
     pub fn peer_joined(&mut self, has: &Bitfield) {
         if has.is_full() {

@@ -91,6 +91,9 @@ pub struct WireLimits {
     pub bitfield_bytes: u32,
 }
 
+/// A message with the bytes of input it takes; `None` while it is incomplete.
+pub type Decoded<'a> = Result<Option<(Message<&'a [u8]>, usize)>, WireError>;
+
 mod id {
     pub(super) const CHOKE: u8 = 0;
     pub(super) const UNCHOKE: u8 = 1;
@@ -114,10 +117,7 @@ mod id {
 }
 
 /// Finds the message at the start of `input`, with the bytes it takes; `Ok(None)` while it is incomplete.
-pub fn decode<'a>(
-    input: &'a [u8],
-    limits: WireLimits,
-) -> Result<Option<(Message<&'a [u8]>, usize)>, WireError> {
+pub fn decode(input: &[u8], limits: WireLimits) -> Decoded<'_> {
     let Some((len, rest)) = input.split_first_chunk::<PREFIX_BYTES>() else {
         return Ok(None);
     };
@@ -307,7 +307,7 @@ impl<P: AsRef<[u8]>> Message<P> {
             }
             Self::Port(port) => put_bytes(out, id::PORT, &port.to_be_bytes(), &[]),
             Self::Extended { id, payload } => {
-                put_bytes(out, id::EXTENDED, &[*id], payload.as_ref())
+                put_bytes(out, id::EXTENDED, &[*id], payload.as_ref());
             }
             Self::HashRequest(range) => put_bytes(out, id::HASH_REQUEST, &range_bytes(range), &[]),
             Self::HashReject(range) => put_bytes(out, id::HASH_REJECT, &range_bytes(range), &[]),

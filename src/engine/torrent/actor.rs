@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::content::{Checked, Content};
 use super::disk::DiskEvent;
 use super::peer::{self, Connection, FromPeer, PeerEnd, ToPeer};
+use super::reader::PendingRead;
 use super::{
     Connected, DialTorrent, Metadata, Phase, ToTorrent, TorrentConfig, TorrentHandle, TorrentPeer,
     TorrentStatus,
@@ -57,7 +58,10 @@ pub(super) struct Actor {
     pub(super) retry_at: Option<Now>,
     pub(super) checked_pieces: Arc<std::sync::atomic::AtomicU64>,
     pub(super) checking_pieces: u64,
-    handle: TorrentHandle,
+    pub(super) reads: Vec<PendingRead>,
+    /// When the reads are looked at next.
+    pub(super) read_check_at: Now,
+    pub(super) handle: TorrentHandle,
     gate: Arc<dyn DialTorrent>,
     peers: HashMap<PeerKey, PeerLink>,
     peer_events: mpsc::Sender<FromPeer>,
@@ -90,7 +94,7 @@ pub(super) fn spawn(config: TorrentConfig, gate: Arc<dyn DialTorrent>) -> Torren
     let short = hashes
         .v1
         .map(|hash| hash.0)
-        .or(hashes.v2.map(|hash| hash.short()));
+        .or_else(|| hashes.v2.map(|hash| hash.short()));
     let handle = TorrentHandle {
         tx,
         status: watched,
@@ -100,6 +104,7 @@ pub(super) fn spawn(config: TorrentConfig, gate: Arc<dyn DialTorrent>) -> Torren
         hashes,
         private: !config.exchange,
         port: config.port,
+        lazy: config.lazy,
         seed: u64::from_le_bytes(random::bytes()),
     };
     let mut dialer = Dialer::default();
@@ -116,6 +121,8 @@ pub(super) fn spawn(config: TorrentConfig, gate: Arc<dyn DialTorrent>) -> Torren
         retry_at: None,
         checked_pieces: Arc::default(),
         checking_pieces: 0,
+        reads: Vec::new(),
+        read_check_at: Now::ZERO,
         handle: handle.clone(),
         gate,
         peers: HashMap::new(),
@@ -175,7 +182,9 @@ impl Actor {
             .may_dial()
             .then(|| self.dialer.poll_timeout())
             .flatten();
+        let read = self.next_read_check();
         let times = [
+            read,
             Some(self.machine.poll_timeout()),
             Some(self.next_status),
             dial,
@@ -190,6 +199,7 @@ impl Actor {
         if self.retry_at.is_some_and(|at| at <= now) {
             self.retry(now);
         }
+        self.check_reads(now);
         self.apply();
         if self.may_dial() {
             for addr in self.dialer.due(now) {
@@ -223,6 +233,9 @@ impl Actor {
             ToTorrent::Recheck => self.recheck(),
             ToTorrent::Peers(reply) => drop(reply.send(self.list_peers(now))),
             ToTorrent::Metadata(reply) => drop(reply.send(self.metadata.clone())),
+            ToTorrent::Reader(reply) => drop(reply.send(self.reader())),
+            ToTorrent::Read(job) => self.read(now, *job),
+            ToTorrent::Ahead(pieces) => self.machine.read_ahead(now, pieces),
             ToTorrent::Shutdown(reply) => self.done = Some(reply),
         }
     }
@@ -356,6 +369,7 @@ impl Actor {
             DiskEvent::Verified(piece) => {
                 self.machine.piece_verified(now, piece);
                 self.log_piece(piece);
+                self.answer_reads(Some(piece));
                 if self.machine.is_finished() {
                     self.set_phase();
                     self.next_status = now;
@@ -365,6 +379,7 @@ impl Actor {
             DiskEvent::Examined { piece, digests } => self.machine.examined(now, piece, &digests),
             DiskEvent::Broken { piece, error } => {
                 self.machine.piece_lost(now, piece);
+                self.piece_gone(piece);
                 self.disk_trouble(now, &error);
             }
         }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::actor::Actor;
+use parking_lot::RwLock;
+
 use super::disk::DiskTorrent;
 use super::hashes::PieceHashes;
 use super::resume::{self, Left, ResumeLog};
@@ -18,6 +20,8 @@ use crate::proto::torrent::Summary;
 /// What is known once the metadata is.
 pub(super) struct Content {
     pub(super) disk: Arc<DiskTorrent>,
+    /// What is here, for readers that do not ask the actor.
+    pub(super) have: Arc<RwLock<Bitfield>>,
     log: Option<ResumeLog>,
     /// Bytes of files that are wanted, and of those in each piece that has any.
     wanted_bytes: u64,
@@ -70,6 +74,7 @@ impl Actor {
             .disk
             .torrent(storage, layout, hashes, events);
         self.content = Some(Content {
+            have: Arc::new(RwLock::new(Bitfield::new(disk.layout.pieces()))),
             disk,
             log: None,
             wanted_bytes,
@@ -123,13 +128,24 @@ impl Actor {
         match ResumeLog::begin(&path, &checked.have) {
             Ok(log) => content.log = Some(log),
             Err(error) => {
-                tracing::warn!(%error, "what is downloaded will be checked at the next start")
+                tracing::warn!(%error, "what is downloaded will be checked at the next start");
             }
         }
+        *content.have.write() = checked.have.clone();
         let layout = content.disk.layout.clone();
+        let lazy = self.config.lazy;
         let wanted: Vec<(u32, u8)> = (0..)
             .zip(&content.wanted)
-            .map(|(piece, bytes)| (piece, if *bytes > 0 { PRIORITY_NORMAL } else { 0 }))
+            .map(|(piece, bytes)| {
+                (
+                    piece,
+                    if *bytes > 0 && !lazy {
+                        PRIORITY_NORMAL
+                    } else {
+                        0
+                    },
+                )
+            })
             .collect();
         if self.machine.pieces().is_some() {
             let have = checked.have;
@@ -150,6 +166,7 @@ impl Actor {
             self.machine.want(now, wanted);
         }
         self.announce_disk();
+        self.answer_reads(None);
         self.set_phase();
         self.next_status = now;
     }
@@ -267,6 +284,9 @@ impl Actor {
             Phase::Metadata if peers > 0 => metadata,
             Phase::Metadata => "looking for peers with the metadata".to_owned(),
             _ if peers == 0 => "no peers".to_owned(),
+            _ if self.config.lazy && summary.missing == 0 => {
+                format!("waiting for reads, {peers} peers")
+            }
             _ if summary.copies_min == Some(0) && summary.rate_down == 0 => {
                 format!("{peers} peers, none of which has what is missing")
             }

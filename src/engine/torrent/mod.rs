@@ -2,13 +2,14 @@
 //! are tasks (`peer`), writing and hashing are threads (`disk`), and everything reaches the actor as a message.
 //!
 //! - `storage`: where bytes lie. `hashes`: what they must be. `slab`: the buffers they come in. `resume`: what is here over
-//!   restarts. `select`: which files are wanted. `actor`, `content`: the actor itself.
+//!   restarts. `select`: which files are wanted. `reader`: reads that wait for pieces. `actor`, `content`: the actor itself.
 
 mod actor;
 mod content;
 pub mod disk;
 mod hashes;
 mod peer;
+pub mod reader;
 mod resume;
 pub mod select;
 pub mod slab;
@@ -23,6 +24,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::disk::DiskPool;
+use self::reader::{ReadJob, TorrentReader};
 use self::select::Selection;
 use self::slab::SlabPool;
 use super::gate::Place;
@@ -62,6 +64,8 @@ pub struct TorrentConfig {
     pub state: PathBuf,
     pub selection: Selection,
     pub sequential: bool,
+    /// Only what is read is fetched.
+    pub lazy: bool,
     /// Nothing is asked for and nobody is called.
     pub paused: bool,
     /// Stop serving once this many bytes were sent for every byte of content.
@@ -147,6 +151,10 @@ pub(super) enum ToTorrent {
     Recheck,
     Peers(oneshot::Sender<Vec<TorrentPeer>>),
     Metadata(oneshot::Sender<Option<Arc<Metadata>>>),
+    Reader(oneshot::Sender<Option<TorrentReader>>),
+    Read(Box<ReadJob>),
+    /// These pieces will be read soon.
+    Ahead(std::ops::Range<u32>),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -199,6 +207,13 @@ impl TorrentHandle {
     pub async fn metadata(&self) -> Option<Arc<Metadata>> {
         let (tx, rx) = oneshot::channel();
         self.tell(ToTorrent::Metadata(tx));
+        rx.await.ok().flatten()
+    }
+
+    /// Reads content, once what is on disk is known.
+    pub async fn reader(&self) -> Option<TorrentReader> {
+        let (tx, rx) = oneshot::channel();
+        self.tell(ToTorrent::Reader(tx));
         rx.await.ok().flatten()
     }
 

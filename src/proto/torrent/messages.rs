@@ -106,7 +106,8 @@ impl Torrent {
             return Ok(());
         };
         content.picker.peer_got(piece, has);
-        if content.picker.needs(piece) {
+        let lazily = self.settings.lazy && !content.have.has(piece);
+        if content.picker.needs(piece) || lazily {
             if !peer.we_are_interested {
                 peer.we_are_interested = true;
                 self.send(now, key, Message::Interested);

@@ -5,11 +5,13 @@
 //!
 //! - [`mod@hello`]: the extension handshake. `peer`: what is known of a peer. `window`: how much is asked of it at once.
 //! - `blame`: who sent a wrong block. `messages`: what a peer says. `upkeep`: what time brings.
+//! - `reading`: pieces that somebody waits for.
 
 mod blame;
 pub mod hello;
 mod messages;
 mod peer;
+mod reading;
 mod upkeep;
 mod window;
 
@@ -98,6 +100,8 @@ pub struct Settings {
     pub private: bool,
     /// Where we take connections; 0 for nowhere.
     pub port: u16,
+    /// Only what is read is fetched: peers are kept though nothing is wanted at present.
+    pub lazy: bool,
     /// For choices among equals.
     pub seed: u64,
 }
@@ -237,8 +241,10 @@ impl Torrent {
 
     /// Everything that is wanted is here.
     pub fn is_finished(&self) -> bool {
-        let picker = self.content.as_ref().map(|content| &content.picker);
-        picker.is_some_and(|picker| picker.missing() == 0)
+        let lazy = self.settings.lazy;
+        self.content.as_ref().is_some_and(|content| {
+            content.picker.missing() == 0 && (!lazy || content.have.is_full())
+        })
     }
 
     pub fn set_order(&mut self, order: Order) {
@@ -254,17 +260,6 @@ impl Torrent {
         };
         for (piece, priority) in wanted {
             content.picker.want(piece, priority);
-        }
-        self.consider_all(now);
-    }
-
-    /// When each piece is needed; `None` takes that back.
-    pub fn set_deadlines(&mut self, now: Now, due: impl IntoIterator<Item = (u32, Option<Now>)>) {
-        let Some(content) = &mut self.content else {
-            return;
-        };
-        for (piece, at) in due {
-            content.picker.set_deadline(piece, at);
         }
         self.consider_all(now);
     }
@@ -340,7 +335,7 @@ impl Torrent {
             if self
                 .peers
                 .get(&key)
-                .is_some_and(|p| p.unasked_bytes > UNASKED_BYTES_MAX)
+                .is_some_and(|p| p.unasked_bytes > UNASKED_BYTES_MAX + p.cancelled_bytes)
             {
                 self.drop_peer(key, Fault::Protocol("it sends what nobody asked for"));
             }
@@ -500,8 +495,10 @@ impl Torrent {
             return;
         };
         let has = peer.has();
-        let wants = content.picker.missing() > 0
-            && has.is_some_and(|has| has.iter().any(|piece| content.picker.needs(piece)));
+        let lazy = self.settings.lazy;
+        let of_use = |piece: u32| content.picker.needs(piece) || (lazy && !content.have.has(piece));
+        let wants =
+            (content.picker.missing() > 0 || lazy) && has.is_some_and(|has| has.iter().any(of_use));
         if wants != peer.we_are_interested {
             peer.we_are_interested = wants;
             let message = if wants {

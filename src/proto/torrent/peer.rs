@@ -71,6 +71,8 @@ pub(super) struct Peer {
     pub(super) snubs: bool,
     /// Pieces it gives us while we are choked (BEP 6).
     pub(super) allowed_fast: Vec<u32>,
+    /// Bytes of requests we took back; they may come nevertheless.
+    pub(super) cancelled_bytes: u64,
     /// Bytes that came unasked.
     pub(super) unasked_bytes: u64,
 
@@ -109,6 +111,7 @@ impl Peer {
             heard_block: now,
             snubs: false,
             allowed_fast: Vec::new(),
+            cancelled_bytes: 0,
             unasked_bytes: 0,
             serving: 0,
             sent: Meter::default(),

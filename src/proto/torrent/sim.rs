@@ -101,6 +101,7 @@ impl Swarm {
             },
             private: false,
             port: 0,
+            lazy: false,
             seed: self.random(u64::MAX),
         };
         let mut torrent = Torrent::new(self.now, settings);

@@ -25,6 +25,7 @@ fn torrent(have: Bitfield) -> Torrent {
         hashes,
         private: false,
         port: 7,
+        lazy: false,
         seed: 3,
     };
     let mut torrent = Torrent::new(Now::ZERO, settings);
@@ -203,6 +204,7 @@ fn metadata_comes_from_peers_and_pieces_named_before_count() {
         hashes,
         private: false,
         port: 0,
+        lazy: false,
         seed: 3,
     };
     let mut t = Torrent::new(Now::ZERO, settings);
@@ -302,6 +304,7 @@ fn ten_thousand_haves_and_haves_before_the_metadata_are_bounded() {
             hashes,
             private: false,
             port: 0,
+            lazy: false,
             seed: 3,
         },
     );
