@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 
 use super::open::blocking;
 use super::{Daemon, MountOf, place};
@@ -286,7 +285,10 @@ impl Daemon {
             self.watch_for_peers(short, known.trackers.clone(), known.private, handle.clone());
         }
         if needs_metadata {
-            tokio::spawn(keep_metadata(handle.clone(), state.clone(), known.trackers));
+            tokio::spawn(
+                self.clone()
+                    .keep_metadata(handle.clone(), state.clone(), known.trackers),
+            );
         }
         let open = Arc::new(OpenTorrent {
             handle,
@@ -420,6 +422,28 @@ impl Daemon {
             })
         })
         .await
+    }
+
+    /// Keeps what peers said the torrent is, so that the next start need not ask. If it turns out to be private, peers are
+    /// looked for at its trackers alone from then on.
+    async fn keep_metadata(self, handle: TorrentHandle, state: PathBuf, trackers: Vec<String>) {
+        let mut status = handle.status();
+        let known = status.wait_for(|status| status.bytes_total.is_some());
+        if known.await.is_err() {
+            return;
+        }
+        let Some(metadata) = handle.metadata().await else {
+            return;
+        };
+        if metadata.info.private {
+            for short in short_hashes(&metadata.info.hashes) {
+                self.watch_for_peers(short, trackers.clone(), true, handle.clone());
+            }
+        }
+        let bytes = metainfo_of(metadata.info.raw(), &trackers);
+        if let Err(error) = save_metainfo(&state, &bytes) {
+            tracing::warn!(error = error.message, "the metadata will be fetched again");
+        }
     }
 
     async fn close_torrent(&self, open: &OpenTorrent) {
@@ -560,34 +584,21 @@ fn peer_entry(peer: TorrentPeer) -> TorrentPeerEntry {
     }
 }
 
-/// Keeps what peers said the torrent is, so that the next start need not ask.
-async fn keep_metadata(handle: TorrentHandle, state: PathBuf, trackers: Vec<String>) {
-    let mut status: watch::Receiver<TorrentStatus> = handle.status();
-    if status
-        .wait_for(|status| status.bytes_total.is_some())
-        .await
-        .is_err()
-    {
-        return;
-    }
-    let Some(metadata) = handle.metadata().await else {
-        return;
-    };
+/// A `.torrent` file of an info dictionary and trackers.
+fn metainfo_of(info: &[u8], trackers: &[String]) -> Vec<u8> {
     let mut bytes = b"d".to_vec();
     if let Some(first) = trackers.first() {
         bytes.extend_from_slice(format!("8:announce{}:{first}", first.len()).as_bytes());
         bytes.extend_from_slice(b"13:announce-listl");
-        for url in &trackers {
+        for url in trackers {
             bytes.extend_from_slice(format!("l{}:{url}e", url.len()).as_bytes());
         }
         bytes.push(b'e');
     }
     bytes.extend_from_slice(b"4:info");
-    bytes.extend_from_slice(metadata.info.raw());
+    bytes.extend_from_slice(info);
     bytes.push(b'e');
-    if let Err(error) = save_metainfo(&state, &bytes) {
-        tracing::warn!(error = error.message, "the metadata will be fetched again");
-    }
+    bytes
 }
 
 fn know(bytes: Option<&[u8]>, magnet: Option<&str>) -> Result<Known, ApiError> {
@@ -686,4 +697,22 @@ fn save_metainfo(state: &Path, bytes: &[u8]) -> Result<(), ApiError> {
 fn write(path: &Path, bytes: &[u8]) -> Result<(), ApiError> {
     state_file::replace(path, bytes)
         .map_err(|error| ApiError::io(format_args!("cannot write {}", place::shown(path)), &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_of_a_magnet_is_a_torrent() {
+        let info = b"d6:lengthi1e4:name1:a12:piece lengthi16384e6:pieces20:aaaaaaaaaaaaaaaaaaaae";
+        for trackers in [
+            vec![],
+            vec!["udp://a:1".to_owned(), "http://b/announce".to_owned()],
+        ] {
+            let torrent = Torrent::parse(&metainfo_of(info, &trackers)).unwrap();
+            assert_eq!(torrent.info.raw(), info);
+            assert_eq!(torrent.trackers.concat(), trackers);
+        }
+    }
 }

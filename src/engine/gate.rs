@@ -441,9 +441,9 @@ struct Meet {
     ours: Handshake,
 }
 
-/// Reads until `len` bytes are there.
+/// Reads until `len` bytes are there, or what is there begins no handshake: that is for whoever looks at it next to refuse.
 async fn read_until(stream: &mut TcpStream, inbuf: &mut BytesMut, len: usize) -> io::Result<()> {
-    while inbuf.len() < len {
+    while inbuf.len() < len && Handshake::decode(inbuf).is_ok() {
         if stream.read_buf(inbuf).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

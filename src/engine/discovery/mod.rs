@@ -158,8 +158,11 @@ impl Discovery {
         }
         // Ends the earlier watch, if any.
         drop(self.watches.lock().insert(swarm, watch));
-        if let Some(lsd) = self.lsd.as_ref().filter(|_| everywhere) {
-            lsd.watch(swarm, sink);
+        if let Some(lsd) = &self.lsd {
+            match reach {
+                Reach::Everywhere => lsd.watch(swarm, sink),
+                Reach::TrackersOnly => lsd.unwatch(swarm),
+            }
         }
     }
 

@@ -83,6 +83,8 @@ impl Actor {
             finished: false,
         });
         self.config.name = String::from_utf8_lossy(info.name.as_bytes()).into_owned();
+        self.machine
+            .set_metadata(metadata.info.raw().to_vec().into());
         self.metadata = Some(Arc::new(metadata));
         self.check(false);
     }

@@ -192,6 +192,11 @@ impl Torrent {
         }
     }
 
+    /// The info dictionary is known from elsewhere: peers are not asked for it.
+    pub fn set_metadata(&mut self, raw: Bytes) {
+        self.metadata = Some(raw);
+    }
+
     /// The metadata is known: `raw` is the info dictionary, `have` what is on disk already.
     pub fn begin(&mut self, now: Now, layout: Layout, raw: Bytes, private: bool, have: Bitfield) {
         let mut picker = Picker::new(layout, self.next_random());

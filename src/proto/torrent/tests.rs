@@ -293,6 +293,32 @@ fn metadata_comes_from_peers_and_pieces_named_before_count() {
 }
 
 #[test]
+fn metadata_that_is_known_is_not_asked_for() {
+    let hashes = InfoHashes {
+        v1: Some(InfoHashV1([1; 20])),
+        v2: None,
+    };
+    let settings = Settings {
+        hashes,
+        private: false,
+        port: 0,
+        lazy: false,
+        seed: 3,
+    };
+    let mut t = Torrent::new(Now::ZERO, settings);
+    t.set_metadata(Bytes::from_static(b"de"));
+    let new = NewPeer {
+        fast: true,
+        extended: true,
+        addr: None,
+    };
+    t.peer_joined(Now::ZERO, A, new);
+    drop(actions(&mut t));
+    let payload = Hello::ours(Some(2), true, true, 0).encode().into();
+    assert_eq!(said(&mut t, A, Message::Extended { id: 0, payload }), []);
+}
+
+#[test]
 fn ten_thousand_haves_and_haves_before_the_metadata_are_bounded() {
     let hashes = InfoHashes {
         v1: Some(InfoHashV1([1; 20])),
