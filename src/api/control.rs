@@ -64,6 +64,22 @@ pub trait Control: Send + Sync {
     fn keys(&self, request: KeysRequest, progress: ProgressSink) -> Reply<'_, KeysResponse>;
     /// The store as a whole. A gc answers once the space is given back.
     fn store(&self, request: StoreRequest, progress: ProgressSink) -> Reply<'_, StoreResponse>;
+    /// Answers as the request says; going away does not end the download.
+    fn download(
+        &self,
+        request: DownloadRequest,
+        progress: ProgressSink,
+    ) -> Reply<'_, DownloadResponse>;
+    fn torrents(
+        &self,
+        request: TorrentsRequest,
+        progress: ProgressSink,
+    ) -> Reply<'_, TorrentsResponse>;
+    fn torrent(
+        &self,
+        request: TorrentRequest,
+        progress: ProgressSink,
+    ) -> Reply<'_, TorrentResponse>;
     /// Publishes, unmounts and flushes; answers when all is down. Then [`Work::ended`] is true. May be called again.
     fn shutdown(
         &self,
@@ -82,11 +98,11 @@ pub struct Work {
     pub ended: bool,
 }
 
-/// One mount, or one shared directory.
+/// One mount, one shared directory, or one torrent.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WorkItem {
     pub kind: WorkKind,
-    /// The mount point, or the directory that is shared. Absolute.
+    /// The mount point, the directory that is shared, or where the torrent's files go. Absolute.
     pub dir: ApiPath,
 }
 
@@ -94,4 +110,6 @@ pub struct WorkItem {
 pub enum WorkKind {
     Mount,
     Share,
+    /// A torrent that is downloaded or seeded; `dir` is its output folder.
+    Torrent,
 }

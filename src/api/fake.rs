@@ -116,6 +116,20 @@ impl Control for FakeControl {
         }))
     }
 
+    fn download(&self, request: DownloadRequest, _: ProgressSink) -> Reply<'_, DownloadResponse> {
+        self.add(WorkKind::Torrent, request.dir);
+        reply(Err(nothing()))
+    }
+
+    fn torrents(&self, _: TorrentsRequest, _: ProgressSink) -> Reply<'_, TorrentsResponse> {
+        let torrents = Vec::new();
+        reply(Ok(TorrentsResponse { torrents }))
+    }
+
+    fn torrent(&self, _: TorrentRequest, _: ProgressSink) -> Reply<'_, TorrentResponse> {
+        reply(Err(nothing()))
+    }
+
     fn mount(&self, request: MountRequest, _: ProgressSink) -> Reply<'_, MountResponse> {
         self.add(WorkKind::Mount, request.dir.clone());
         reply(Ok(MountResponse {
@@ -276,4 +290,9 @@ impl Control for FakeControl {
     fn work(&self) -> watch::Receiver<Work> {
         self.work.subscribe()
     }
+}
+
+/// This daemon has no torrents.
+fn nothing() -> ApiError {
+    ApiError::new(ErrorKind::NotFound, "there is no such torrent")
 }

@@ -281,6 +281,7 @@ where
 
 fn router(app: App) -> Router {
     Router::new()
+        .merge(torrent_routes())
         .route(
             "/v1/share",
             post(|app, request| call(app, request, |c, r, p| c.share(r, p))),
@@ -348,6 +349,23 @@ fn router(app: App) -> Router {
             ))
         })
         .with_state(app)
+}
+
+fn torrent_routes() -> Router<App> {
+    Router::new()
+        .route(
+            "/v1/download",
+            post(|app, request| call(app, request, |c, r, p| c.download(r, p))),
+        )
+        .route(
+            "/v1/torrents",
+            post(|app, request| call(app, request, |c, r, p| c.torrents(r, p)))
+                .get(|app, request| call(app, request, |c, r, p| c.torrents(r, p))),
+        )
+        .route(
+            "/v1/torrent",
+            post(|app, request| call(app, request, |c, r, p| c.torrent(r, p))),
+        )
 }
 
 /// Reads the request, begins the call, and answers in the form that was asked for.

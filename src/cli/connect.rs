@@ -108,6 +108,14 @@ impl Session {
         }
     }
 
+    /// The work is done: a foreground daemon ends, unless others use it.
+    pub(super) async fn finish(self, context: &Context, own: &WorkItem) -> Result<(), ApiError> {
+        match self {
+            Self::Daemon(_) => Ok(()),
+            Self::Foreground(daemon) => daemon.finish(context.output, own).await,
+        }
+    }
+
     /// Returns at once if a daemon has taken the work over; else stays until it is told to end, or `own` is gone.
     pub(super) async fn stay(self, context: &Context, own: &WorkItem) -> Result<(), ApiError> {
         match self {

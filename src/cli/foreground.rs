@@ -122,6 +122,17 @@ impl Foreground {
         self.server.close().await;
         Ok(())
     }
+
+    /// The work is done: takes everything down, unless other commands have added work meanwhile.
+    pub(super) async fn finish(self, output: Output, own: &WorkItem) -> Result<(), ApiError> {
+        let now = self.control.work().borrow().clone();
+        if !others(&now, Some(own), &self.before).is_empty() {
+            return self.run(output, Some(own)).await;
+        }
+        stop(&*self.control).await;
+        self.server.close().await;
+        Ok(())
+    }
 }
 
 /// Returns when a person has pressed Ctrl-C twice more. SIGTERM is patient: its sender follows up with SIGKILL.
@@ -193,6 +204,7 @@ fn question(others: &[WorkItem]) -> String {
         let what = match item.kind {
             WorkKind::Mount => "mounted",
             WorkKind::Share => "shared ",
+            WorkKind::Torrent => "torrent",
         };
         text.push_str(&format!("  {what}  {}\n", item.dir));
     }

@@ -8,6 +8,7 @@ mod connect;
 mod create;
 mod daemon;
 mod displaced;
+mod download;
 mod evict;
 mod foreground;
 mod info;
@@ -22,6 +23,7 @@ mod progress;
 mod share;
 mod source;
 mod status;
+mod torrents;
 mod unmount;
 mod unpin;
 mod unshare;
@@ -66,6 +68,9 @@ enum Command {
     Unpin(unpin::UnpinCommand),
     Evict(evict::EvictCommand),
     Keys(keys::KeysCommand),
+    Download(download::DownloadCommand),
+    Torrents(torrents::TorrentsCommand),
+    Torrent(torrents::TorrentCommand),
     Create(create::CreateCommand),
     Info(info::InfoCommand),
     Magnet(info::MagnetCommand),
@@ -111,6 +116,7 @@ fn run(cli: Cli, output: Output) -> CommandResult {
         Command::Join(command) => command.network.clone(),
         Command::Mount(command) => command.network.clone(),
         Command::Daemon(command) => command.network.clone(),
+        Command::Download(command) => command.network.clone(),
         _ => options::NetworkOptions::default(),
     };
     let context = Context::new(global, network)?;
@@ -138,6 +144,9 @@ async fn dispatch(command: Command, context: &Context) -> CommandResult {
         Command::Unpin(command) => command.run(context).await,
         Command::Evict(command) => command.run(context).await,
         Command::Keys(command) => command.run(context).await,
+        Command::Download(command) => command.run(context).await,
+        Command::Torrents(command) => command.run(context).await,
+        Command::Torrent(command) => command.run(context).await,
         Command::Daemon(command) => command.run(context).await,
         Command::Xet(command) => command.run(context).await,
         // Done in `run`, without a runtime.

@@ -29,7 +29,7 @@ pub(super) fn mount_args(
         )),
         (Some(source), None, _) => match source_of(&source)? {
             MountSource::Dir(dir) => Ok((MountSource::Dir(dir.clone()), dir)),
-            MountSource::Link(_) => Err(ApiError::new(
+            MountSource::Link(_) | MountSource::Torrent(_) => Err(ApiError::new(
                 ErrorKind::Usage,
                 "a link needs a directory to be mounted on",
             )
@@ -70,6 +70,12 @@ fn source_of(arg: &OsStr) -> Result<MountSource, ApiError> {
     })?;
     if meta.is_dir() {
         return existing_dir(path).map(MountSource::Dir);
+    }
+    if path
+        .extension()
+        .is_some_and(|extension| extension == "torrent")
+    {
+        return Ok(MountSource::Torrent(target(path)?));
     }
     let not_mountable = || {
         ApiError::new(

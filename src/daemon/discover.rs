@@ -8,8 +8,9 @@ use super::Daemon;
 use super::open::{EPOCH, OpenFolder};
 use crate::engine::discovery::dht::{self, DhtConfig};
 use crate::engine::discovery::item::ItemKeys;
-use crate::engine::discovery::{Config, Discovery, Found};
-use crate::share::Capability;
+use crate::engine::discovery::{Config, Discovery, Found, Reach};
+use crate::engine::torrent::TorrentHandle;
+use crate::share::{Capability, SwarmId};
 
 /// Addresses waiting to be looked at by a folder's actor; discovery slows down beyond.
 const FOUND_MAX: usize = 256;
@@ -35,6 +36,38 @@ impl Daemon {
                 swarm.found(addr);
             }
         });
+    }
+
+    /// Looks for peers of a torrent from now on. Those of a private one come from its own trackers alone.
+    pub(super) fn watch_for_peers(
+        &self,
+        info_hash: [u8; 20],
+        mut trackers: Vec<String>,
+        private: bool,
+        torrent: TorrentHandle,
+    ) {
+        let mut discovery = self.0.discovery.lock();
+        let discovery = discovery.get_or_insert_with(|| self.start_discovery());
+        let (sink, mut found) = mpsc::channel::<Found>(FOUND_MAX);
+        let reach = match private {
+            true => Reach::TrackersOnly,
+            false => Reach::Everywhere,
+        };
+        if !private {
+            trackers.extend(self.0.config.trackers.iter().cloned());
+        }
+        discovery.watch_within(SwarmId::from_bytes(info_hash), trackers, sink, reach);
+        tokio::spawn(async move {
+            while let Some((_, addr, _)) = found.recv().await {
+                torrent.found(addr);
+            }
+        });
+    }
+
+    pub(super) fn stop_looking_for(&self, info_hash: [u8; 20]) {
+        if let Some(discovery) = &*self.0.discovery.lock() {
+            discovery.unwatch(SwarmId::from_bytes(info_hash));
+        }
     }
 
     pub(super) fn stop_looking(&self, open: &OpenFolder) {

@@ -6,6 +6,7 @@
 //! - `seen`: members met in earlier runs.
 //! - `stores`: the chunk stores, one for each hash suite; `store`: all of them as a whole, also without a daemon;
 //!   `upkeep`: what is done for them while nobody asks.
+//! - `torrents`: downloads and seeds.
 //! - `place`: which directories may be shared or mounted on.
 //!
 //! The daemon owns two tables, open folders and mounts. A call that changes them holds `turn`, so that two commands
@@ -24,6 +25,7 @@ mod share;
 mod status;
 mod store;
 mod stores;
+mod torrents;
 mod upkeep;
 
 use std::collections::BTreeMap;
@@ -41,12 +43,14 @@ use self::open::{OpenFolder, blocking};
 use self::seen::Seen;
 pub use self::store::store_offline;
 use self::stores::Stores;
+use self::torrents::OpenTorrent;
 use crate::api::types::*;
 use crate::api::{ApiError, Control, ErrorKind, ProgressSink, Reply, Work, WorkItem, WorkKind};
 use crate::clock::Elapsed;
 use crate::config::{Config, StateDir};
 use crate::engine::discovery::Discovery;
 use crate::engine::gate::Gate;
+use crate::engine::torrent;
 use crate::random;
 use crate::share::{DeviceKey, DeviceName, FolderId};
 use crate::state_file;
@@ -70,6 +74,8 @@ struct Inner {
     metrics: Arc<Metrics>,
     /// Set once the first folder goes online.
     listening: Mutex<Option<SocketAddr>>,
+    torrents: Mutex<BTreeMap<String, Arc<OpenTorrent>>>,
+    torrent_shared: torrent::Shared,
     folders: Mutex<BTreeMap<FolderId, Arc<OpenFolder>>>,
     /// What should be open and cannot be yet, by the directory of its record.
     unopened: Mutex<BTreeMap<PathBuf, UnopenedStatus>>,
@@ -86,8 +92,16 @@ struct Inner {
     work: watch::Sender<Work>,
 }
 
+/// What a mount shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum MountOf {
+    Folder(FolderId),
+    /// By the name in the table of torrents.
+    Torrent(String),
+}
+
 struct Mounted {
-    folder: FolderId,
+    of: MountOf,
     read_only: bool,
     persist: bool,
     /// Tells this mount from a later one at the same place.
@@ -121,6 +135,8 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
         gate: Gate::new(Arc::clone(&metrics)),
         metrics,
         listening: Mutex::new(None),
+        torrents: Mutex::default(),
+        torrent_shared: torrents::shared()?,
         folders: Mutex::default(),
         unopened: Mutex::default(),
         mounts: Mutex::default(),
@@ -133,6 +149,7 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
         work,
     }));
     daemon.resume().await?;
+    daemon.resume_torrents().await;
     daemon.announce_work();
     daemon.start_upkeep();
     Ok(Arc::new(daemon))
@@ -229,6 +246,13 @@ impl Daemon {
                 });
             }
         }
+        let torrents = self.0.torrents.lock();
+        let own = torrents.values().filter(|open| !open.is_lazy());
+        items.extend(own.map(|open| WorkItem {
+            kind: WorkKind::Torrent,
+            dir: open.dir(),
+        }));
+        drop(torrents);
         items.sort();
         self.0.work.send_if_modified(|work| {
             let news = work.items != items;
@@ -379,6 +403,26 @@ impl Control for Daemon {
         self.job(format!("xet {what}"), progress, |d, p| {
             Box::pin(async move { d.store_call(request, p).await })
         })
+    }
+
+    fn download(
+        &self,
+        request: DownloadRequest,
+        progress: ProgressSink,
+    ) -> Reply<'_, DownloadResponse> {
+        let what = format!("download to {}", request.dir);
+        self.job(what, progress, |d, p| {
+            Box::pin(async move { d.download_torrent(request, p).await })
+        })
+    }
+
+    fn torrents(&self, _: TorrentsRequest, _: ProgressSink) -> Reply<'_, TorrentsResponse> {
+        let torrents = self.list_torrents();
+        Box::pin(async move { Ok(TorrentsResponse { torrents }) })
+    }
+
+    fn torrent(&self, request: TorrentRequest, _: ProgressSink) -> Reply<'_, TorrentResponse> {
+        Box::pin(self.torrent_call(request))
     }
 
     fn shutdown(&self, _: ShutdownRequest, progress: ProgressSink) -> Reply<'_, ShutdownResponse> {

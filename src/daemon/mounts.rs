@@ -12,11 +12,11 @@ use super::open::{OpenFolder, blocking};
 use super::record::{FolderRecord, MountRecord};
 use super::share::{forget_folder, new_folder};
 use super::upkeep::close_store;
-use super::{Daemon, Mounted, place};
+use super::{Daemon, MountOf, Mounted, place};
 use crate::api::types::*;
 use crate::api::{ApiError, ErrorKind, ProgressSink};
 use crate::share::{FolderId, Link, Right, Suite};
-use crate::volume::FolderVolume;
+use crate::volume::{FolderVolume, TorrentVolume};
 
 /// How long `mount LINK` waits for the first listing before it mounts what there is.
 const LISTING_TIME: Duration = Duration::from_secs(10);
@@ -46,6 +46,12 @@ impl Daemon {
         progress: &ProgressSink,
     ) -> Result<MountResponse, ApiError> {
         let dir = self.mount_point(&request.dir)?;
+        if let Some(source) = torrent_source(&request.source) {
+            self.check_mount_point(&dir)?;
+            return self
+                .mount_torrent_at(source, dir, &request.peers, progress)
+                .await;
+        }
         let mut read_only = request.read_only;
         let (opened, content) = match &request.source {
             MountSource::Link(secret) => {
@@ -59,7 +65,7 @@ impl Daemon {
                 let content = self.wait_for_listing(&opened.open, progress).await;
                 (opened, content)
             }
-            MountSource::Dir(source) => {
+            MountSource::Dir(source) | MountSource::Torrent(source) => {
                 let opened = self.open_source(source, &dir, progress).await?;
                 let content = amount(&opened.open);
                 (opened, Some(content))
@@ -269,7 +275,7 @@ impl Daemon {
         let number = self.0.next_number.fetch_add(1, Ordering::Relaxed);
         let end = mount.end();
         let entry = Mounted {
-            folder: open.id,
+            of: MountOf::Folder(open.id),
             read_only,
             persist,
             number,
@@ -290,6 +296,48 @@ impl Daemon {
         }
     }
 
+    /// Mounts a torrent at `dir`, read-only.
+    pub(super) async fn mount_torrent(
+        &self,
+        volume: TorrentVolume,
+        torrent: String,
+        name: &str,
+        dir: &Path,
+    ) -> Result<(), ApiError> {
+        let options = MountOptions {
+            fsname: name.replace(|c: char| c.is_control() || c == ',', "-"),
+            read_only: true,
+            ..MountOptions::default()
+        };
+        let (volume, point) = (Arc::new(volume), dir.to_path_buf());
+        let mount =
+            tokio::task::spawn_blocking(move || ccbt_mount::mount(volume, &point, &options))
+                .await
+                .map_err(|error| ApiError::new(ErrorKind::Internal, error))?
+                .map_err(unmountable)?;
+        let number = self.0.next_number.fetch_add(1, Ordering::Relaxed);
+        let end = mount.end();
+        let entry = Mounted {
+            of: MountOf::Torrent(torrent),
+            read_only: true,
+            persist: false,
+            number,
+            mount,
+        };
+        self.0.mounts.lock().insert(dir.to_path_buf(), entry);
+        self.note_mounts();
+        self.watch_mount(dir.to_path_buf(), number, end);
+        Ok(())
+    }
+
+    /// The folder a mount shows, if it is one and open.
+    pub(super) fn mounted_folder(&self, of: &MountOf) -> Option<Arc<OpenFolder>> {
+        match of {
+            MountOf::Folder(folder) => self.folder(folder),
+            MountOf::Torrent(_) => None,
+        }
+    }
+
     /// Notices when somebody else (`umount`, `fusermount3 -u`) takes the mount away.
     fn watch_mount(&self, dir: PathBuf, number: u64, end: MountEnd) {
         let daemon = self.clone();
@@ -304,10 +352,11 @@ impl Daemon {
             if let Some(mounted) = removed {
                 daemon.note_mounts();
                 tracing::info!(dir = %dir.display(), "unmounted from outside");
-                if let Some(open) = daemon.folder(&mounted.folder) {
+                if let Some(open) = daemon.mounted_folder(&mounted.of) {
                     open.set_home_mounted(&dir, false);
                     daemon.close_if_idle(&open).await;
                 }
+                daemon.close_unmounted(&mounted.of).await;
                 daemon.announce_work();
             }
         });
@@ -325,8 +374,8 @@ impl Daemon {
                 ApiError::new(ErrorKind::NotFound, what).hint("`ccbt status` lists what is")
             );
         };
-        let folder = mounted.folder;
-        if let Some(open) = self.folder(&folder) {
+        let of = mounted.of.clone();
+        if let Some(open) = self.mounted_folder(&of) {
             // What cannot be published now stays in the journal and is published at the next start.
             let _later = open.swarm.publish_now().await;
             if mounted.persist {
@@ -337,18 +386,21 @@ impl Daemon {
         let end = mounted.mount.end();
         let left = self.take_down(mounted).await?;
         self.note_mounts();
-        match (self.folder(&folder), left) {
+        match (self.mounted_folder(&of), left) {
             (Some(open), Unmounted::Done) => {
                 open.set_home_mounted(&dir, false);
                 open.write_back().await;
                 self.close_if_idle(&open).await;
             }
             (Some(open), Unmounted::StillInUse) => self.close_later(open, dir.clone(), end),
-            (None, _) => {}
+            (None, _) => self.close_unmounted(&of).await,
         }
         self.announce_work();
         Ok(UnmountResponse {
-            folder: folder.to_string(),
+            folder: match of {
+                MountOf::Folder(folder) => folder.to_string(),
+                MountOf::Torrent(torrent) => torrent,
+            },
             dir: ApiPath(dir),
         })
     }
@@ -377,7 +429,7 @@ impl Daemon {
         let mounts = self.0.mounts.lock();
         mounts
             .iter()
-            .filter(|(_, m)| m.folder == *folder)
+            .filter(|(_, m)| m.of == MountOf::Folder(*folder))
             .map(|(dir, m)| MountStatus {
                 dir: ApiPath(dir.clone()),
                 read_only: m.read_only,
@@ -409,6 +461,7 @@ impl Daemon {
                 unmounted.push(ApiPath(dir));
             }
         }
+        self.close_torrents().await;
         let folders: Vec<Arc<OpenFolder>> = self.0.folders.lock().values().cloned().collect();
         for open in folders {
             self.close_folder(&open).await;
@@ -456,6 +509,17 @@ fn make_live_dir(request: &MountRequest) -> Result<bool, ApiError> {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(ApiError::io(format_args!("cannot create {dir}"), &error)
             .hint("name a directory in one that is there and that you can write to")),
+    }
+}
+
+/// The torrent that is to be mounted, if it is one.
+fn torrent_source(source: &MountSource) -> Option<TorrentSource> {
+    match source {
+        MountSource::Torrent(path) => Some(TorrentSource::File(path.clone())),
+        MountSource::Link(link) if link.reveal().starts_with("magnet:") => {
+            Some(TorrentSource::Magnet(link.reveal().to_owned()))
+        }
+        _ => None,
     }
 }
 

@@ -249,8 +249,8 @@ impl Daemon {
 
     /// The open folder whose home, live directory or mount point `dir` is.
     pub(super) fn folder_at(&self, dir: &Path) -> Option<Arc<OpenFolder>> {
-        let mounted = self.0.mounts.lock().get(dir).map(|mount| mount.folder);
-        if let Some(open) = mounted.and_then(|id| self.folder(&id)) {
+        let mounted = self.0.mounts.lock().get(dir).map(|mount| mount.of.clone());
+        if let Some(open) = mounted.and_then(|of| self.mounted_folder(&of)) {
             return Some(open);
         }
         let folders = self.0.folders.lock();

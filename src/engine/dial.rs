@@ -33,7 +33,7 @@ pub(super) struct Dialer {
     known: HashMap<SocketAddr, Address>,
     busy: HashSet<SocketAddr>,
     connected: HashSet<SocketAddr>,
-    /// Our own addresses, learned by calling ourselves.
+    /// Our own addresses, learned by calling ourselves, and those of liars.
     own: HashSet<SocketAddr>,
 }
 
@@ -116,6 +116,11 @@ impl Dialer {
         if !a.given && a.failures > FAILURES_MAX {
             self.known.remove(&addr);
         }
+    }
+
+    /// Whoever is there lied: it is not called again.
+    pub(super) fn bar(&mut self, addr: SocketAddr) {
+        self.ourselves(addr);
     }
 
     /// The address turned out to be our own.

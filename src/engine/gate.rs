@@ -13,14 +13,17 @@ use std::time::Duration;
 use bytes::BytesMut;
 use ccbt_xet::store::Store;
 use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
 use super::peer::{self, Connection, FromPeer, NewPeer, PeerCounters, PeerEnd};
 use super::swarm::{Dial, SwarmHandle};
+use super::torrent::{Connected, DialTorrent, ToTorrent, TorrentHandle};
 use crate::clock::{self, Elapsed};
 use crate::net;
+use crate::proto::handshake::{HANDSHAKE_LEN, Handshake};
 use crate::proto::noise::StaticKey;
 use crate::proto::scheduler::PeerKey;
 use crate::proto::session::{Config, Reason, Session};
@@ -36,6 +39,10 @@ const STRANGERS_PER_NET_MAX: usize = 8;
 const MEMBERS_MAX: usize = 512;
 /// Time a call has to be answered.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
+/// Time a stranger has to say which torrent or folder it wants.
+const GREETING_TIME: Duration = Duration::from_secs(10);
+/// Bytes of a handshake up to and with the info-hash.
+const INFO_HASH_END: usize = 48;
 /// A peer that sent a wrong chunk is not spoken to for this long.
 const BAR_TIME: Duration = Duration::from_secs(3600);
 /// Barred addresses remembered.
@@ -64,6 +71,8 @@ struct Inner {
     listen_port: AtomicU16,
     next_key: AtomicU64,
     doors: Mutex<HashMap<SwarmId, Door>>,
+    /// By the info-hashes of their handshakes; a hybrid one is there twice.
+    torrents: Mutex<HashMap<[u8; 20], TorrentHandle>>,
     crowd: Mutex<Crowd>,
     metrics: Arc<Metrics>,
 }
@@ -85,6 +94,7 @@ impl Gate {
             listen_port: AtomicU16::new(0),
             next_key: AtomicU64::new(0),
             doors: Mutex::default(),
+            torrents: Mutex::default(),
             crowd: Mutex::default(),
             metrics,
         }))
@@ -97,6 +107,15 @@ impl Gate {
 
     pub fn close(&self, swarm: &SwarmId) {
         self.0.doors.lock().remove(swarm);
+    }
+
+    /// Lets peers of a torrent in from now on.
+    pub fn open_torrent(&self, info_hash: [u8; 20], torrent: TorrentHandle) {
+        self.0.torrents.lock().insert(info_hash, torrent);
+    }
+
+    pub fn close_torrent(&self, info_hash: &[u8; 20]) {
+        self.0.torrents.lock().remove(info_hash);
     }
 
     /// Whether members of this folder are let in.
@@ -147,21 +166,101 @@ impl Gate {
             if let Err(error) = net::tune(&stream) {
                 tracing::debug!(%error, "cannot tune a connection");
             }
-            let asked = Arc::new(Mutex::new(None));
-            let lookup = {
-                let (doors, asked) = (gate.clone(), Arc::clone(&asked));
-                move |swarm: &SwarmId| {
-                    let door = doors.0.doors.lock().get(swarm).cloned()?;
-                    let credentials = Arc::clone(&door.credentials);
-                    *asked.lock() = Some(door);
-                    Some(credentials)
-                }
-            };
-            let now = gate.0.clock.now();
-            let session = Session::accept(now, Box::new(lookup), gate.config(), &mut random::fill);
-            gate.meet(stream, session, addr, Meeting::Called(asked), place)
-                .await;
+            gate.receive(stream, addr, place).await;
         });
+    }
+
+    /// A stranger names a torrent, or begins a folder's handshake.
+    async fn receive(&self, mut stream: TcpStream, addr: SocketAddr, place: Place) {
+        let mut inbuf = BytesMut::new();
+        let greeting = read_until(&mut stream, &mut inbuf, INFO_HASH_END);
+        let greeted = tokio::time::timeout(GREETING_TIME, greeting).await;
+        if !matches!(greeted, Ok(Ok(()))) {
+            self.0.metrics.connections_unproven.inc();
+            return;
+        }
+        let hash = inbuf
+            .get(28..INFO_HASH_END)
+            .and_then(|hash| hash.try_into().ok());
+        let torrent = hash.and_then(|hash: [u8; 20]| self.0.torrents.lock().get(&hash).cloned());
+        if let (Some(torrent), Some(hash)) = (torrent, hash) {
+            let ours = Handshake {
+                info_hash: hash,
+                ..torrent.handshake
+            };
+            return self
+                .join_torrent(
+                    stream,
+                    inbuf,
+                    Meet {
+                        addr,
+                        called: false,
+                        ours,
+                    },
+                    torrent,
+                    place,
+                )
+                .await;
+        }
+        let asked = Arc::new(Mutex::new(None));
+        let lookup = {
+            let (doors, asked) = (self.clone(), Arc::clone(&asked));
+            move |swarm: &SwarmId| {
+                let door = doors.0.doors.lock().get(swarm).cloned()?;
+                let credentials = Arc::clone(&door.credentials);
+                *asked.lock() = Some(door);
+                Some(credentials)
+            }
+        };
+        let now = self.0.clock.now();
+        let session = Session::accept(now, Box::new(lookup), self.config(), &mut random::fill);
+        self.meet(stream, session, inbuf, addr, Meeting::Called(asked), place)
+            .await;
+    }
+
+    /// Finishes the handshake of a torrent's connection and hands it to the torrent.
+    async fn join_torrent(
+        &self,
+        mut stream: TcpStream,
+        mut inbuf: BytesMut,
+        meet: Meet,
+        torrent: TorrentHandle,
+        mut place: Place,
+    ) {
+        let Meet { addr, called, ours } = meet;
+        let exchange = async {
+            stream.write_all(&ours.encode()).await?;
+            read_until(&mut stream, &mut inbuf, HANDSHAKE_LEN).await
+        };
+        let exchanged = tokio::time::timeout(GREETING_TIME, exchange).await;
+        let theirs = match exchanged {
+            Ok(Ok(())) => Handshake::decode(&inbuf).ok().flatten(),
+            _ => None,
+        };
+        match theirs.filter(|theirs| theirs.info_hash == ours.info_hash) {
+            Some(theirs) if theirs.peer_id == ours.peer_id => {
+                torrent.tell(ToTorrent::DialedOurselves(addr));
+            }
+            Some(handshake) => {
+                place.promote();
+                let early = inbuf.split_off(HANDSHAKE_LEN).to_vec();
+                let connected = Connected {
+                    stream,
+                    addr,
+                    called,
+                    handshake,
+                    early,
+                    place,
+                };
+                torrent.tell(ToTorrent::Connected(Box::new(connected)));
+            }
+            None => {
+                self.0.metrics.connections_unproven.inc();
+                if called {
+                    torrent.tell(ToTorrent::DialFailed(addr));
+                }
+            }
+        }
     }
 
     fn config(&self) -> Config {
@@ -209,12 +308,13 @@ impl Gate {
         &self,
         mut stream: TcpStream,
         mut session: Session,
+        mut inbuf: BytesMut,
         addr: SocketAddr,
         meeting: Meeting,
         mut place: Place,
     ) {
-        let mut inbuf = BytesMut::new();
         let clock = self.0.clock;
+        session.handle_input(clock.now(), &mut inbuf);
         let proof = peer::handshake(&mut stream, &mut session, &clock, &mut inbuf);
         let info = match proof.await {
             Ok(info) => info,
@@ -288,7 +388,8 @@ impl Dial for Gate {
                     let credentials = Arc::clone(&door.credentials);
                     let session =
                         Session::connect(now, credentials, gate.config(), &mut random::fill);
-                    gate.meet(stream, session, addr, Meeting::Calling(door), place)
+                    let early = BytesMut::new();
+                    gate.meet(stream, session, early, addr, Meeting::Calling(door), place)
                         .await;
                 }
                 Err(error) => {
@@ -305,6 +406,49 @@ impl Dial for Gate {
             *known = door;
         }
     }
+}
+
+impl DialTorrent for Gate {
+    fn dial_torrent(&self, addr: SocketAddr, handshake: Handshake, torrent: TorrentHandle) {
+        let gate = self.clone();
+        tokio::spawn(async move {
+            let Some(place) = gate.admit(addr.ip()) else {
+                return torrent.tell(ToTorrent::DialFailed(addr));
+            };
+            match net::tcp_connect(addr, CONNECT_TIME).await {
+                Ok(stream) => {
+                    let meet = Meet {
+                        addr,
+                        called: true,
+                        ours: handshake,
+                    };
+                    gate.join_torrent(stream, BytesMut::new(), meet, torrent, place)
+                        .await;
+                }
+                Err(error) => {
+                    tracing::debug!(%addr, %error, "cannot connect");
+                    torrent.tell(ToTorrent::DialFailed(addr));
+                }
+            }
+        });
+    }
+}
+
+/// A torrent's connection before its handshake.
+struct Meet {
+    addr: SocketAddr,
+    called: bool,
+    ours: Handshake,
+}
+
+/// Reads until `len` bytes are there, or what is there begins no handshake: that is for whoever looks at it next to refuse.
+async fn read_until(stream: &mut TcpStream, inbuf: &mut BytesMut, len: usize) -> io::Result<()> {
+    while inbuf.len() < len && Handshake::decode(inbuf).is_ok() {
+        if stream.read_buf(inbuf).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(())
 }
 
 /// Which folder a fresh connection is about.
@@ -348,7 +492,7 @@ fn network_of(ip: IpAddr) -> IpAddr {
 }
 
 /// A connection's entry in the crowd, given back when dropped.
-struct Place {
+pub(super) struct Place {
     gate: Gate,
     /// The network it counts in as long as it is a stranger; then it is a member.
     stranger: Option<IpAddr>,

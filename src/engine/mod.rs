@@ -4,6 +4,7 @@
 //!   verifies and stores what the peer sends.
 //! - [`swarm`]: one actor per folder. Owns who is connected, which heads are believed, what is fetched from whom and when
 //!   the folder is published. Everything reaches it as a message; nothing else holds its state.
+//! - [`torrent`]: one actor per torrent, with its connections, its files and the threads that hash.
 //! - [`discovery`]: finds peers by DHT, trackers and local multicast.
 //! - `dial`, `serve`, `allowance`: the plain data these two decide with.
 
@@ -15,3 +16,4 @@ pub mod gate;
 pub mod peer;
 mod serve;
 pub mod swarm;
+pub mod torrent;

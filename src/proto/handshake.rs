@@ -10,6 +10,9 @@ const PROTOCOL: &[u8; 20] = b"\x13BitTorrent protocol";
 /// Reserved bit 20 from the right: the sender knows BEP 10.
 const EXTENSIONS: (usize, u8) = (5, 0x10);
 
+/// The sender knows BEP 6, the fast extension.
+const FAST: (usize, u8) = (7, 0x04);
+
 /// One side's handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Handshake {
@@ -36,6 +39,18 @@ impl Handshake {
             info_hash,
             peer_id,
         }
+    }
+
+    /// A handshake of an ordinary torrent: BEP 10 and BEP 6.
+    pub fn for_torrent(info_hash: [u8; 20], peer_id: [u8; 20]) -> Self {
+        let mut handshake = Self::with_extensions(info_hash, peer_id);
+        handshake.reserved[FAST.0] |= FAST.1;
+        handshake
+    }
+
+    /// Whether the sender knows BEP 6.
+    pub fn has_fast(&self) -> bool {
+        self.reserved[FAST.0] & FAST.1 != 0
     }
 
     /// Whether the sender knows BEP 10.
@@ -89,7 +104,9 @@ mod tests {
         }
         let longer = [&bytes[..], b"more"].concat();
         assert_eq!(Handshake::decode(&longer), Ok(Some(handshake)));
-        assert!(handshake.has_extensions());
+        assert!(handshake.has_extensions() && !handshake.has_fast());
+        let torrent = Handshake::for_torrent([7; 20], [8; 20]);
+        assert!(torrent.has_extensions() && torrent.has_fast());
     }
 
     #[test]

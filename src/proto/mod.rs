@@ -3,6 +3,9 @@
 //! since a start the caller chose, random bytes come from a function the caller passes in.
 
 pub mod bencode;
+pub mod bitfield;
+pub mod blocks;
+pub mod choker;
 pub mod extension;
 pub mod frame;
 pub mod handshake;
@@ -11,9 +14,14 @@ pub mod lsd;
 pub mod magnet;
 pub mod metainfo;
 pub mod noise;
+pub mod pex;
+pub mod picker;
+pub mod rate;
 pub mod scheduler;
-
 pub mod session;
+pub mod torrent;
 pub mod tracker;
 pub mod udp_tracker;
+pub mod ut_metadata;
 pub mod ut_xet;
+pub mod wire;

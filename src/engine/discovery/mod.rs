@@ -48,6 +48,13 @@ pub enum Source {
 /// A peer that somebody says is in a swarm. Nothing about it is checked but that it can be called.
 pub type Found = (SwarmId, SocketAddr, Source);
 
+/// Where a swarm may be looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    Everywhere,
+    TrackersOnly,
+}
+
 /// What is used.
 #[derive(Debug, Clone, Default)]
 pub struct Config {
@@ -121,13 +128,25 @@ impl Discovery {
     /// more than once. Ends with [`Self::unwatch`] or when the other side of `sink` is dropped. URLs that are none are
     /// reported in [`Self::status`].
     pub fn watch(&self, swarm: SwarmId, trackers: Vec<String>, sink: mpsc::Sender<Found>) {
+        self.watch_within(swarm, trackers, sink, Reach::Everywhere);
+    }
+
+    /// The same, where `reach` may leave nothing but the trackers (BEP 27).
+    pub fn watch_within(
+        &self,
+        swarm: SwarmId,
+        trackers: Vec<String>,
+        sink: mpsc::Sender<Found>,
+        reach: Reach,
+    ) {
+        let everywhere = reach == Reach::Everywhere;
         let (stopper, stop) = stop_pair();
         let mut watch = Watch {
             stopper,
             tasks: Vec::new(),
             trackers: Vec::new(),
         };
-        if let Some(view) = self.dht.clone() {
+        if let Some(view) = self.dht.clone().filter(|_| everywhere) {
             let task = dht::follow(view, swarm, self.port, sink.clone(), stop.clone());
             watch.tasks.push(tokio::spawn(task));
         }
@@ -140,7 +159,10 @@ impl Discovery {
         // Ends the earlier watch, if any.
         drop(self.watches.lock().insert(swarm, watch));
         if let Some(lsd) = &self.lsd {
-            lsd.watch(swarm, sink);
+            match reach {
+                Reach::Everywhere => lsd.watch(swarm, sink),
+                Reach::TrackersOnly => lsd.unwatch(swarm),
+            }
         }
     }
 

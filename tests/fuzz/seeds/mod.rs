@@ -2,6 +2,7 @@
 
 mod folder;
 mod share;
+mod torrent;
 mod wire;
 mod xet;
 
@@ -30,7 +31,10 @@ pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
         "noise" => wire::noise(),
         "session_member" => wire::session_member(),
         "session_stranger" => wire::session_stranger(),
+        "peer_wire" => torrent::peer_wire(),
+        "pex" => torrent::pex(),
         "udp_tracker" => wire::udp_tracker(),
+        "ut_metadata" => torrent::ut_metadata(),
 
         "auth" => share::auth(),
         "certificate" => vec![share::signed().certificate.encode()],

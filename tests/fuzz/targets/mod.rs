@@ -7,6 +7,7 @@
 pub(crate) mod folder;
 pub(crate) mod local;
 pub(crate) mod share;
+mod torrent;
 pub(crate) mod wire;
 mod xet;
 
@@ -50,6 +51,8 @@ pub(crate) const TARGETS: &[(&str, Target)] = &[
     ("noise", wire::noise),
     ("pack", xet::pack),
     ("pack_journal", xet::pack_journal),
+    ("peer_wire", torrent::peer_wire),
+    ("pex", torrent::pex),
     ("recipe", xet::recipe),
     ("session_member", wire::session_member),
     ("session_stranger", wire::session_stranger),
@@ -57,6 +60,7 @@ pub(crate) const TARGETS: &[(&str, Target)] = &[
     ("snapshot", folder::snapshot),
     ("tree", folder::tree),
     ("udp_tracker", wire::udp_tracker),
+    ("ut_metadata", torrent::ut_metadata),
     ("xorb", xet::xorb),
     ("xorb_whole", xet::xorb_whole),
 ];

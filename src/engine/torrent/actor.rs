@@ -1,0 +1,507 @@
+//! The actor of a torrent: takes messages, lets the machine decide, does what it says.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::content::{Checked, Content};
+use super::disk::DiskEvent;
+use super::peer::{self, Connection, FromPeer, PeerEnd, ToPeer};
+use super::reader::PendingRead;
+use super::{
+    Connected, DialTorrent, Metadata, Phase, ToTorrent, TorrentConfig, TorrentHandle, TorrentPeer,
+    TorrentStatus,
+};
+use crate::clock::Elapsed;
+use crate::engine::dial::Dialer;
+use crate::proto::blocks::Block;
+use crate::proto::handshake::Handshake;
+use crate::proto::metainfo::Info;
+use crate::proto::scheduler::PeerKey;
+use crate::proto::torrent::{Action, Fault, NewPeer, Now, Settings, Torrent, Verdict};
+use crate::proto::wire::Message;
+use crate::random;
+
+/// Connections of one torrent.
+const PEERS_MAX: usize = 120;
+/// Reads of connections waiting for the actor; beyond, sockets are not read.
+const PEER_EVENTS_MAX: usize = 64;
+/// Messages dealt with before the machine's answers go out, so that they go in batches.
+const BATCH: usize = 16;
+/// How often the status is told.
+const STATUS_TIME: Duration = Duration::from_millis(250);
+/// After an error of the disk, wait before asking for more.
+const DISK_RETRY_TIME: Duration = Duration::from_secs(5);
+
+struct PeerLink {
+    tx: mpsc::UnboundedSender<Vec<ToPeer>>,
+    addr: SocketAddr,
+    called: bool,
+}
+
+pub(super) struct Actor {
+    pub(super) config: TorrentConfig,
+    pub(super) clock: Elapsed,
+    pub(super) machine: Torrent,
+    pub(super) content: Option<Content>,
+    pub(super) metadata: Option<Arc<Metadata>>,
+    pub(super) disk_events: mpsc::UnboundedSender<DiskEvent>,
+    pub(super) checked: mpsc::UnboundedSender<Checked>,
+    pub(super) phase: Phase,
+    /// Why the phase is `Stopped`, or what the disk says.
+    pub(super) trouble: Option<String>,
+    /// When to try the disk again.
+    pub(super) retry_at: Option<Now>,
+    pub(super) checked_pieces: Arc<std::sync::atomic::AtomicU64>,
+    pub(super) checking_pieces: u64,
+    pub(super) reads: Vec<PendingRead>,
+    /// When the reads are looked at next.
+    pub(super) read_check_at: Now,
+    pub(super) handle: TorrentHandle,
+    gate: Arc<dyn DialTorrent>,
+    peers: HashMap<PeerKey, PeerLink>,
+    peer_events: mpsc::Sender<FromPeer>,
+    outgoing: BTreeMap<PeerKey, Vec<ToPeer>>,
+    dialer: Dialer,
+    next_key: u64,
+    status: watch::Sender<TorrentStatus>,
+    pub(super) next_status: Now,
+    done: Option<oneshot::Sender<()>>,
+}
+
+struct Inputs {
+    commands: mpsc::UnboundedReceiver<ToTorrent>,
+    peers: mpsc::Receiver<FromPeer>,
+    disk: mpsc::UnboundedReceiver<DiskEvent>,
+    checked: mpsc::UnboundedReceiver<Checked>,
+}
+
+pub(super) fn spawn(config: TorrentConfig, gate: Arc<dyn DialTorrent>) -> TorrentHandle {
+    let clock = Elapsed::start();
+    let (tx, commands) = mpsc::unbounded_channel();
+    let (peer_events, peers) = mpsc::channel(PEER_EVENTS_MAX);
+    let (disk_events, disk) = mpsc::unbounded_channel();
+    let (checked_tx, checked) = mpsc::unbounded_channel();
+    let (status, watched) = watch::channel(TorrentStatus {
+        name: config.name.clone(),
+        ..TorrentStatus::default()
+    });
+    let hashes = config.hashes;
+    let short = hashes
+        .v1
+        .map(|hash| hash.0)
+        .or_else(|| hashes.v2.map(|hash| hash.short()));
+    let handle = TorrentHandle {
+        tx,
+        status: watched,
+        handshake: Handshake::for_torrent(short.unwrap_or_default(), config.shared.peer_id),
+    };
+    let settings = Settings {
+        hashes,
+        private: !config.exchange,
+        port: config.port,
+        lazy: config.lazy,
+        seed: u64::from_le_bytes(random::bytes()),
+    };
+    let mut dialer = Dialer::default();
+    config.peers.iter().for_each(|addr| dialer.give(*addr));
+    let actor = Actor {
+        machine: Torrent::new(clock.now(), settings),
+        clock,
+        content: None,
+        metadata: None,
+        disk_events,
+        checked: checked_tx,
+        phase: Phase::Metadata,
+        trouble: None,
+        retry_at: None,
+        checked_pieces: Arc::default(),
+        checking_pieces: 0,
+        reads: Vec::new(),
+        read_check_at: Now::ZERO,
+        handle: handle.clone(),
+        gate,
+        peers: HashMap::new(),
+        peer_events,
+        outgoing: BTreeMap::new(),
+        dialer,
+        next_key: 0,
+        status,
+        next_status: Now::ZERO,
+        done: None,
+        config,
+    };
+    let span = tracing::info_span!("torrent", name = actor.config.name);
+    let inputs = Inputs {
+        commands,
+        peers,
+        disk,
+        checked,
+    };
+    tokio::spawn(tracing::Instrument::instrument(actor.run(inputs), span));
+    handle
+}
+
+impl Actor {
+    async fn run(mut self, mut inputs: Inputs) {
+        if let Some(metadata) = self.config.metadata.take() {
+            self.open(metadata);
+        }
+        if self.config.paused {
+            self.machine.hold(self.clock.now(), true);
+        }
+        while self.done.is_none() {
+            let until = tokio::time::Instant::from_std(self.clock.instant(self.poll_timeout()));
+            tokio::select! {
+                Some(command) = inputs.commands.recv() => self.command(command),
+                Some(event) = inputs.disk.recv() => self.disk_event(event),
+                Some(checked) = inputs.checked.recv() => self.begin(checked),
+                Some(event) = inputs.peers.recv() => self.peer_event(event),
+                () = tokio::time::sleep_until(until) => {}
+            }
+            for _ in 0..BATCH {
+                if let Ok(event) = inputs.disk.try_recv() {
+                    self.disk_event(event);
+                }
+                match inputs.peers.try_recv() {
+                    Ok(event) => self.peer_event(event),
+                    Err(_) => break,
+                }
+            }
+            self.upkeep();
+        }
+        self.close().await;
+    }
+
+    fn poll_timeout(&self) -> Now {
+        let dial = self
+            .may_dial()
+            .then(|| self.dialer.poll_timeout())
+            .flatten();
+        let read = self.next_read_check();
+        let times = [
+            read,
+            Some(self.machine.poll_timeout()),
+            Some(self.next_status),
+            dial,
+            self.retry_at,
+        ];
+        times.into_iter().flatten().min().unwrap_or_default()
+    }
+
+    fn upkeep(&mut self) {
+        let now = self.clock.now();
+        self.machine.handle_timeout(now);
+        if self.retry_at.is_some_and(|at| at <= now) {
+            self.retry(now);
+        }
+        self.check_reads(now);
+        self.apply();
+        if self.may_dial() {
+            for addr in self.dialer.due(now) {
+                self.gate
+                    .dial_torrent(addr, self.handle.handshake, self.handle.clone());
+            }
+        }
+        if now >= self.next_status {
+            self.next_status = now + STATUS_TIME;
+            self.tell_status(now);
+        }
+    }
+
+    fn may_dial(&self) -> bool {
+        let seeding = self.phase == Phase::Seeding;
+        !self.config.paused
+            && self.phase != Phase::Stopped
+            && self.peers.len() < PEERS_MAX
+            && !seeding
+    }
+
+    fn command(&mut self, command: ToTorrent) {
+        let now = self.clock.now();
+        match command {
+            ToTorrent::Connected(connected) => self.connected(*connected),
+            ToTorrent::DialFailed(addr) => self.dialer.failed(now, addr),
+            ToTorrent::DialedOurselves(addr) => self.dialer.ourselves(addr),
+            ToTorrent::Found(addr) => self.dialer.found(addr),
+            ToTorrent::Give(addr) => self.dialer.give(addr),
+            ToTorrent::Pause(paused) => self.pause(now, paused),
+            ToTorrent::Recheck => self.recheck(),
+            ToTorrent::Peers(reply) => drop(reply.send(self.list_peers(now))),
+            ToTorrent::Metadata(reply) => drop(reply.send(self.metadata.clone())),
+            ToTorrent::Reader(reply) => drop(reply.send(self.reader())),
+            ToTorrent::Read(job) => self.read(now, *job),
+            ToTorrent::Ahead(pieces) => self.machine.read_ahead(now, pieces),
+            ToTorrent::Shutdown(reply) => self.done = Some(reply),
+        }
+    }
+
+    fn pause(&mut self, now: Now, paused: bool) {
+        self.config.paused = paused;
+        let held = paused || self.trouble.is_some();
+        self.machine.hold(now, held);
+        if paused {
+            // Those who are served notice as well.
+            self.peers
+                .values_mut()
+                .for_each(|link| link.tx = mpsc::unbounded_channel().0);
+        }
+        self.set_phase();
+        self.next_status = now;
+    }
+
+    fn connected(&mut self, connected: Connected) {
+        let now = self.clock.now();
+        let Connected {
+            stream,
+            addr,
+            called,
+            handshake,
+            early,
+            place,
+        } = connected;
+        let again = self.peers.len() >= PEERS_MAX || self.config.paused;
+        if again || handshake.peer_id == self.config.shared.peer_id {
+            if called && !again {
+                self.dialer.ourselves(addr);
+            } else if called {
+                self.dialer.failed(now, addr);
+            }
+            return;
+        }
+        if called {
+            self.dialer.connected(addr);
+        }
+        self.next_key += 1;
+        let key = PeerKey(self.next_key);
+        let (tx, commands) = mpsc::unbounded_channel();
+        let fast = handshake.has_fast();
+        let connection = Connection {
+            key,
+            stream,
+            early,
+            fast,
+            slabs: self.config.shared.slabs.clone(),
+            events: self.peer_events.clone(),
+            commands,
+        };
+        tracing::debug!(%addr, called, "connected");
+        let task = async move {
+            peer::run(connection).await;
+            drop(place);
+        };
+        tokio::spawn(tracing::Instrument::in_current_span(task));
+        self.peers.insert(key, PeerLink { tx, addr, called });
+        if let Some(content) = &self.content {
+            self.outgoing
+                .entry(key)
+                .or_default()
+                .push(ToPeer::Disk(Arc::clone(&content.disk)));
+        }
+        let new = NewPeer {
+            fast,
+            extended: handshake.has_extensions(),
+            addr: Some(addr),
+        };
+        self.machine.peer_joined(now, key, new);
+    }
+
+    fn peer_event(&mut self, event: FromPeer) {
+        let now = self.clock.now();
+        match event {
+            FromPeer::Said(key, messages) => self.said(now, key, messages),
+            FromPeer::Served { key, blocks, bytes } => self.machine.served(now, key, blocks, bytes),
+            FromPeer::Down(key, end) => self.down(now, key, &end),
+        }
+    }
+
+    fn down(&mut self, now: Now, key: PeerKey, end: &PeerEnd) {
+        self.machine.peer_left(now, key);
+        self.outgoing.remove(&key);
+        if let Some(link) = self.peers.remove(&key) {
+            tracing::debug!(addr = %link.addr, why = %end, "connection ended");
+            if link.called {
+                self.dialer.failed(now, link.addr);
+            }
+        }
+    }
+
+    fn said(&mut self, now: Now, key: PeerKey, messages: Vec<Message<Bytes>>) {
+        // Blocks of one piece that came together are written together.
+        let mut run: Option<(u32, Vec<(u32, Bytes)>)> = None;
+        for message in messages {
+            let Message::Piece { piece, begin, data } = message else {
+                self.machine.message(now, key, message);
+                continue;
+            };
+            let length = data.len() as u32;
+            let block = Block {
+                piece,
+                begin,
+                length,
+            };
+            if self.machine.block_arrived(now, key, block) == Verdict::Waste {
+                continue;
+            }
+            match &mut run {
+                Some((same, blocks)) if *same == piece => blocks.push((begin, data)),
+                _ => {
+                    self.write(run.replace((piece, vec![(begin, data)])));
+                }
+            }
+        }
+        self.write(run);
+    }
+
+    fn write(&self, run: Option<(u32, Vec<(u32, Bytes)>)>) {
+        if let (Some((piece, blocks)), Some(content)) = (run, &self.content) {
+            self.config.shared.disk.write(&content.disk, piece, blocks);
+        }
+    }
+
+    fn disk_event(&mut self, event: DiskEvent) {
+        let now = self.clock.now();
+        match event {
+            DiskEvent::Verified(piece) => {
+                self.machine.piece_verified(now, piece);
+                self.log_piece(piece);
+                self.answer_reads(Some(piece));
+                if self.machine.is_finished() {
+                    self.set_phase();
+                    self.next_status = now;
+                }
+            }
+            DiskEvent::Failed { piece, digests } => self.machine.piece_failed(now, piece, &digests),
+            DiskEvent::Examined { piece, digests } => self.machine.examined(now, piece, &digests),
+            DiskEvent::Broken { piece, error } => {
+                self.machine.piece_lost(now, piece);
+                self.piece_gone(piece);
+                self.disk_trouble(now, &error);
+            }
+        }
+    }
+
+    /// The disk does not do what it should: nothing is asked for, for a while.
+    fn disk_trouble(&mut self, now: Now, error: &std::io::Error) {
+        use std::io::ErrorKind;
+        let full = matches!(
+            error.kind(),
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded
+        );
+        let trouble = match full {
+            true => "the disk is full".to_owned(),
+            false => format!("cannot write to the output folder: {error}"),
+        };
+        tracing::warn!(%error, "a piece could not be written");
+        self.trouble = Some(trouble);
+        self.machine.hold(now, true);
+        self.retry_at = Some(now + DISK_RETRY_TIME);
+        self.next_status = now;
+    }
+
+    fn retry(&mut self, now: Now) {
+        self.retry_at = None;
+        if self.phase == Phase::Stopped {
+            return;
+        }
+        self.trouble = None;
+        self.machine.hold(now, self.config.paused);
+    }
+
+    /// Does what the machine wants done.
+    pub(super) fn apply(&mut self) {
+        while let Some(action) = self.machine.poll_action() {
+            match action {
+                Action::Send(key, message) => self.put(key, ToPeer::Send(message)),
+                Action::Serve(key, block) => self.put(key, ToPeer::Serve(block)),
+                Action::Unserve(key, block) => self.put(key, ToPeer::Unserve(block)),
+                Action::UnserveAll(key) => self.put(key, ToPeer::UnserveAll),
+                Action::Drop(key, fault) => self.drop_peer(key, fault),
+                Action::Examine(piece) => {
+                    if let Some(content) = &self.content {
+                        self.config.shared.disk.examine(&content.disk, piece);
+                    }
+                }
+                Action::Metadata(raw) => match Info::parse(&raw) {
+                    Ok(info) => self.open(Metadata {
+                        info,
+                        layers: BTreeMap::new(),
+                    }),
+                    Err(error) => self.stop(format!("the metadata is no torrent: {error}")),
+                },
+                Action::Found(addrs) => addrs.into_iter().for_each(|addr| self.dialer.found(addr)),
+            }
+        }
+        for (key, commands) in std::mem::take(&mut self.outgoing) {
+            if let Some(link) = self.peers.get(&key) {
+                // An error means that the task has ended; its report is on the way.
+                drop(link.tx.send(commands));
+            }
+        }
+    }
+
+    fn put(&mut self, key: PeerKey, command: ToPeer) {
+        if self.peers.contains_key(&key) {
+            self.outgoing.entry(key).or_default().push(command);
+        }
+    }
+
+    fn drop_peer(&mut self, key: PeerKey, fault: Fault) {
+        if let Some(link) = self.peers.remove(&key) {
+            tracing::info!(addr = %link.addr, why = %fault, "peer dropped");
+            if let Some(commands) = self.outgoing.remove(&key) {
+                drop(link.tx.send(commands));
+            }
+            match fault {
+                Fault::Lie => self.dialer.bar(link.addr),
+                _ if link.called => self.dialer.failed(self.clock.now(), link.addr),
+                _ => {}
+            }
+        }
+    }
+
+    /// Tells everybody who is connected from where blocks are read.
+    pub(super) fn announce_disk(&mut self) {
+        let Some(content) = &self.content else { return };
+        for key in self.peers.keys() {
+            let disk = ToPeer::Disk(Arc::clone(&content.disk));
+            self.outgoing.entry(*key).or_default().push(disk);
+        }
+    }
+
+    fn list_peers(&mut self, now: Now) -> Vec<TorrentPeer> {
+        let summaries = self.machine.peer_summaries(now).into_iter();
+        let peer = |summary: crate::proto::torrent::PeerSummary| {
+            let link = self.peers.get(&summary.key)?;
+            Some(TorrentPeer {
+                addr: link.addr,
+                incoming: !link.called,
+                summary,
+            })
+        };
+        summaries.filter_map(peer).collect()
+    }
+
+    fn tell_status(&mut self, now: Now) {
+        let summary = self.machine.summary(now);
+        let status = self.describe(&summary);
+        self.status.send_if_modified(|old| {
+            let news = *old != status;
+            *old = status;
+            news
+        });
+    }
+
+    async fn close(mut self) {
+        self.peers.clear();
+        self.close_content().await;
+        if let Some(done) = self.done {
+            // Who asked may have gone away.
+            let _gone = done.send(());
+        }
+    }
+}

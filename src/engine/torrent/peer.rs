@@ -1,0 +1,396 @@
+//! One task per connection of a torrent: reads messages, writes messages, sends blocks from the disk.
+//!
+//! It decides nothing. What comes goes to the torrent's actor in the order it came, blocks as slices of the receive buffer;
+//! what the actor says goes out. Blocks are sent by `sendfile`, so their bytes never enter this process.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use thiserror::Error;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+use super::disk::DiskTorrent;
+use super::slab::{SLAB_BYTES, Slab, SlabPool};
+use super::storage::Part;
+use crate::proto::blocks::Block;
+use crate::proto::scheduler::PeerKey;
+use crate::proto::wire::{self, Message, WireError, WireLimits};
+
+/// Reads that fill less than this are copied out, so that a slow peer's blocks do not hold whole buffers.
+const SHARE_BYTES_MIN: usize = 48 << 10;
+/// Longest bitfield taken: 8 million pieces.
+const BITFIELD_BYTES_MAX: u32 = 1 << 20;
+/// Messages waiting to be written; a peer that reads nothing while we owe it this much is closed.
+const UNREAD_BYTES_MAX: usize = 4 << 20;
+/// Zeros that stand for a gap, sent in steps of this many bytes.
+const ZEROS: &[u8] = &[0; 16 << 10];
+/// Time for the last messages when we close.
+const FLUSH_TIME: Duration = Duration::from_millis(200);
+
+/// What a connection tells the actor.
+pub(super) enum FromPeer {
+    /// Messages in the order they came; never empty.
+    Said(PeerKey, Vec<Message<Bytes>>),
+    /// Blocks were sent, or refused with no bytes.
+    Served {
+        key: PeerKey,
+        blocks: u32,
+        bytes: u64,
+    },
+    Down(PeerKey, PeerEnd),
+}
+
+/// What the actor tells a connection.
+pub(super) enum ToPeer {
+    Send(Message<Bytes>),
+    Serve(Block),
+    Unserve(Block),
+    UnserveAll,
+    /// From now on blocks can be served.
+    Disk(Arc<DiskTorrent>),
+}
+
+/// Why a connection ended.
+#[derive(Debug, Error)]
+pub(super) enum PeerEnd {
+    #[error("the connection broke: {0}")]
+    Io(#[from] io::Error),
+    #[error("the peer closed the connection")]
+    Eof,
+    #[error("the peer broke the protocol: {0}")]
+    Wire(#[from] WireError),
+    #[error("the peer reads nothing")]
+    Stuck,
+    #[error("closed by us")]
+    Closed,
+}
+
+/// A connection whose handshakes are done.
+pub(super) struct Connection {
+    pub(super) key: PeerKey,
+    pub(super) stream: TcpStream,
+    /// What came behind the handshake.
+    pub(super) early: Vec<u8>,
+    pub(super) fast: bool,
+    pub(super) slabs: SlabPool,
+    pub(super) events: mpsc::Sender<FromPeer>,
+    pub(super) commands: mpsc::UnboundedReceiver<Vec<ToPeer>>,
+}
+
+/// Runs a connection until it ends, and says so.
+pub(super) async fn run(mut connection: Connection) {
+    let mut task = Task {
+        fast: connection.fast,
+        carry: std::mem::take(&mut connection.early),
+        out: BytesMut::new(),
+        queue: VecDeque::new(),
+        sending: None,
+        disk: None,
+        served: (0, 0),
+    };
+    let end = match task.run(&mut connection).await {
+        Ok(()) => PeerEnd::Closed,
+        Err(end) => end,
+    };
+    let down = FromPeer::Down(connection.key, end);
+    drop(connection.events.send(down).await);
+}
+
+struct Task {
+    fast: bool,
+    /// The beginning of a message whose rest has not come.
+    carry: Vec<u8>,
+    out: BytesMut,
+    queue: VecDeque<Block>,
+    sending: Option<Sending>,
+    disk: Option<Arc<DiskTorrent>>,
+    /// Blocks and bytes not reported yet.
+    served: (u32, u64),
+}
+
+/// A block on its way out. Until it is done, messages wait.
+struct Sending {
+    /// What is left of the message's head.
+    head: BytesMut,
+    parts: VecDeque<Part>,
+    bytes: u64,
+}
+
+impl Task {
+    async fn run(&mut self, connection: &mut Connection) -> Result<(), PeerEnd> {
+        if !self.carry.is_empty() {
+            self.take(connection, None, 0).await?;
+        }
+        loop {
+            self.report(connection).await;
+            let interest = match self.wants_to_write() {
+                true => Interest::READABLE | Interest::WRITABLE,
+                false => Interest::READABLE,
+            };
+            tokio::select! {
+                biased;
+                commands = connection.commands.recv() => match commands {
+                    Some(commands) => self.commands(commands)?,
+                    None => return self.flush(&connection.stream).await,
+                },
+                ready = connection.stream.ready(interest) => {
+                    let ready = ready?;
+                    if ready.is_writable() && self.wants_to_write() {
+                        self.write(&connection.stream)?;
+                    }
+                    if ready.is_readable() {
+                        self.read(connection).await?;
+                    }
+                }
+            }
+            if !self.out.is_empty() {
+                self.write(&connection.stream)?;
+            }
+        }
+    }
+
+    fn wants_to_write(&self) -> bool {
+        let blocks = self.disk.is_some() && !self.queue.is_empty();
+        !self.out.is_empty() || self.sending.is_some() || blocks
+    }
+
+    fn commands(&mut self, commands: Vec<ToPeer>) -> Result<(), PeerEnd> {
+        for command in commands {
+            match command {
+                ToPeer::Send(message) => self.put(&message),
+                ToPeer::Serve(block) => self.queue.push_back(block),
+                ToPeer::Unserve(block) => {
+                    if let Some(n) = self.queue.iter().position(|queued| *queued == block) {
+                        self.queue.remove(n);
+                        self.refuse(block);
+                    }
+                }
+                ToPeer::UnserveAll => {
+                    for block in std::mem::take(&mut self.queue) {
+                        self.refuse(block);
+                    }
+                }
+                ToPeer::Disk(disk) => self.disk = Some(disk),
+            }
+        }
+        match self.out.len() > UNREAD_BYTES_MAX {
+            true => Err(PeerEnd::Stuck),
+            false => Ok(()),
+        }
+    }
+
+    fn put(&mut self, message: &Message<Bytes>) {
+        message.encode(&mut self.out);
+    }
+
+    fn refuse(&mut self, block: Block) {
+        self.served.0 += 1;
+        if self.fast {
+            self.put(&Message::Reject(block));
+        }
+    }
+
+    async fn report(&mut self, connection: &Connection) {
+        let (blocks, bytes) = std::mem::take(&mut self.served);
+        if blocks > 0 {
+            let key = connection.key;
+            let served = FromPeer::Served { key, blocks, bytes };
+            drop(connection.events.send(served).await);
+        }
+    }
+
+    /// Reads what is there and hands it on.
+    async fn read(&mut self, connection: &mut Connection) -> Result<(), PeerEnd> {
+        let needed = wire::needed(&self.carry).unwrap_or(0);
+        if needed > SLAB_BYTES {
+            return self.read_large(connection, needed).await;
+        }
+        let Some(mut slab) = connection.slabs.take().await else {
+            return Err(PeerEnd::Closed);
+        };
+        let mut filled = self.carry.len();
+        if let Some(begin) = slab.as_mut().get_mut(..filled) {
+            begin.copy_from_slice(&self.carry);
+        }
+        self.carry.clear();
+        let ended = loop {
+            let room = slab.as_mut().get_mut(filled..).unwrap_or_default();
+            if room.is_empty() {
+                break None;
+            }
+            match connection.stream.try_read(room) {
+                Ok(0) => break Some(PeerEnd::Eof),
+                Ok(n) => filled += n,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break None,
+                Err(error) => break Some(error.into()),
+            }
+        };
+        self.take(connection, Some(slab), filled).await?;
+        ended.map_or(Ok(()), Err)
+    }
+
+    /// A message longer than a buffer: the bitfield of a very large torrent.
+    async fn read_large(
+        &mut self,
+        connection: &mut Connection,
+        needed: usize,
+    ) -> Result<(), PeerEnd> {
+        // Its header has been checked when the carry was made.
+        let mut chunk = vec![0; (needed - self.carry.len()).min(SLAB_BYTES)];
+        match connection.stream.try_read(&mut chunk) {
+            Ok(0) => return Err(PeerEnd::Eof),
+            Ok(n) => self
+                .carry
+                .extend_from_slice(chunk.get(..n).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+        self.take(connection, None, 0).await
+    }
+
+    /// Cuts messages out of the buffer, or else out of what was carried over, and keeps the rest.
+    async fn take(
+        &mut self,
+        connection: &Connection,
+        slab: Option<Slab>,
+        filled: usize,
+    ) -> Result<(), PeerEnd> {
+        let bytes = match slab {
+            Some(slab) if filled >= SHARE_BYTES_MIN => slab.freeze().slice(..filled),
+            Some(slab) => Bytes::copy_from_slice(slab.as_slice().get(..filled).unwrap_or_default()),
+            None => std::mem::take(&mut self.carry).into(),
+        };
+        let limits = WireLimits {
+            bitfield_bytes: BITFIELD_BYTES_MAX,
+        };
+        let mut messages = Vec::new();
+        let mut rest = bytes.as_ref();
+        let wrong = loop {
+            match wire::decode(rest, limits) {
+                Ok(Some((message, taken))) => {
+                    messages.push(message.map(|payload| bytes.slice_ref(payload)));
+                    rest.advance(taken);
+                }
+                Ok(None) => break None,
+                Err(error) => break Some(error),
+            }
+        };
+        self.carry = rest.to_vec();
+        if !messages.is_empty() {
+            let said = FromPeer::Said(connection.key, messages);
+            drop(connection.events.send(said).await);
+        }
+        wrong.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Writes as much as the socket takes.
+    fn write(&mut self, stream: &TcpStream) -> Result<(), PeerEnd> {
+        loop {
+            if let (Some(sending), Some(disk)) = (&mut self.sending, &self.disk) {
+                if !send_head(stream, &mut sending.head)? || !send_block(stream, disk, sending)? {
+                    return Ok(());
+                }
+                self.served.0 += 1;
+                self.served.1 += sending.bytes;
+                self.sending = None;
+            }
+            while !self.out.is_empty() {
+                match stream.try_write(&self.out) {
+                    Ok(n) => self.out.advance(n),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            let Some(disk) = &self.disk else {
+                return Ok(());
+            };
+            let Some(block) = self.queue.pop_front() else {
+                return Ok(());
+            };
+            let offset = disk.layout.offset(block.piece) + u64::from(block.begin);
+            let mut head = BytesMut::new();
+            wire::put_piece_head(&mut head, &block);
+            self.sending = Some(Sending {
+                head,
+                parts: disk.storage.parts(offset, block.length.into()).into(),
+                bytes: block.length.into(),
+            });
+        }
+    }
+
+    /// Sends what is left, if the socket takes it soon.
+    async fn flush(&mut self, stream: &TcpStream) -> Result<(), PeerEnd> {
+        let all = async {
+            while !self.out.is_empty() || self.sending.is_some() {
+                self.queue.clear();
+                stream.writable().await?;
+                self.write(stream)?;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(FLUSH_TIME, all)
+            .await
+            .unwrap_or(Ok(()))
+    }
+}
+
+/// Sends the head of a block, in one packet with what follows; true when it is out.
+fn send_head(stream: &TcpStream, head: &mut BytesMut) -> Result<bool, PeerEnd> {
+    let flags = rustix::net::SendFlags::MORE | rustix::net::SendFlags::NOSIGNAL;
+    while !head.is_empty() {
+        let sent = stream.try_io(Interest::WRITABLE, || {
+            rustix::net::send(stream.as_fd(), head, flags).map_err(io::Error::from)
+        });
+        match sent {
+            Ok(n) => head.advance(n),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(true)
+}
+
+/// Sends more of a block; true when it is out.
+fn send_block(
+    stream: &TcpStream,
+    disk: &DiskTorrent,
+    sending: &mut Sending,
+) -> Result<bool, PeerEnd> {
+    while let Some(part) = sending.parts.front_mut() {
+        let sent = match part.file {
+            Some(number) => {
+                let file = disk.storage.file(number, false)?;
+                let mut at = part.at;
+                let count = usize::try_from(part.len).unwrap_or(usize::MAX);
+                stream.try_io(Interest::WRITABLE, || {
+                    rustix::fs::sendfile(stream.as_fd(), &*file, Some(&mut at), count)
+                        .map_err(io::Error::from)
+                })
+            }
+            None => {
+                let zeros = ZEROS.get(..ZEROS.len().min(part.len as usize));
+                stream.try_write(zeros.unwrap_or_default())
+            }
+        };
+        match sent {
+            // The file is shorter than it was when its pieces were checked.
+            Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+            Ok(n) => {
+                part.at += n as u64;
+                part.len -= n as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+        if part.len == 0 {
+            sending.parts.pop_front();
+        }
+    }
+    Ok(true)
+}

@@ -1,0 +1,65 @@
+#!/usr/bin/python3
+"""libtorrent as the other side. Usage:
+torrent_peer.py seed TORRENT DIR [UPLOAD_BYTES_PER_SECOND]   says {"port": n} once it seeds; ends when stdin does
+torrent_peer.py leech TORRENT|MAGNET DIR PEER_PORT           ends when all is there, says {"done": true}"""
+
+import json
+import sys
+import time
+
+import libtorrent as lt
+
+
+def session():
+    return lt.session({"listen_interfaces": "127.0.0.1:0", "enable_dht": False, "enable_lsd": False,
+                       "enable_upnp": False, "enable_natpmp": False, "enable_outgoing_utp": False,
+                       "enable_incoming_utp": False, "allow_multiple_connections_per_ip": True,
+                       "alert_mask": lt.alert.category_t.all_categories})
+
+
+def say(value):
+    print(json.dumps(value), flush=True)
+
+
+def seed(torrent, folder, limit=0):
+    ses = session()
+    ses.apply_settings({"upload_rate_limit": int(limit)})
+    ses.set_peer_class_filter(lt.ip_filter())
+    handle = ses.add_torrent({"ti": lt.torrent_info(torrent), "save_path": folder})
+    while not handle.status().is_seeding:
+        time.sleep(0.02)
+    say({"port": ses.listen_port()})
+    sys.stdin.read()
+
+
+def leech(torrent, folder, port):
+    ses = session()
+    if torrent.startswith("magnet:"):
+        params = lt.parse_magnet_uri(torrent)
+        params.save_path = folder
+        handle = ses.add_torrent(params)
+    else:
+        handle = ses.add_torrent({"ti": lt.torrent_info(torrent), "save_path": folder})
+    deadline = time.time() + 120
+    asked = 0
+    while time.time() < deadline:
+        status = handle.status()
+        if status.is_seeding:
+            # Blocks may still be on their way to the files.
+            handle.flush_cache()
+            time.sleep(0.2)
+            say({"done": True})
+            return
+        if status.num_peers == 0 and time.time() - asked > 1:
+            asked = time.time()
+            handle.connect_peer(("127.0.0.1", int(port)))
+        time.sleep(0.02)
+    for alert in ses.pop_alerts():
+        print(alert, file=sys.stderr)
+    say({"done": False, "state": str(handle.status().state), "progress": handle.status().progress})
+
+
+if sys.argv[1] == "seed":
+    seed(*sys.argv[2:])
+else:
+    leech(*sys.argv[2:])
