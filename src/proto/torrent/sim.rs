@@ -56,6 +56,8 @@ struct Swarm {
     random: u64,
     pieces: u32,
     lies: BTreeSet<usize>,
+    /// When the last message sent over a link in one direction arrives: links keep their order, as TCP does.
+    arrivals: BTreeMap<(usize, PeerKey), Now>,
     finished: BTreeMap<usize, Now>,
 }
 
@@ -82,6 +84,7 @@ impl Swarm {
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             pieces,
             lies: BTreeSet::new(),
+            arrivals: BTreeMap::new(),
             finished: BTreeMap::new(),
         }
     }
@@ -135,6 +138,13 @@ impl Swarm {
         }
     }
 
+    /// When a message arrives that would arrive at `when` if none had been sent before it.
+    fn arrival(&mut self, from: usize, key: PeerKey, when: Now) -> Now {
+        let last = self.arrivals.entry((from, key)).or_default();
+        *last = when.max(*last);
+        *last
+    }
+
     fn at(&mut self, when: Now, event: Event) {
         let number = self.events.len();
         self.events.push(Some(event));
@@ -179,10 +189,9 @@ impl Swarm {
                 Action::Send(key, message) => {
                     let delay = Duration::from_millis(20 + self.random(60));
                     if let Some(other) = self.nodes[node].links.get(&key).copied() {
-                        self.at(
-                            self.now + delay,
-                            Event::Deliver(other, key, Payload::Message(message)),
-                        );
+                        let when = self.arrival(node, key, self.now + delay);
+                        let payload = Payload::Message(message);
+                        self.at(when, Event::Deliver(other, key, payload));
                     }
                 }
                 Action::Serve(key, block) => self.serve(node, key, block),
