@@ -281,23 +281,8 @@ where
 
 fn router(app: App) -> Router {
     Router::new()
+        .merge(folder_routes())
         .merge(torrent_routes())
-        .route(
-            "/v1/share",
-            post(|app, request| call(app, request, |c, r, p| c.share(r, p))),
-        )
-        .route(
-            "/v1/unshare",
-            post(|app, request| call(app, request, |c, r, p| c.unshare(r, p))),
-        )
-        .route(
-            "/v1/join",
-            post(|app, request| call(app, request, |c, r, p| c.join(r, p))),
-        )
-        .route(
-            "/v1/confirm",
-            post(|app, request| call(app, request, |c, r, p| c.confirm(r, p))),
-        )
         .route(
             "/v1/mount",
             post(|app, request| call(app, request, |c, r, p| c.mount(r, p))),
@@ -315,18 +300,6 @@ fn router(app: App) -> Router {
             "/v1/peers",
             post(|app, request| call(app, request, |c, r, p| c.peers(r, p)))
                 .get(|app, request| call(app, request, |c, r, p| c.peers(r, p))),
-        )
-        .route(
-            "/v1/pin",
-            post(|app, request| call(app, request, |c, r, p| c.pin(r, p))),
-        )
-        .route(
-            "/v1/unpin",
-            post(|app, request| call(app, request, |c, r, p| c.unpin(r, p))),
-        )
-        .route(
-            "/v1/evict",
-            post(|app, request| call(app, request, |c, r, p| c.evict(r, p))),
         )
         .route(
             "/v1/keys",
@@ -349,6 +322,38 @@ fn router(app: App) -> Router {
             ))
         })
         .with_state(app)
+}
+
+fn folder_routes() -> Router<App> {
+    Router::new()
+        .route(
+            "/v1/share",
+            post(|app, request| call(app, request, |c, r, p| c.share(r, p))),
+        )
+        .route(
+            "/v1/unshare",
+            post(|app, request| call(app, request, |c, r, p| c.unshare(r, p))),
+        )
+        .route(
+            "/v1/join",
+            post(|app, request| call(app, request, |c, r, p| c.join(r, p))),
+        )
+        .route(
+            "/v1/confirm",
+            post(|app, request| call(app, request, |c, r, p| c.confirm(r, p))),
+        )
+        .route(
+            "/v1/pin",
+            post(|app, request| call(app, request, |c, r, p| c.pin(r, p))),
+        )
+        .route(
+            "/v1/unpin",
+            post(|app, request| call(app, request, |c, r, p| c.unpin(r, p))),
+        )
+        .route(
+            "/v1/evict",
+            post(|app, request| call(app, request, |c, r, p| c.evict(r, p))),
+        )
 }
 
 fn torrent_routes() -> Router<App> {

@@ -159,10 +159,22 @@ impl Daemon {
         self.0.stopping.load(Ordering::Relaxed)
     }
 
-    /// What is unreadable counts as never begun.
+    /// What is unreadable counts as never begun; a new store has nothing in it that was not just verified.
     fn read_round(&self) -> Round {
-        let bytes = std::fs::read(self.0.state.path().join(ROUND_FILE)).unwrap_or_default();
-        serde_json::from_slice(&bytes).unwrap_or_default()
+        match std::fs::read(self.0.state.path().join(ROUND_FILE)) {
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let round = Round {
+                    ended_ms: clock::unix_millis(),
+                    ..Round::default()
+                };
+                if let Err(error) = self.write_round(round) {
+                    tracing::warn!(error = error.message, "the store's next check is not noted");
+                }
+                round
+            }
+            Err(_) => Round::default(),
+        }
     }
 
     fn write_round(&self, round: Round) -> Result<(), ApiError> {

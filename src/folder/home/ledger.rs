@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::base::{At, FileTime, HomeId, Row, RowKind, table_prefix};
 use super::intent::Intent;
+use super::watch::Waker;
 use crate::folder::state::{
     Body, By, Change, Content, Dot, Fid, FileKind, FileNode, Inc, Key, Name, NewFile, Node,
     OpError, Redot, RenameMode, State, Target, Time, Xattrs, beside,
@@ -63,6 +64,9 @@ pub trait Ledger: Send + Sync {
 
     /// What changed in the folder since the last call.
     fn take_changed(&self) -> Extent;
+
+    /// Has `waker` wake when there is something to take again.
+    fn wake_on_change(&self, waker: Waker);
 
     /// Lets `look` see the folder's state. It must be quick.
     fn read(&self, look: &mut dyn FnMut(&State));

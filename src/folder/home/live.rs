@@ -1,9 +1,12 @@
 //! The live folder as the ledger of a home.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use ccbt_mount::VolumeError;
 
 use super::ledger::{Extent, Ledger, LedgerError, Operation, Txn};
+use super::watch::Waker;
 use crate::folder::state::{OpError, State};
 use crate::folder::work::{self, Folder};
 
@@ -18,6 +21,10 @@ impl Ledger for Folder {
 
     fn take_changed(&self) -> Extent {
         self.take_changed().map_or(Extent::Everything, Extent::Dirs)
+    }
+
+    fn wake_on_change(&self, waker: Waker) {
+        self.on_change(Arc::new(move || waker.wake()));
     }
 
     fn read(&self, look: &mut dyn FnMut(&State)) {

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::ledger::{Extent, Ledger, LedgerError, Operation, Txn};
+use super::watch::Waker;
 use crate::folder::state::{By, Hlc, Inc, OpError, State, VersionVector, conflict_tag};
 
 /// The folder.
@@ -73,6 +74,9 @@ impl Ledger for MemoryLedger {
     fn row(&self, key: &[u8]) -> Option<Bytes> {
         self.inner.lock().table.get(key).cloned()
     }
+
+    /// Who explores needs no waking.
+    fn wake_on_change(&self, _waker: Waker) {}
 
     fn take_changed(&self) -> Extent {
         let mut inner = self.inner.lock();

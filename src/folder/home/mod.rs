@@ -199,6 +199,7 @@ impl Home {
         }
         store.set_borrow_reader(options.space, files.clone());
         let watcher = Watcher::new(waker.clone());
+        ledger.wake_on_change(waker.clone());
         let unwatched = watcher.as_ref().err().map(ToString::to_string);
         let inner = Inner {
             path,
@@ -484,16 +485,16 @@ impl<'h> Follow<'h> {
 
     fn wait(&mut self) {
         let now = self.home.elapsed();
-        let next = self
-            .quiet
-            .next()
-            .unwrap_or(Duration::MAX)
-            .min(self.next_full());
+        let is_mounted = self.home.is_mounted.load(Ordering::Acquire);
+        let next = [self.quiet.next(), self.pace.next(is_mounted)]
+            .into_iter()
+            .flatten()
+            .fold(self.next_full(), Duration::min);
         let has_more = !self.home.scanner.lock().later.is_empty();
         let timeout = if has_more {
             Duration::ZERO
         } else {
-            next.saturating_sub(now).min(pace::POLL)
+            next.saturating_sub(now)
         };
         let home = self.home;
         let Some(watcher) = &home.watcher else {

@@ -6,9 +6,6 @@ use std::time::Duration;
 
 use super::ledger::Extent;
 
-/// How often the folder is asked whether it changed.
-pub(super) const POLL: Duration = Duration::from_millis(100);
-
 /// After the last change: a merge or a commit is often followed by another.
 const QUIET: Duration = Duration::from_millis(50);
 
@@ -77,8 +74,8 @@ impl Pace {
         }
     }
 
-    /// What it is time to write. What changes from here on is for the next time.
-    pub(super) fn take(&mut self, now: Duration, is_mounted: bool) -> Option<Extent> {
+    /// When it is time to write something.
+    pub(super) fn next(&self, is_mounted: bool) -> Option<Duration> {
         let (quiet, stream) = match is_mounted {
             true => (QUIET_MOUNTED, STREAM_MOUNTED),
             false => (QUIET, STREAM),
@@ -86,8 +83,12 @@ impl Pace {
         let settled = self
             .changed
             .map(|(first, last)| (last + quiet).min(first + stream));
-        let due = [settled, self.retry].into_iter().flatten().min();
-        if due.is_none_or(|due| due > now) {
+        [settled, self.retry].into_iter().flatten().min()
+    }
+
+    /// What it is time to write. What changes from here on is for the next time.
+    pub(super) fn take(&mut self, now: Duration, is_mounted: bool) -> Option<Extent> {
+        if self.next(is_mounted).is_none_or(|due| due > now) {
             return None;
         }
         self.changed = None;

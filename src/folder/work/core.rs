@@ -2,6 +2,7 @@
 //! of them becomes one journal record.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
@@ -36,6 +37,8 @@ pub(super) struct Core {
     pub(super) unflushed: BTreeSet<Key>,
     /// Directories in which anything changed since they were last taken; none: any may have.
     pub(super) changed: Option<BTreeSet<Fid>>,
+    /// Told when there is the first such directory. Must not wait.
+    pub(super) on_change: Listener,
     /// The newest reading of the hybrid clock.
     pub(super) hlc: Hlc,
     pub(super) tip: Tip,
@@ -103,6 +106,16 @@ impl From<VolumeError> for Refused {
 #[derive(Debug)]
 pub(super) struct Refused(pub(super) VolumeError);
 
+/// Who is told of the first change since they last looked.
+#[derive(Default)]
+pub(super) struct Listener(pub(super) Option<Arc<dyn Fn() + Send + Sync>>);
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Listener").field(&self.0.is_some()).finish()
+    }
+}
+
 impl Core {
     /// Whether the tree as last written holds all of the state. Means something to the holder of `turn`: nobody else
     /// is writing it then.
@@ -120,6 +133,14 @@ impl Core {
 
     /// Notes which directories changed, for who keeps a copy of them.
     pub(super) fn note_changed(&mut self, changes: &[Change]) {
+        if changes.is_empty() {
+            return;
+        }
+        if let (Some(dirs), Some(tell)) = (&self.changed, &self.on_change.0)
+            && dirs.is_empty()
+        {
+            tell();
+        }
         if let Some(dirs) = &mut self.changed {
             dirs.extend(changes.iter().map(|change| match change {
                 Change::Name { dir, .. } | Change::Listing { dir } | Change::Attributes { dir } => {

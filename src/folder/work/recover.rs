@@ -16,7 +16,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::body::{Body, Stored};
 use super::checkpoint::{self, Checkpoint, SavedBody};
-use super::core::{Core, time_of};
+use super::core::{Core, Listener, time_of};
 use super::extents::{FileId, Overlay};
 use super::inodes::{Ino, Inodes, Local, NodeKind, Spot};
 use super::journal::{self, Journal, Scan};
@@ -443,6 +443,7 @@ impl Replay {
             unflushed: self.changed,
             hlc: if was_ahead { now } else { self.checkpoint.hlc },
             changed: None,
+            on_change: Listener::default(),
             tip: self.checkpoint.tip,
             published,
             sign_again: was_ahead && is_ours,

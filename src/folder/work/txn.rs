@@ -2,11 +2,12 @@
 //! log together or not at all.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use ccbt_mount::VolumeError;
 
-use super::core::{Core, Op, Refused};
+use super::core::{Core, Listener, Op, Refused};
 use super::{Dirty, Folder, disk_error};
 use crate::folder::state::{By, Change, Fid, Hlc, OpError, State};
 
@@ -83,6 +84,11 @@ impl Folder {
     /// Lets `look` see the state. It must not wait for anything.
     pub fn look<R>(&self, look: impl FnOnce(&State) -> R) -> R {
         look(&self.inner.core.lock().state)
+    }
+
+    /// Has `tell` called when there is something to [take](Self::take_changed) again, by whoever changes it: it must not wait.
+    pub fn on_change(&self, tell: Arc<dyn Fn() + Send + Sync>) {
+        self.inner.core.lock().on_change = Listener(Some(tell));
     }
 
     /// The directories in which anything changed since the last call; none: any may have.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::super::watch::Waker;
 use super::faults::{Faults, Random};
 use crate::folder::home::ledger::{Extent, Ledger, LedgerError, Txn};
 use crate::folder::home::memory::Memory;
@@ -102,6 +103,9 @@ impl Ledger for CrashLedger {
     fn row(&self, key: &[u8]) -> Option<Bytes> {
         self.memory.lock().table.get(key).cloned()
     }
+
+    /// Who explores needs no waking.
+    fn wake_on_change(&self, _waker: Waker) {}
 
     fn take_changed(&self) -> Extent {
         Extent::Everything
