@@ -18,8 +18,9 @@ const SERVE: &str = "CCBT_MOUNT_TEST_SERVE";
 /// Mounts and never returns; says which mount it is.
 fn serve(dir: &str) -> ! {
     let volume = StallingVolume::holding_renames(MemoryVolume::new(owner(), 1 << 20));
-    let mounted = mount(Arc::new(volume), dir.as_ref(), &MountOptions::default()).unwrap();
-    println!("mount {}", mounted.id().unwrap());
+    let mounted =
+        mount(Arc::new(volume), dir.as_ref(), &MountOptions::default()).expect("mounting");
+    println!("mount {}", mounted.id().expect("it was just mounted"));
     loop {
         std::thread::park();
     }
