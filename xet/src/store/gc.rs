@@ -259,6 +259,8 @@ impl Store {
         let mut packs: Vec<Arc<Pack>> = shelf.packs.read().values().cloned().collect();
         packs.sort_unstable_by_key(|pack| pack.id);
         let mut reclaimed = Reclaimed::default();
+        // Packs without anything live go first: that needs no room, and may make some for the others.
+        let mut live = Vec::new();
         for pack in packs {
             let emptied = pack.is_sealed() || pack.is_retired();
             let names = match pack.names(&shelf.files) {
@@ -271,8 +273,19 @@ impl Store {
             let (dropped, bytes) = self.drop_dead(shelf, &pack, &names, keep);
             reclaimed.dropped += dropped;
             reclaimed.dropped_bytes += bytes;
-            if emptied {
-                self.empty_if_worth(shelf, &pack, &names, &mut reclaimed)?;
+            match live_slots(shelf, &pack, &names).is_empty() {
+                _ if !emptied => {}
+                true => self.empty_if_worth(shelf, &pack, &names, &mut reclaimed)?,
+                false => live.push(pack),
+            }
+        }
+        for pack in live {
+            let Ok(names) = pack.names(&shelf.files) else {
+                continue;
+            };
+            match self.empty_if_worth(shelf, &pack, &names, &mut reclaimed) {
+                Err(WriteError::NoSpace { .. }) if reclaimed.freed_bytes > 0 => break,
+                emptied => emptied?,
             }
         }
         shelf
