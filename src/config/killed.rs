@@ -66,6 +66,19 @@ pub(super) fn end_holder(lock: &File) -> Result<(), UnmountError> {
     Ok(())
 }
 
+/// Takes away the dead mounts that the last holder of `lock`, which we hold now, left: whoever looks into one gets an
+/// error, and its directory cannot be used.
+pub(super) fn detach_left(lock: &File) {
+    for mount in read_holder(lock)
+        .into_iter()
+        .flat_map(|holder| holder.mounts)
+    {
+        if let Err(error) = ccbt_mount::detach_dead_mount(mount) {
+            tracing::warn!(%error, "a mount of a daemon that was killed stays");
+        }
+    }
+}
+
 fn is_held(lock: &File) -> bool {
     let held = matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock));
     if !held {

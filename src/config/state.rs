@@ -320,6 +320,7 @@ fn take_lock(path: &Path) -> Result<File, StateError> {
         }
         Err(TryLockError::Error(error)) => return Err(io(error)),
     }
+    killed::detach_left(&file);
     killed::write_holder(&file, &[]).map_err(io)?;
     Ok(file)
 }
