@@ -24,6 +24,10 @@ macro_rules! requests {
             type Response = $response;
             const NAME: &'static str = $name;
         })*
+
+        /// Of all requests.
+        #[cfg(test)]
+        pub(super) const NAMES: &[&str] = &[$($name),*];
     };
 }
 
@@ -248,14 +252,15 @@ pub struct MountResponse {
 #[serde(deny_unknown_fields)]
 pub struct UnmountRequest {
     pub dir: ApiPath,
-    /// Detach now even if files are open; what they write later is lost.
+    /// End it now even if files are open: whoever has them open gets errors.
     #[serde(default)]
     pub force: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnmountResponse {
-    pub folder: String,
+    /// The folder or torrent that was shown; `None` if only a dead mount was left.
+    pub folder: Option<String>,
     pub dir: ApiPath,
 }
 
@@ -267,7 +272,7 @@ pub struct StatusRequest {}
 pub struct StatusResponse {
     pub daemon: DaemonStatus,
     pub folders: Vec<FolderStatus>,
-    /// Folders that should be open and cannot be yet; the daemon goes on trying.
+    /// Folders that should be open, or mounted, and cannot be yet; the daemon goes on trying.
     pub unopened: Vec<UnopenedStatus>,
     /// Calls that are being worked on.
     pub jobs: Vec<JobStatus>,
@@ -276,6 +281,9 @@ pub struct StatusResponse {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnopenedStatus {
     pub name: String,
+    /// The folder is open, and this mount of it did not come back.
+    #[serde(default)]
+    pub mount: Option<ApiPath>,
     pub error: String,
     /// What can be done about it.
     pub hint: Option<String>,
@@ -423,7 +431,7 @@ pub struct EvictRequest {
     pub path: ApiPath,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EvictResponse {
     pub freed: Amount,
     /// Left in place because no other device is known to hold it.

@@ -6,6 +6,7 @@
 //! - `seen`: members met in earlier runs.
 //! - `stores`: the chunk stores, one for each hash suite; `store`: all of them as a whole, also without a daemon;
 //!   `upkeep`: what is done for them while nobody asks.
+//! - `quota`: what is dropped when the store has grown too large.
 //! - `torrents`: downloads and seeds.
 //! - `place`: which directories may be shared or mounted on.
 //!
@@ -18,6 +19,7 @@ mod keep;
 mod mounts;
 mod open;
 mod place;
+mod quota;
 mod record;
 mod resume;
 mod seen;
@@ -152,6 +154,7 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
     daemon.resume_torrents().await;
     daemon.announce_work();
     daemon.start_upkeep();
+    daemon.start_quota();
     Ok(Arc::new(daemon))
 }
 

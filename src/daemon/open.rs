@@ -1,6 +1,7 @@
 //! From a record to a running folder: working tree, actor, home; and back.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,11 +10,13 @@ use std::time::Duration;
 use ccbt_xet::disk::RealDisk;
 use ccbt_xet::store::{Store, WriteError};
 use parking_lot::{Mutex, RwLock};
+use tracing::Span;
 
 use super::Daemon;
 use super::place;
+use super::quota::Fetcher;
 use super::record::{self, FolderRecord, RecordError};
-use crate::api::types::{Progress, Right as ApiRight};
+use crate::api::types::{Amount, Progress, Right as ApiRight};
 use crate::api::{ApiError, ErrorKind, ProgressSink};
 use crate::clock;
 use crate::config::StateDir;
@@ -48,6 +51,8 @@ pub(super) struct OpenFolder {
     pub(super) store: Arc<Store>,
     pub(super) swarm: SwarmHandle,
     pub(super) home: Mutex<Option<Arc<Home>>>,
+    /// What is logged of the folder is logged in it.
+    pub(super) span: Span,
 }
 
 /// The wall clock for folders.
@@ -115,7 +120,10 @@ impl Daemon {
             &swarm,
             Arc::clone(&names),
         );
-        let folder = blocking(move || Folder::open(config).map_err(unopened)).await?;
+        let span = tracing::info_span!("folder", name = record.name);
+        let opening = span.clone();
+        let opened = move || opening.in_scope(|| Folder::open(config).map_err(unopened));
+        let folder = blocking(opened).await?;
         let config = SwarmConfig {
             name: record.name.clone(),
             credentials: Arc::clone(&credentials),
@@ -126,14 +134,7 @@ impl Daemon {
             store: Arc::clone(&store),
             heads_file: dir.join("heads"),
             read_timeout: self.0.config.read_timeout,
-            given: self
-                .0
-                .config
-                .peers
-                .iter()
-                .chain(&record.peers)
-                .copied()
-                .collect(),
+            given: self.given_peers(&record),
             replica: record.pinned || record.home.is_some(),
             keeper: record.home.is_some(),
             online: false,
@@ -141,6 +142,7 @@ impl Daemon {
             exchange: self.0.config.pex,
             nonce: self.0.gate.nonce(),
             metrics: Arc::clone(&self.0.metrics),
+            span: span.clone(),
             met: Arc::new(move |addr| seen.met(id, addr)),
         };
         swarm::spawn(inbox, config, Arc::new(self.0.gate.clone()));
@@ -154,9 +156,16 @@ impl Daemon {
             store,
             swarm,
             home: Mutex::new(None),
+            span,
         });
         self.0.folders.lock().insert(id, Arc::clone(&open));
         Ok(open)
+    }
+
+    /// Addresses the user gave, for every folder and for this one.
+    fn given_peers(&self, record: &FolderRecord) -> Vec<SocketAddr> {
+        let all = self.0.config.peers.iter();
+        all.chain(&record.peers).copied().collect()
     }
 
     /// The store of a folder's suite.
@@ -183,7 +192,11 @@ impl Daemon {
             held_content: ledger::held_content,
             clock: Arc::new(WallClock),
             read_only,
-            fetch: Arc::new(swarm.clone()),
+            fetch: Arc::new(Fetcher {
+                swarm: swarm.clone(),
+                daemon: Arc::downgrade(&self.0),
+                runtime: tokio::runtime::Handle::current(),
+            }),
             observer: Arc::new(swarm.clone()),
             device_name: Arc::new(move |inc: Inc| names.read().get(&inc.0).cloned()),
             read_timeout: self.0.config.read_timeout,
@@ -209,8 +222,7 @@ impl Daemon {
             .as_ref()
             .is_some_and(|manifest| manifest.claims().suite != link.suite())
         {
-            let what = "the link names another hash suite than the folder's owner does";
-            return Err(ApiError::new(ErrorKind::Refused, what).hint("ask for the link again"));
+            return Err(wrong_suite());
         }
         let writer = write_key.as_ref().map(|key| Writer {
             device: Arc::clone(&self.0.device),
@@ -256,21 +268,23 @@ impl Daemon {
     ) -> Result<(), ApiError> {
         let home = self.attach_home(open, dir).await?;
         let was_shared = open.record.lock().shared;
-        let dir = place::shown(dir);
-        blocking(move || {
+        let is_new = open.folder.is_empty();
+        let (root, dir, span) = (dir.to_path_buf(), place::shown(dir), open.span.clone());
+        let take_in = move || {
+            let total = is_new.then(|| place::measure(&root));
             if !was_shared {
                 home.mark_again()
                     .map_err(|error| ApiError::io(format_args!("cannot write in {dir}"), &error))?;
             }
-            match home.scan(&|done| progress.report(indexing(&done))) {
+            match home.scan(&|done| progress.report(indexing(&done, total))) {
                 // It says why in `status` and goes on once the user confirms.
                 Ok(_) | Err(ScanError::Held(_)) => {}
                 Err(error) => return Err(unscanned(error)),
             }
             home.watch(Box::new(report_scan))
                 .map_err(|error| ApiError::io(format_args!("cannot watch {dir}"), &error))
-        })
-        .await
+        };
+        blocking(move || span.in_scope(take_in)).await
     }
 
     /// Opens the plain directory that holds the folder, and reads nothing of it yet.
@@ -429,6 +443,11 @@ pub(super) fn unscanned(error: ScanError) -> ApiError {
     ApiError::new(kind, error)
 }
 
+/// A link of another suite than its folder's.
+pub(super) fn wrong_suite() -> ApiError {
+    ApiError::new(ErrorKind::Refused, swarm::WRONG_SUITE).hint("ask for the link again")
+}
+
 fn load_if_there(dir: &Path) -> Result<Option<FolderRecord>, RecordError> {
     match FolderRecord::load(dir) {
         Err(RecordError::Read { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -438,12 +457,14 @@ fn load_if_there(dir: &Path) -> Result<Option<FolderRecord>, RecordError> {
     }
 }
 
-pub(super) fn indexing(done: &ScanProgress) -> Progress {
+/// How far a scan is; `total`: of all that is to be read, if that is known.
+pub(super) fn indexing(done: &ScanProgress, total: Option<Amount>) -> Progress {
     Progress {
-        files_done: done.found,
+        files_done: total.map_or(done.found, |_| done.read),
+        files_total: total.map(|total| total.files.max(done.read)),
         bytes_done: done.bytes,
+        bytes_total: total.map(|total| total.bytes.max(done.bytes)),
         note: "indexing".to_owned(),
-        ..Progress::default()
     }
 }
 

@@ -45,6 +45,12 @@ pub(super) struct FolderRecord {
 pub(super) struct MountRecord {
     pub(super) dir: ApiPath,
     pub(super) read_only: bool,
+    /// Only written if set, as earlier versions do not know it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) suid: bool,
+    /// As above.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) dev: bool,
 }
 
 /// Under which incarnation this device publishes, and whether it may go on under it (merge rules, "State").

@@ -20,8 +20,9 @@ impl Daemon {
         let mut folders = Vec::new();
         for folder in open {
             if let Some(status) = folder.swarm.status().await {
-                let counted = folder.folder.clone();
-                let stats = tokio::task::spawn_blocking(move || counted.stats()).await;
+                let (counted, elsewhere) = (folder.folder.clone(), status.elsewhere.clone());
+                let count = move || counted.stats(&|dot| elsewhere.has(dot));
+                let stats = tokio::task::spawn_blocking(count).await;
                 folders.push(self.folder_status(&folder, &status, &stats.unwrap_or_default()));
             }
         }
@@ -78,7 +79,10 @@ impl Daemon {
                 .collect(),
             root: swarm.root.to_string().chars().take(ROOT_DIGITS).collect(),
             converged_with: count(converged),
-            only_here: only_here(stats, swarm),
+            only_here: Amount {
+                files: stats.only_here_files,
+                bytes: stats.only_here_bytes,
+            },
             missing: Amount {
                 files: stats.missing_files,
                 bytes: stats.missing_bytes,
@@ -186,18 +190,6 @@ impl Daemon {
             return Err(ApiError::new(ErrorKind::NotFound, what).hint("`ccbt status` lists them"));
         }
         Ok(found)
-    }
-}
-
-/// What nobody else is known to hold: nothing, once a keeper said it has this very root.
-fn only_here(stats: &FolderStats, swarm: &SwarmStatus) -> Amount {
-    if swarm.stored_elsewhere {
-        Amount::default()
-    } else {
-        Amount {
-            files: stats.only_here_files,
-            bytes: stats.only_here_bytes,
-        }
     }
 }
 

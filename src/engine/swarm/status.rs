@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering;
 use ccbt_xet::hash::NodeId;
 use tokio::sync::oneshot;
 
-use super::Swarm;
+use super::{Elsewhere, Swarm};
 use crate::clock;
+use crate::folder::state::Inc;
 
 /// How a folder stands with its peers.
 #[derive(Debug, Clone)]
@@ -22,10 +23,14 @@ pub struct SwarmStatus {
     pub replica: bool,
     /// A keeper said it holds this root.
     pub stored_elsewhere: bool,
+    /// What other devices hold, as far as known.
+    pub elsewhere: Elsewhere,
     /// Why nothing is published or received, if something is in the way.
     pub trouble: Option<String>,
     /// The state was rolled back: the incarnation must not be gone on with.
     pub rolled_back: bool,
+    /// The link is not of the folder's hash suite.
+    pub wrong_suite: bool,
     /// Chunks and nodes that are being asked for.
     pub wanted: usize,
 }
@@ -72,12 +77,24 @@ impl Swarm {
             whole: self.replica.whole() == Some(root),
             replica: self.replica.is_wanted(),
             stored_elsewhere: self.peers.values().any(|p| p.stored == Some(root)),
+            elsewhere: self.elsewhere(),
             trouble: self.trouble.clone().or_else(not_stored),
             rolled_back: self.rolled_back,
+            wrong_suite: self.wrong_suite,
             wanted: self.scheduler.wanted(),
             peers,
         };
         let _nobody = reply.send(status);
+    }
+
+    fn elsewhere(&self) -> Elsewhere {
+        let own = self.config.device.id();
+        let heads = self.heads.heads().map(|head| head.claims());
+        let others = heads.filter(|claims| claims.device != own);
+        Elsewhere {
+            kept: self.kept.vectors(),
+            others: others.map(|by| Inc(*by.incarnation.as_bytes())).collect(),
+        }
     }
 
     fn peer_view(&self, peer: &super::Peer, root: NodeId) -> PeerView {

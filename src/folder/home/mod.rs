@@ -239,9 +239,10 @@ impl Home {
     /// Starts to follow changes, in a thread of its own; what it did is told to `listener`. Scan first: directories are
     /// watched from when they were first listed.
     pub fn watch(&self, listener: ScanListener) -> io::Result<()> {
-        let inner = self.inner.clone();
+        let (inner, span) = (self.inner.clone(), tracing::Span::current());
         let builder = std::thread::Builder::new().name("home".into());
-        *self.thread.lock() = Some(builder.spawn(move || Follow::new(&inner, listener).run())?);
+        let follow = move || span.in_scope(|| Follow::new(&inner, listener).run());
+        *self.thread.lock() = Some(builder.spawn(follow)?);
         Ok(())
     }
 

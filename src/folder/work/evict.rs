@@ -54,6 +54,32 @@ impl Folder {
         Ok(below)
     }
 
+    /// Bytes of the files at or below `path` that are not here.
+    pub fn absent_bytes(&self, path: &[&[u8]]) -> Result<u64, VolumeError> {
+        let mut files = Vec::new();
+        {
+            let core = self.inner.core.lock();
+            match node_at(&core.state, path) {
+                Some(Node::Dir(dir)) => below(&core.state, dir.fid, &mut files),
+                Some(node) => files.extend(stored_of(&node)),
+                None => return Err(VolumeError::NotFound),
+            }
+        }
+        let store = &self.inner.config.store;
+        let mut absent = 0;
+        for stored in &files {
+            let mut here = 0;
+            let listed = self.inner.each_chunk(stored, &mut |found| {
+                if store.contains(&found.chunk.hash) {
+                    here += u64::from(found.chunk.len);
+                }
+            });
+            listed.map_err(|_| VolumeError::Io)?;
+            absent += stored.size.saturating_sub(here);
+        }
+        Ok(absent)
+    }
+
     /// Waits for the commit, publication or merge that runs, and holds off the next.
     pub fn hold(&self) -> Held<'_> {
         Held {

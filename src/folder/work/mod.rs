@@ -119,6 +119,11 @@ pub trait Fetch: Send + Sync {
     fn nodes(&self, want: Vec<(u8, NodeId)>, priority: Priority, done: Fetched);
     /// Chunks that a reader will probably want soon; given up when `interest` is gone.
     fn ahead(&self, want: Vec<WantedChunk>, interest: Weak<()>, done: Fetched);
+    /// What came could not be kept for want of space: gives something up that can be had again. Whether there is room
+    /// now. Not to be called from a thread that answers the kernel: it takes a while.
+    fn make_room(&self) -> bool {
+        false
+    }
 }
 
 /// What changed a folder, for the timer that decides when to publish.

@@ -183,7 +183,13 @@ impl Folder {
         snapshot.vector.get(inc) > self.inner.core.lock().state.vv().get(inc)
     }
 
-    /// The root of the tree as last written and what it has seen.
+    /// The root of the tree as last written and what that tree has seen.
+    pub fn written(&self) -> (NodeId, VersionVector) {
+        let core = self.inner.core.lock();
+        (core.tip.tree.root, core.tip_vector.clone())
+    }
+
+    /// The root of the tree as last written and what the state has seen.
     pub fn root(&self) -> (NodeId, VersionVector) {
         let core = self.inner.core.lock();
         (core.tip.tree.root, core.state.vv().clone())
@@ -288,6 +294,7 @@ impl Inner {
             Ok(tip) => {
                 let shared = core.tip.shared;
                 core.tip = Tip { shared, ..tip };
+                core.tip_vector = flush.vv;
                 Ok(core.tip)
             }
             Err(error) => {

@@ -445,6 +445,7 @@ impl Replay {
             changed: None,
             on_change: Listener::default(),
             tip: self.checkpoint.tip,
+            tip_vector: self.checkpoint.vv.iter().copied().collect(),
             published,
             sign_again: was_ahead && is_ours,
             owner: owner(),
