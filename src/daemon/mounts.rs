@@ -61,6 +61,7 @@ impl Daemon {
                 self.listen()?;
                 let opened = self.open_link(&link).await?;
                 remember_peers(&opened.open, &link.hints.peers);
+                remember_peers(&opened.open, &request.peers);
                 self.go_online(&opened.open)?;
                 let content = self.wait_for_listing(&opened.open, progress).await;
                 match content {
@@ -73,12 +74,12 @@ impl Daemon {
             }
             MountSource::Dir(source) | MountSource::Torrent(source) => {
                 let opened = self.open_source(source, &dir, progress).await?;
+                remember_peers(&opened.open, &request.peers);
                 let content = amount(&opened.open);
                 (opened, Some(content))
             }
         };
         let Opened { open, is_new } = opened;
-        remember_peers(&open, &request.peers);
         let place = MountRecord {
             dir: ApiPath(dir.clone()),
             read_only,
