@@ -17,7 +17,6 @@ mod commit;
 mod core;
 mod evict;
 mod extents;
-mod ingest;
 mod inodes;
 mod journal;
 mod merge;
@@ -56,7 +55,6 @@ use self::journal::Journal;
 
 pub use self::commit::CommitError;
 pub use self::evict::{Below, Held};
-pub use self::ingest::{IngestError, Ingested, Keep};
 pub use self::merge::{MergeError, Merged};
 pub use self::nodes::StoreError;
 pub(crate) use self::nodes::StoreNodes;

@@ -193,20 +193,11 @@ impl Inner {
             tracing::error!(%error, chunk = %hash, "a chunk cannot be read");
             Lack::Failed(VolumeError::Io)
         };
-        if store.read_stored(hash, skip, part).map_err(failed)? {
-            return Ok(true);
-        }
-        let Some(bytes) = store.chunk(hash).map_err(failed)? else {
-            return Ok(false);
-        };
-        let skip = skip as usize;
-        match bytes.get(skip..skip + part.len()) {
-            Some(found) if bytes.len() == located.chunk.len as usize => {
-                part.copy_from_slice(found);
-                Ok(true)
-            }
+        match store.read_range(hash, skip, part).map_err(failed)? {
+            None => Ok(false),
+            Some(len) if len == located.chunk.len => Ok(true),
             // The recipe lies about the length of a chunk it names.
-            _ => Err(Lack::Failed(VolumeError::Io)),
+            Some(_) => Err(Lack::Failed(VolumeError::Io)),
         }
     }
 

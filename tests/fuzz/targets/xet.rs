@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ccbt_xet::chunk::{Chunker, MAX_CHUNK, MIN_CHUNK, chunks};
-use ccbt_xet::codec::{Encoder, Scheme, decode_into};
+use ccbt_xet::codec::{Encoder, Scheme, decode_into, decode_start};
 use ccbt_xet::disk::{Disk, MemDisk, OpenMode};
 use ccbt_xet::hash::{ChunkHash, Suite, XorbHash, chunk_hash};
 use ccbt_xet::merkle::xorb_hash;
@@ -85,7 +85,16 @@ pub(crate) fn codec(mut data: &[u8]) -> bool {
         return false;
     };
     let mut chunk = vec![0; len];
-    if decode_into(scheme, data, &mut chunk).is_err() {
+    let decoded = decode_into(scheme, data, &mut chunk).is_ok();
+    // Readers of a range decode the start only, of what was once decoded whole. Of anything else too, bytes or nothing.
+    let mut start = Vec::new();
+    for len in [0, 1, len / 3, len.saturating_sub(1), len] {
+        if let Some(start) = decode_start(scheme, data, len, &mut start) {
+            assert_eq!(start.len(), len);
+            assert!(!decoded || start == &chunk[..len]);
+        }
+    }
+    if !decoded {
         return false;
     }
     let mut encoder = Encoder::new();

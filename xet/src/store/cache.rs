@@ -1,20 +1,27 @@
 //! Decoded chunks kept in memory within a budget of bytes: a clock in a few independent parts.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use crate::chunk::MAX_CHUNK;
 use crate::hash::ChunkHash;
 
 /// Parts with a lock of their own, chosen by the hash.
 const PARTS: usize = 16;
+
+/// Chunks remembered as touched: as many of the usual length as the usual budget holds.
+const TOUCHED: usize = 512;
 
 #[derive(Debug)]
 pub(crate) struct Cache {
     parts: Box<[Mutex<Part>]>,
     /// Budget of one part.
     part_bytes: usize,
+    /// A word of the hash of each chunk that was read in part lately.
+    touched: Box<[AtomicU64]>,
 }
 
 #[derive(Debug, Default)]
@@ -37,7 +44,15 @@ impl Cache {
         Self {
             parts,
             part_bytes: bytes / PARTS,
+            touched: (0..TOUCHED).map(|_| AtomicU64::new(0)).collect(),
         }
+    }
+
+    /// Notes that a part of a chunk is read. Whether that was so before, not long ago: then all of it is worth keeping.
+    pub(crate) fn touch(&self, hash: &ChunkHash) -> bool {
+        let word = hash.word(0);
+        let before = self.touched[word as usize % TOUCHED].swap(word, Ordering::Relaxed);
+        before == word && self.part_bytes >= MAX_CHUNK
     }
 
     pub(crate) fn get(&self, hash: &ChunkHash) -> Option<Bytes> {
@@ -114,5 +129,16 @@ mod tests {
         assert!(cache.get(&hash(20)).is_none());
         cache.insert(&hash(60), vec![0; 101].into());
         assert!(cache.get(&hash(60)).is_none());
+    }
+
+    #[test]
+    fn what_is_touched_twice_is_worth_keeping_where_there_is_room() {
+        let cache = Cache::new(PARTS * MAX_CHUNK);
+        assert_eq!(
+            [1, 2, 1, 1, 2].map(|n| cache.touch(&hash(n))),
+            [false, false, true, true, true]
+        );
+        let none = Cache::new(0);
+        assert_eq!([1, 1].map(|n| none.touch(&hash(n))), [false; 2]);
     }
 }

@@ -404,6 +404,7 @@ fn move_record(shelf: &Shelf, pack: &Pack, slot: u16, name: &Name) -> Result<u64
     let (tag, header, payload) = (record.tag, record.header, record.payload());
     shelf.append(&[Item {
         name: *name,
+        is_cut: false,
         tag,
         header,
         payload,

@@ -14,7 +14,9 @@ use crate::index::{ChunkIndex, PackId, Place};
 use crate::pack::files::OpenFiles;
 use crate::pack::journal::{self, Journal};
 use crate::pack::open::{NAMELESS, OpenedPack, open_pack};
-use crate::pack::{Entry, Layout, Name, Pack, PackKind, RawRecord, State, encode_header, footer};
+use crate::pack::{
+    Entry, Layout, Name, Pack, PackKind, RawRecord, Scratch, State, encode_header, footer,
+};
 use crate::xorb::RecordHeader;
 
 use super::checkpoint::{self, Covered};
@@ -90,10 +92,20 @@ pub(crate) struct Durable {
     packs: Vec<Arc<Pack>>,
 }
 
+/// How part of a content was had.
+pub(crate) enum Ranged {
+    /// It is in the buffer, unless the content, whose length this is, ends before.
+    Copied(u32),
+    /// All of it had to be read.
+    Whole { content: Bytes, is_plain: bool },
+}
+
 /// A record to append.
 #[derive(Clone, Copy)]
 pub(crate) struct Item<'a> {
     pub(crate) name: Name,
+    /// Our chunker, at the start of the content, cuts at its end.
+    pub(crate) is_cut: bool,
     pub(crate) tag: u8,
     pub(crate) header: RecordHeader,
     pub(crate) payload: &'a [u8],
@@ -370,6 +382,9 @@ impl Shelf {
             };
             let plain = item.header.scheme == crate::codec::Scheme::Stored;
             if let Some(slot) = pack.push(entry, plain) {
+                if item.is_cut {
+                    pack.mark_cut(slot);
+                }
                 self.index.insert(
                     &item.name,
                     Place {
@@ -519,18 +534,66 @@ impl Shelf {
         self.find(name, |pack, slot| self.read_slot(pack, slot, name))
     }
 
-    /// Part of a content, if it can be had without decoding or checking.
-    pub(crate) fn read_plain(
+    /// Copies the content under a name from `offset` on into `buf`, decoding and checking no more than it takes; all of
+    /// it if `keep` says that it will be wanted.
+    pub(crate) fn read_range(
         &self,
         name: &Name,
-        offset: u32,
-        buf: &mut [u8],
-    ) -> Result<bool, ReadError> {
+        (offset, buf): (u32, &mut [u8]),
+        scratch: &mut Scratch,
+        keep: impl Fn() -> bool,
+    ) -> Result<Option<Ranged>, ReadError> {
+        self.find(name, |pack, slot| {
+            let is_plain = pack.state(slot) == State::Plain;
+            let copied = match pack.state(slot) {
+                State::Plain => pack.read_plain(&self.files, slot, offset, buf)?,
+                State::Encoded if !keep() => {
+                    pack.read_encoded(&self.files, slot, (offset, &mut *buf), scratch)?
+                }
+                _ => None,
+            };
+            if let Some(len) = copied {
+                return Ok(Some(Ranged::Copied(len)));
+            }
+            let whole = self.checked_record(pack, slot, name)?;
+            Ok(whole.map(|(record, content)| Ranged::Whole {
+                content,
+                is_plain: is_plain || record.is_plain(),
+            }))
+        })
+    }
+
+    /// Where a record with this name is.
+    pub(crate) fn place_of(&self, name: &Name) -> Option<Place> {
         let found = self.find(name, |pack, slot| {
-            let plain = pack.state(slot) == State::Plain;
-            Ok((plain && pack.read_plain(&self.files, slot, offset, buf)?).then_some(()))
-        })?;
-        Ok(found.is_some())
+            Ok(Some(Place {
+                pack: pack.id,
+                slot,
+            }))
+        });
+        found.ok().flatten()
+    }
+
+    fn pack(&self, id: PackId) -> Option<Arc<Pack>> {
+        self.packs.read().get(&id).cloned()
+    }
+
+    /// Notes that our chunker, at the start of the content at this place, cuts at its end.
+    pub(crate) fn mark_cut(&self, place: Place) {
+        if let Some(pack) = self.pack(place.pack) {
+            pack.mark_cut(place.slot);
+        }
+    }
+
+    /// Name and length of what was stored after the content at this place, if our chunker is known to cut at its end.
+    pub(crate) fn follower(&self, place: Place) -> Option<(Name, u32)> {
+        let pack = self.pack(place.pack)?;
+        let next = usize::from(place.slot) + 1;
+        if next < pack.slots() {
+            return pack.known_cut(&self.files, next as u16).ok()?;
+        }
+        let pack = self.pack(PackId(place.pack.0 + 1))?;
+        pack.known_cut(&self.files, 0).ok()?
     }
 
     /// Gives `visit` the records with this name until it takes one.
