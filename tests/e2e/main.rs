@@ -26,3 +26,4 @@ mod scale;
 mod seeders;
 mod stores;
 mod support;
+mod upkeep;

@@ -5,6 +5,9 @@
 //! hands whole windows to its caller, who compresses and appends meanwhile; a window without a chunk
 //! that is wanted is used again at once, so what is held already costs its hash only. Memory is
 //! [`WINDOWS`] windows, whatever the length of the stream. A stream that ends in its first window takes no thread.
+//!
+//! What a crash may lose: chunks that were put since the last [`Store::sync`]. Nothing here syncs; a chunk that was put and is
+//! lost is put again by the next run, which pays for its hash and its write only. Nothing is named before all of a stream was put.
 
 use std::io::{self, Read};
 use std::ops::Range;
