@@ -101,6 +101,13 @@ pub struct Amount {
     pub bytes: u64,
 }
 
+impl Amount {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.files += other.files;
+        self.bytes += other.bytes;
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ShareRequest {
@@ -521,11 +528,14 @@ pub struct StoreStatsResponse {
     pub packed_bytes: u64,
     /// Ranges of plain files that count as chunks.
     pub borrowed: u64,
+    pub borrowed_bytes: u64,
     /// Damaged records met since the store was opened.
     pub quarantined: u64,
     pub memory_bytes: u64,
-    /// Of the open folders, before deduplication. `None` without a daemon.
+    /// Of every folder, before deduplication. `None` if one of them cannot be opened.
     pub content: Option<Amount>,
+    /// Of these the files that are here whole: what `chunk_bytes` and `borrowed_bytes` hold once.
+    pub here: Option<Amount>,
     /// Content no other device is known to hold. `None` without a daemon.
     pub only_here: Option<Amount>,
 }
@@ -544,7 +554,7 @@ pub struct VerifyResponse {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GcResponse {
     pub dry_run: bool,
-    /// Chunks that are, or would be, dropped.
+    /// Chunks and nodes that are, or would be, dropped.
     pub dropped: u64,
     pub dropped_bytes: u64,
     /// By how much the packs get shorter now. The rest follows when more of a pack is dead.

@@ -21,7 +21,7 @@ const POLL: Duration = Duration::from_millis(10);
 
 /// Who holds a state directory.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Holder {
+pub(crate) struct Holder {
     pub(super) pid: u32,
     pub(super) mounts: Vec<MountId>,
 }
@@ -44,7 +44,7 @@ pub(super) fn read_holder(lock: &File) -> Option<Holder> {
     parse_holder(std::str::from_utf8(&bytes).ok()?)
 }
 
-fn parse_holder(text: &str) -> Option<Holder> {
+pub(crate) fn parse_holder(text: &str) -> Option<Holder> {
     let mut lines = text.lines();
     let pid = lines.next()?.trim().parse().ok()?;
     let mounts = lines.filter_map(|line| line.parse().ok()).collect();

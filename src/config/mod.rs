@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+pub(crate) use killed::parse_holder;
 pub use state::{LOCK_FILE, LOG_FILE, STATE_VERSION, StateDir, StateError};
 pub(crate) use value::parse_bytes;
 pub use value::{Kind, Value};
@@ -22,7 +23,7 @@ pub use value::{Kind, Value};
 use crate::api::{ApiError, ErrorKind};
 
 /// Every key. `defaults.toml` has each with its meaning; a test compares the two.
-pub const KEYS: [(&str, Kind); 15] = [
+pub const KEYS: [(&str, Kind); 19] = [
     ("api.listen", Kind::OptionalAddress),
     ("cache.read", Kind::Bytes),
     ("dht.bootstrap", Kind::Hosts),
@@ -39,7 +40,11 @@ pub const KEYS: [(&str, Kind); 15] = [
     ("pex", Kind::Bool),
     ("portmap", Kind::Bool),
     ("read_timeout_s", Kind::Seconds),
+    ("store.gc_grace_s", Kind::Seconds),
+    ("store.look_every_s", Kind::Seconds),
     ("store.quota", Kind::Bytes),
+    ("store.scrub_every_s", Kind::Period),
+    ("store.scrub_rate", Kind::Bytes),
     ("trackers", Kind::Trackers),
 ];
 
@@ -66,6 +71,14 @@ pub struct Config {
     pub read_cache_bytes: u64,
     /// Disk space for fetched content; `None`: no limit.
     pub store_quota_bytes: Option<u64>,
+    /// What was stored less than this ago is not collected.
+    pub store_gc_grace: Duration,
+    /// Time between two looks at the store.
+    pub store_look_every: Duration,
+    /// Time from the end of one check of the whole store to the next; `None`: never.
+    pub store_scrub_every: Option<Duration>,
+    /// Bytes a second that a check reads; `None`: as fast as it goes.
+    pub store_scrub_rate: Option<u64>,
     pub log_level: &'static str,
     pub log_format: &'static str,
     pub log_target: &'static str,
@@ -171,6 +184,15 @@ impl Config {
         Self::from_settings(settings)
     }
 
+    /// A file with this text over the defaults.
+    pub(crate) fn from_toml(text: &str) -> Result<Self, ConfigError> {
+        let path = PathBuf::from("text");
+        let mut settings = Settings::default();
+        settings.add_toml(DEFAULTS, Path::new("defaults.toml"), &Source::Default)?;
+        settings.add_toml(text, &path, &Source::File(path.clone()))?;
+        Self::from_settings(settings)
+    }
+
     /// The defaults alone.
     pub fn defaults() -> Result<Self, ConfigError> {
         Self::load(None, &|_| None, Vec::new())
@@ -199,6 +221,12 @@ impl Config {
             read_timeout: Duration::from_secs(s.number("read_timeout_s")?),
             read_cache_bytes: s.number("cache.read")?,
             store_quota_bytes: Some(s.number("store.quota")?).filter(|n| *n > 0),
+            store_gc_grace: Duration::from_secs(s.number("store.gc_grace_s")?),
+            store_look_every: Duration::from_secs(s.number("store.look_every_s")?),
+            store_scrub_every: Some(s.number("store.scrub_every_s")?)
+                .filter(|n| *n > 0)
+                .map(Duration::from_secs),
+            store_scrub_rate: Some(s.number("store.scrub_rate")?).filter(|n| *n > 0),
             log_level: s.choice("log.level")?,
             log_format: s.choice("log.format")?,
             log_target: s.choice("log.target")?,

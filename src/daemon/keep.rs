@@ -125,6 +125,7 @@ impl Daemon {
         &self,
         request: EvictRequest,
     ) -> Result<EvictResponse, ApiError> {
+        let _waiting = self.stop_background_gc();
         // No folder is opened or closed meanwhile.
         let _turn = self.0.turn.lock().await;
         let (open, path) = self.folder_of(&request.path)?;

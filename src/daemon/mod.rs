@@ -14,6 +14,7 @@
 //! about one directory come one after the other; calls that only look take the tables' locks for a moment.
 
 mod discover;
+pub(crate) mod fuzzing;
 mod join;
 mod keep;
 mod mounts;
@@ -34,7 +35,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering};
 
 use ccbt_mount::Mount;
 use parking_lot::Mutex;
@@ -83,7 +84,9 @@ struct Inner {
     unopened: Mutex<BTreeMap<PathBuf, UnopenedStatus>>,
     mounts: Mutex<BTreeMap<PathBuf, Mounted>>,
     /// One change of the tables at a time.
-    turn: tokio::sync::Mutex<()>,
+    turn: Arc<tokio::sync::Mutex<()>>,
+    /// Calls that wait for the garbage collection of the background to make way.
+    waiting_for_gc: AtomicUsize,
     jobs: Mutex<BTreeMap<u64, JobStatus>>,
     /// Runs once a folder is online.
     discovery: Mutex<Option<Discovery>>,
@@ -142,7 +145,8 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
         folders: Mutex::default(),
         unopened: Mutex::default(),
         mounts: Mutex::default(),
-        turn: tokio::sync::Mutex::new(()),
+        turn: Arc::default(),
+        waiting_for_gc: AtomicUsize::new(0),
         jobs: Mutex::default(),
         discovery: Mutex::default(),
         next_number: AtomicU64::new(0),

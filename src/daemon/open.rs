@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ccbt_xet::disk::RealDisk;
+use ccbt_xet::hash::NodeId;
 use ccbt_xet::store::{Store, WriteError};
 use parking_lot::{Mutex, RwLock};
 use tracing::Span;
@@ -16,6 +17,7 @@ use super::Daemon;
 use super::place;
 use super::quota::Fetcher;
 use super::record::{self, FolderRecord, RecordError};
+use super::stores::Stores;
 use crate::api::types::{Amount, Progress, Right as ApiRight};
 use crate::api::{ApiError, ErrorKind, ProgressSink};
 use crate::clock;
@@ -76,15 +78,7 @@ impl Daemon {
     /// The working tree of a folder that is not open, to look at: nothing is done under its incarnation. None: it was
     /// never opened.
     pub(super) fn closed_folder(&self, dir: &Path) -> Result<Option<Folder>, ApiError> {
-        let Some(record) = load_if_there(dir)? else {
-            return Ok(None);
-        };
-        let inc = Inc(*record.incarnation().as_bytes());
-        // Nobody takes what it would tell.
-        let (nobody, _) = swarm::channel();
-        let store = self.0.stores.of(record.link(dir)?.suite().hashes())?;
-        let config = self.work_config(dir, store, inc, true, &nobody, Names::default());
-        Folder::open(config).map(Some).map_err(unopened)
+        closed_folder(&self.0.stores, dir)
     }
 
     /// The record of a folder that was here before, if any.
@@ -112,14 +106,17 @@ impl Daemon {
         let inc = Inc(*incarnation.as_bytes());
         let read_only = credentials.writer.is_none();
         let store = self.store_of(link).await?;
-        let config = self.work_config(
-            &dir,
-            Arc::clone(&store),
-            inc,
+        let (of, known) = (Arc::clone(&store), Arc::clone(&names));
+        let config = FolderConfig {
             read_only,
-            &swarm,
-            Arc::clone(&names),
-        );
+            read_timeout: self.0.config.read_timeout,
+            fetch: Arc::new(Fetcher {
+                swarm: swarm.clone(),
+                daemon: Arc::downgrade(&self.0),
+                runtime: tokio::runtime::Handle::current(),
+            }),
+            ..work_config(&dir, of, inc, &swarm, known)
+        };
         let span = tracing::info_span!("folder", name = record.name);
         let opening = span.clone();
         let opened = move || opening.in_scope(|| Folder::open(config).map_err(unopened));
@@ -172,35 +169,6 @@ impl Daemon {
     async fn store_of(&self, link: &Link) -> Result<Arc<Store>, ApiError> {
         let (daemon, suite) = (self.clone(), link.suite().hashes());
         blocking(move || daemon.0.stores.of(suite)).await
-    }
-
-    fn work_config(
-        &self,
-        dir: &Path,
-        store: Arc<Store>,
-        inc: Inc,
-        read_only: bool,
-        swarm: &SwarmHandle,
-        names: Names,
-    ) -> FolderConfig {
-        FolderConfig {
-            dir: dir.join("work"),
-            disk: Arc::new(RealDisk),
-            store,
-            inc,
-            rename_row: ledger::rename_row,
-            held_content: ledger::held_content,
-            clock: Arc::new(WallClock),
-            read_only,
-            fetch: Arc::new(Fetcher {
-                swarm: swarm.clone(),
-                daemon: Arc::downgrade(&self.0),
-                runtime: tokio::runtime::Handle::current(),
-            }),
-            observer: Arc::new(swarm.clone()),
-            device_name: Arc::new(move |inc: Inc| names.read().get(&inc.0).cloned()),
-            read_timeout: self.0.config.read_timeout,
-        }
     }
 
     /// What this device shows to members.
@@ -359,6 +327,54 @@ impl Daemon {
     }
 }
 
+/// See [`Daemon::closed_folder`].
+pub(super) fn closed_folder(stores: &Stores, dir: &Path) -> Result<Option<Folder>, ApiError> {
+    let Some(record) = load_if_there(dir)? else {
+        return Ok(None);
+    };
+    let inc = Inc(*record.incarnation().as_bytes());
+    // Nobody takes what it would tell.
+    let (nobody, _) = swarm::channel();
+    let store = stores.of(record.link(dir)?.suite().hashes())?;
+    let config = work_config(dir, store, inc, &nobody, Names::default());
+    Folder::open(config).map(Some).map_err(unopened)
+}
+
+/// How a folder is opened to be looked at only.
+fn work_config(
+    dir: &Path,
+    store: Arc<Store>,
+    inc: Inc,
+    swarm: &SwarmHandle,
+    names: Names,
+) -> FolderConfig {
+    FolderConfig {
+        dir: dir.join("work"),
+        disk: Arc::new(RealDisk),
+        store,
+        inc,
+        rename_row: ledger::rename_row,
+        held_content: ledger::held_content,
+        clock: Arc::new(WallClock),
+        read_only: true,
+        fetch: Arc::new(swarm.clone()),
+        observer: Arc::new(swarm.clone()),
+        device_name: Arc::new(move |inc: Inc| names.read().get(&inc.0).cloned()),
+        read_timeout: Duration::ZERO,
+    }
+}
+
+/// The snapshots that the heads of a folder name, as far as they are noted. None: that cannot be told.
+pub(super) fn noted_snapshots(dir: &Path) -> Option<Vec<NodeId>> {
+    if !dir.join("heads").exists() {
+        return Some(Vec::new());
+    }
+    let link = load_if_there(dir).ok()??.link(dir).ok()?;
+    let write = link.capability().write_key(EPOCH).map(|key| key.public());
+    let table = stored_heads(Heads::new(link.folder(), write), dir)?;
+    Some(table.heads().map(|head| head.claims().snapshot).collect())
+}
+
 /// The directories of all folders that are remembered.
 pub(super) fn folder_dirs(state: &StateDir) -> Result<Vec<PathBuf>, ApiError> {
     let folders = state.path().join("folders");
@@ -513,6 +529,12 @@ fn known_names(credentials: &FolderCredentials, dir: &Path, own: Incarnation) ->
 }
 
 impl OpenFolder {
+    /// Whether all of its content is to be here: what is missing is not only what nobody has read yet.
+    pub(super) fn is_kept_whole(&self) -> bool {
+        let record = self.record.lock();
+        record.pinned || record.home.is_some()
+    }
+
     pub(super) fn save(&self) -> Result<(), ApiError> {
         Ok(self.record.lock().save(&self.dir)?)
     }

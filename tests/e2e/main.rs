@@ -29,4 +29,5 @@ mod scale;
 mod seeders;
 mod stores;
 mod support;
+mod upkeep;
 mod wire;

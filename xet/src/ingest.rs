@@ -9,6 +9,9 @@
 //! What is held already costs its hash only: its bytes go nowhere, and if it is known where the chunk after it ends,
 //! it is not even scanned for cuts ([`held`]). Memory is two windows and what they compress to, whatever the length of the
 //! stream. A stream that ends in its first window takes no thread.
+//!
+//! What a crash may lose: chunks that were put since the last [`Store::sync`]. Nothing here syncs; a chunk that was put and is
+//! lost is put again by the next run, which pays for its hash and its write only. Nothing is named before all of a stream was put.
 
 use std::io::{self, Read};
 

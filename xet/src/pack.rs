@@ -25,8 +25,9 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 
 use crate::codec::{self, Scheme};
+use crate::disk::is_unreadable;
 use crate::hash::{Suite, node_id};
-use crate::index::PackId;
+use crate::index::{PackId, Place};
 use crate::xorb::{HEADER_LEN, MAX_CHUNKS, RecordHeader};
 
 pub(crate) mod files;
@@ -134,6 +135,13 @@ impl Pack {
         }
     }
 
+    pub(crate) fn place(&self, slot: u16) -> Place {
+        Place {
+            pack: self.id,
+            slot,
+        }
+    }
+
     pub(crate) fn slots(&self) -> usize {
         self.layout.read().slots()
     }
@@ -158,11 +166,17 @@ impl Pack {
     }
 
     /// Lets the records name themselves, as the footer cannot be believed any more. Those that cannot are bad; how
-    /// many. The pack is retired.
-    pub(crate) fn rename_records(&self, files: &OpenFiles) -> io::Result<usize> {
-        let (mut entries, mut bad) = (Vec::new(), Vec::new());
+    /// many, and whether it is the drive that cannot read some. The pack is retired.
+    pub(crate) fn rename_records(&self, files: &OpenFiles) -> io::Result<(usize, bool)> {
+        let (mut entries, mut bad, mut unreadable) = (Vec::new(), Vec::new(), false);
         for (slot, end) in self.ends().into_iter().enumerate() {
-            let record = self.read(files, slot as u16)?;
+            let record = match self.read(files, slot as u16) {
+                Err(error) if is_unreadable(&error) => {
+                    unreadable |= error.kind() != io::ErrorKind::UnexpectedEof;
+                    None
+                }
+                read => read?,
+            };
             let named = record.and_then(|record| {
                 let content = record.decode()?;
                 let name = self.kind.name_of(record.tag, &content)?;
@@ -184,7 +198,7 @@ impl Pack {
         for slot in &bad {
             self.set_state(*slot, State::Bad);
         }
-        Ok(bad.len())
+        Ok((bad.len(), unreadable))
     }
 
     pub(crate) fn is_sealed(&self) -> bool {

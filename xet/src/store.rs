@@ -41,6 +41,7 @@ mod borrow;
 mod cache;
 mod checkpoint;
 mod commit;
+mod format;
 mod gc;
 mod shelf;
 mod verify;
@@ -50,7 +51,7 @@ pub use borrow::{BorrowedFiles, SourceId};
 use cache::Cache;
 use commit::Committer;
 use gc::Gate;
-pub use gc::{CollectError, Hold, Reclaimed};
+pub use gc::{Collect, CollectError, Hold, Marks, Reclaimed};
 use shelf::{Item, Limits, Ranged, Shelf};
 pub use verify::{Verified, VerifyPosition};
 
@@ -69,9 +70,9 @@ const SPARES_MAX: usize = 4;
 /// How a store behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct StoreOptions {
-    /// Budget of the cache of decoded chunks, in bytes.
+    /// Budget of the cache of decoded chunks, in bytes. Of no meaning beside another store.
     pub cache_bytes: usize,
-    /// Names chunks. One store holds chunks of one suite; which one is for the owner to remember.
+    /// Names chunks. One store holds chunks of one suite, and is not opened for another.
     pub suite: Suite,
     /// A pack is sealed before it gets longer than this, footer included. At most 64 MiB.
     pub pack_bytes: u64,
@@ -112,12 +113,42 @@ impl Put {
 
 /// Why a store cannot be opened.
 #[derive(Debug, Error)]
-#[error("cannot open the store at {path}: {source}")]
-pub struct OpenStoreError {
-    /// The file or directory that failed.
-    pub path: PathBuf,
-    /// What the system said.
-    pub source: io::Error,
+pub enum OpenStoreError {
+    /// The system refused.
+    #[error("cannot open the store at {path}: {source}")]
+    Io {
+        /// The file or directory that failed.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It holds chunks of another suite. Nothing was changed.
+    #[error("the store at {path} names chunks by {found}, not {wanted}")]
+    Suite {
+        /// The store.
+        path: PathBuf,
+        /// What it holds.
+        found: &'static str,
+        /// What it was opened for.
+        wanted: &'static str,
+    },
+    /// Another version of this program made it. Nothing was changed.
+    #[error(
+        "the store at {path} has format {found}, this version reads {}",
+        format::FORMAT
+    )]
+    Version {
+        /// The store.
+        path: PathBuf,
+        /// Its format.
+        found: u64,
+    },
+    /// The file that says what the store is says nothing.
+    #[error("{path} is damaged: remove it, and what the store holds tells what it is")]
+    Format {
+        /// The file.
+        path: PathBuf,
+    },
 }
 
 /// Why something that is held cannot be read.
@@ -183,6 +214,8 @@ pub struct StoreStats {
     pub packs: u64,
     /// Borrowed ranges.
     pub borrowed: u64,
+    /// Their bytes.
+    pub borrowed_bytes: u64,
     /// Damaged records met since start.
     pub quarantined: u64,
     /// Bytes of memory the chunk index, the borrow table and the cache take.
@@ -193,7 +226,9 @@ pub struct StoreStats {
 pub struct Store {
     chunks: Shelf,
     nodes: Shelf,
-    cache: Cache,
+    cache: Arc<Cache>,
+    /// Another store counts what is in the cache.
+    is_cache_shared: bool,
     borrowed: BorrowTable,
     /// By the space of the sources they read.
     readers: RwLock<BTreeMap<u16, Arc<dyn BorrowedFiles>>>,
@@ -228,6 +263,32 @@ impl Store {
         options: StoreOptions,
         index: Box<dyn ChunkIndex>,
     ) -> Result<Self, OpenStoreError> {
+        let cache = Arc::new(Cache::new(options.cache_bytes));
+        Self::open_in(dir, disk, options, index, cache)
+    }
+
+    /// As [`open`](Self::open), with the cache of `other`: both together keep within its budget.
+    pub fn open_beside(
+        other: &Self,
+        dir: &Path,
+        disk: Arc<dyn Disk>,
+        options: StoreOptions,
+    ) -> Result<Self, OpenStoreError> {
+        let (index, cache) = (Box::new(CompactIndex::new()), Arc::clone(&other.cache));
+        let opened = Self::open_in(dir, disk, options, index, cache)?;
+        Ok(Self {
+            is_cache_shared: true,
+            ..opened
+        })
+    }
+
+    fn open_in(
+        dir: &Path,
+        disk: Arc<dyn Disk>,
+        options: StoreOptions,
+        index: Box<dyn ChunkIndex>,
+        cache: Arc<Cache>,
+    ) -> Result<Self, OpenStoreError> {
         let limits = Limits {
             bytes: options.pack_bytes.min(MAX_XORB_LEN as u64),
             slots: options.pack_slots.clamp(1, MAX_CHUNKS),
@@ -235,20 +296,25 @@ impl Store {
         let (chunks_dir, nodes_dir) = (dir.join("chunks"), dir.join("nodes"));
         for dir in [&chunks_dir, &nodes_dir] {
             let created = disk.create_dir(dir);
-            created.map_err(|source| OpenStoreError {
+            created.map_err(|source| OpenStoreError::Io {
                 path: dir.clone(),
                 source,
             })?;
         }
-        let files = Arc::new(OpenFiles::new(disk));
+        let is_settled = format::check(&*disk, dir, options.suite)?;
+        let files = Arc::new(OpenFiles::new(Arc::clone(&disk)));
         let kind = PackKind::Chunks(options.suite);
         let chunks = Shelf::open(kind, chunks_dir, limits, Arc::clone(&files), index)?;
+        if !is_settled {
+            format::settle(&*disk, dir, options.suite, &chunks)?;
+        }
         let index = Box::new(CompactIndex::new());
         let nodes = Shelf::open(PackKind::Nodes, nodes_dir, limits, files, index)?;
         Ok(Self {
             chunks,
             nodes,
-            cache: Cache::new(options.cache_bytes),
+            cache,
+            is_cache_shared: false,
             borrowed: BorrowTable::new(),
             readers: RwLock::default(),
             suite: options.suite,
@@ -281,14 +347,14 @@ impl Store {
 
     /// The bytes of a chunk, or `None` if it is not here.
     pub fn chunk(&self, hash: &ChunkHash) -> Result<Option<Bytes>, ReadError> {
-        if let Some(bytes) = self.cache.get(hash) {
+        if let Some(bytes) = self.cache.get(self.suite, hash) {
             return Ok(Some(bytes));
         }
         // A pack that cannot be read is no reason to fail while a plain file has the chunk.
         let packed = self.chunks.read(hash.as_bytes());
         let found = match packed {
             Ok(Some(bytes)) => {
-                self.cache.insert(hash, bytes.clone());
+                self.cache.insert(self.suite, hash, bytes.clone());
                 return Ok(Some(bytes));
             }
             Ok(None) | Err(_) => self.read_borrowed(hash),
@@ -305,7 +371,7 @@ impl Store {
         offset: u32,
         buf: &mut [u8],
     ) -> Result<Option<u32>, ReadError> {
-        if let Some(bytes) = self.cache.get(hash) {
+        if let Some(bytes) = self.cache.get(self.suite, hash) {
             return Ok(Some(copy_range(&bytes, offset, buf)));
         }
         let keep = || self.cache.touch(hash);
@@ -318,7 +384,7 @@ impl Store {
             Ok(Some(Ranged::Copied(len))) => return Ok(Some(len)),
             Ok(Some(Ranged::Whole { content, is_plain })) => {
                 if !is_plain {
-                    self.cache.insert(hash, content.clone());
+                    self.cache.insert(self.suite, hash, content.clone());
                 }
                 return Ok(Some(copy_range(&content, offset, buf)));
             }
@@ -513,6 +579,11 @@ impl Store {
         )
     }
 
+    /// Damaged records met since the last call that [`take_quarantined`](Self::take_quarantined) cannot name.
+    pub fn take_nameless(&self) -> u64 {
+        self.chunks.take_nameless() + self.nodes.take_nameless()
+    }
+
     /// How often something that was here may have gone since start: a plain file changed or went, a record is
     /// damaged, space was given back. While it stays the same, what was here still is.
     pub fn losses(&self) -> u64 {
@@ -530,10 +601,14 @@ impl Store {
             chunks: self.chunks.index.len() as u64,
             nodes: self.nodes.index.len() as u64,
             borrowed: self.borrowed.len() as u64,
+            borrowed_bytes: self.borrowed.bytes(),
             quarantined: self.chunks.quarantined() + self.nodes.quarantined(),
-            memory_bytes: (self.borrowed.memory_bytes() + self.cache.bytes()) as u64,
+            memory_bytes: self.borrowed.memory_bytes() as u64,
             ..StoreStats::default()
         };
+        if !self.is_cache_shared {
+            stats.memory_bytes += self.cache.bytes() as u64;
+        }
         for shelf in [&self.chunks, &self.nodes] {
             stats.memory_bytes += shelf.index.memory_bytes() as u64;
             for pack in shelf.packs.read().values() {

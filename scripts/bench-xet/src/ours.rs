@@ -14,7 +14,7 @@ use ccbt_xet::disk::RealDisk;
 use ccbt_xet::hash::{ChunkHash, Suite};
 use ccbt_xet::ingest::{self, IngestError};
 use ccbt_xet::recipe::ChunkRef;
-use ccbt_xet::store::{Store, StoreOptions};
+use ccbt_xet::store::{Collect, Marks, Store, StoreOptions};
 use ccbt_xet::xorb::{Footer, RecordHeader};
 
 use crate::input::{fill_noise, splitmix};
@@ -230,8 +230,17 @@ pub fn collect(dir: &Path, chunks: u64) -> Result<Fields> {
     store.sync()?;
     let before = disk_bytes(dir)?;
     let clock = Clock::start();
-    let keep = |hash: &ChunkHash| numbers.get(hash).is_some_and(|number| number % 2 == 0);
-    store.collect(|| Ok::<_, io::Error>(keep), Duration::ZERO, false)?;
+    let mark = |marks: &mut Marks<'_>| {
+        let wanted = numbers.iter().filter(|(_, number)| *number % 2 == 0);
+        wanted.for_each(|(hash, _)| marks.chunk(hash));
+        Ok::<_, io::Error>(())
+    };
+    let how = Collect {
+        wait: Duration::ZERO,
+        grace: Duration::ZERO,
+        dry_run: false,
+    };
+    store.collect(mark, &how, &mut |_, _| true)?;
     let fields = clock.stop(0);
     let kept = numbers.iter().filter(|(_, number)| *number % 2 == 0);
     for (hash, _) in kept.step_by(997) {

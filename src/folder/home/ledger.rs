@@ -613,11 +613,12 @@ pub(super) fn noted_dirs(ledger: &dyn Ledger) -> Vec<(HomeId, Fid)> {
         .collect()
 }
 
-/// The content of the plain file that a row of the table is the base record of.
-pub fn held_content(key: &Bytes, row: &Bytes) -> Option<Bytes> {
+/// The content of the plain file that a row of the table is the base record of, with its size in bytes.
+pub fn held_content(key: &Bytes, row: &Bytes) -> Option<(Bytes, u64)> {
     let is_record = key.starts_with(&table_prefix());
-    match Row::decode(row).ok().filter(|_| is_record)?.kind {
-        RowKind::File { content } => Some(content),
+    let row = Row::decode(row).ok().filter(|_| is_record)?;
+    match row.kind {
+        RowKind::File { content } => Some((content, row.stamp.size)),
         RowKind::Dir | RowKind::Symlink { .. } => None,
     }
 }

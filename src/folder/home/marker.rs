@@ -33,19 +33,27 @@ pub fn read(root: &OwnedFd) -> io::Result<Option<Marker>> {
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let mut text = String::new();
-    if file.take(BYTES_MAX).read_to_string(&mut text).is_err() {
+    let mut text = Vec::new();
+    if file.take(BYTES_MAX).read_to_end(&mut text).is_err() {
         text.clear();
     }
-    let field = |name: &str| {
-        let mut lines = text.lines();
-        let line = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.unwrap_or_default().to_owned()
-    };
-    Ok(Some(Marker {
-        folder: field("folder"),
-        device: field("device"),
-    }))
+    Ok(Some(Marker::parse(&text)))
+}
+
+impl Marker {
+    /// What is not said is empty.
+    pub(crate) fn parse(text: &[u8]) -> Self {
+        let text = std::str::from_utf8(text).unwrap_or_default();
+        let field = |name: &str| {
+            let mut lines = text.lines();
+            let line = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line.unwrap_or_default().to_owned()
+        };
+        Self {
+            folder: field("folder"),
+            device: field("device"),
+        }
+    }
 }
 
 /// Writes the marker, whole or not at all.

@@ -16,7 +16,7 @@ pub mod files;
 pub mod fs;
 pub mod guard;
 mod hash;
-mod intent;
+pub(crate) mod intent;
 pub mod join;
 pub mod ledger;
 mod live;

@@ -243,11 +243,16 @@ impl<'h> Scan<'h> {
         self.report.counts.add(std::mem::take(&mut steps.report));
         let unread = std::mem::take(&mut steps.unread);
         (self.progress)(self.done);
-        let renamed = std::mem::take(&mut steps.renamed);
-        let taken = self.read_batch(&renamed)?;
-        self.report.renamed += taken.len() as u64;
-        self.rebuild(&steps, taken)?;
+        let (renamed, home) = (std::mem::take(&mut steps.renamed), self.home);
+        {
+            // What lists the chunks of a file is stored before the folder names it.
+            let _unnamed = home.store.hold();
+            let taken = self.read_batch(&renamed)?;
+            self.report.renamed += taken.len() as u64;
+            self.rebuild(&steps, taken)?;
+        }
         for batch in steps.changed.chunks(BATCH_FILES) {
+            let _unnamed = home.store.hold();
             let taken = self.read_batch(batch)?;
             self.report.read += taken.len() as u64;
             self.publish(taken)?;

@@ -154,8 +154,8 @@ pub struct FolderConfig {
     /// Renames the dots in a row of the caller's table when a fresh incarnation takes over what another did not
     /// publish. `None` if there are none in it.
     pub rename_row: fn(&Redot, &[u8]) -> Option<Bytes>,
-    /// The content that a row of the caller's table says a plain file holds.
-    pub held_content: fn(&Bytes, &Bytes) -> Option<Bytes>,
+    /// The content, with its size in bytes, that a row of the caller's table says a plain file holds.
+    pub held_content: fn(&Bytes, &Bytes) -> Option<(Bytes, u64)>,
     pub clock: Arc<dyn Clock>,
     pub read_only: bool,
     pub fetch: Arc<dyn Fetch>,

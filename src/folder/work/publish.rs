@@ -210,6 +210,8 @@ impl Inner {
         sign: &dyn Fn(Unsigned) -> io::Result<[u8; HEAD_LEN]>,
     ) -> Result<Option<Publication>, FlushError> {
         let inc = self.config.inc;
+        // The snapshot is named only once the head is noted.
+        let _unnamed = self.config.store.hold();
         let (flush, last) = {
             let mut core = self.core.lock();
             let last = core
@@ -287,6 +289,8 @@ impl Inner {
 
     /// Writes what changed into the tree. The nodes are not synced yet.
     pub(super) fn write_tree(&self, flush: Flush) -> Result<Tip, FlushError> {
+        // The nodes are named once they are the tip's.
+        let _unnamed = self.config.store.hold();
         let before = self.core.lock().tip;
         let written = self.apply_to_tree(before, &flush);
         let mut core = self.core.lock();

@@ -149,7 +149,9 @@ impl Folder {
                 let core = inner.core.lock();
                 let held = |(key, row)| (inner.config.held_content)(key, row);
                 let contents = core.table.iter().filter_map(held);
-                contents.map(|content| content_digest(&content)).collect()
+                contents
+                    .map(|(content, _)| content_digest(&content))
+                    .collect()
             });
             if held.contains(&content_digest(&stored.content.0)) {
                 continue;
