@@ -6,11 +6,10 @@ use std::path::Path;
 
 use crate::support::{Daemon, Rng, World, eventually};
 
-/// Bytes of the file that is edited. Looking through its chunks takes longer than fetching what an edit changed, so the
-/// look for what is missing ends when the reader has it already.
-const SIZE: usize = 512 << 20;
+/// Bytes of the file that is edited.
+const SIZE: usize = 64 << 20;
 const MIB: usize = 1 << 20;
-/// Edits; what was fetched twice was so in one of three.
+/// Edits of each length.
 const ROUNDS: u64 = 6;
 
 /// Reads as the benchmark does: opens anew, reads on until enough came, in a loop.
