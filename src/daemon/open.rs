@@ -23,7 +23,7 @@ use crate::api::{ApiError, ErrorKind, ProgressSink};
 use crate::clock;
 use crate::config::StateDir;
 use crate::engine::gate::Door;
-use crate::engine::swarm::{self, Names, SwarmConfig, SwarmHandle};
+use crate::engine::swarm::{self, Elsewhere, Names, SwarmConfig, SwarmHandle};
 use crate::folder::home::ledger::{self, LedgerError};
 use crate::folder::home::marker::Marker;
 use crate::folder::home::{
@@ -373,6 +373,22 @@ pub(super) fn noted_snapshots(dir: &Path) -> Option<Vec<NodeId>> {
     let write = link.capability().write_key(EPOCH).map(|key| key.public());
     let table = stored_heads(Heads::new(link.folder(), write), dir)?;
     Some(table.heads().map(|head| head.claims().snapshot).collect())
+}
+
+/// What other devices hold of a folder that is not open, as far as noted.
+pub(super) fn noted_elsewhere(dir: &Path) -> Elsewhere {
+    let noted = || {
+        let record = load_if_there(dir).ok()??;
+        let link = record.link(dir).ok()?;
+        let write = link.capability().write_key(EPOCH).map(|key| key.public());
+        let heads = stored_heads(Heads::new(link.folder(), write), dir)?;
+        Some(Elsewhere::noted(
+            &heads,
+            &record.incarnation(),
+            &dir.join("heads"),
+        ))
+    };
+    noted().unwrap_or_default()
 }
 
 /// The directories of all folders that are remembered.

@@ -15,7 +15,9 @@ use ccbt_xet::store::{Collect, CollectError, Marks, ReadError, Reclaimed, Store,
 
 use super::Daemon;
 use super::keep::fetch;
-use super::open::{OpenFolder, blocking, closed_folder, folder_dirs, noted_snapshots};
+use super::open::{
+    OpenFolder, blocking, closed_folder, folder_dirs, noted_elsewhere, noted_snapshots,
+};
 use super::stores::{self, Stores};
 use crate::api::types::*;
 use crate::api::{ApiError, ErrorKind, ProgressSink};
@@ -273,7 +275,8 @@ impl Content {
         match closed_folder(stores, dir) {
             Ok(None) => Amount::default(),
             Ok(Some(folder)) => {
-                let stats = folder.stats();
+                let elsewhere = noted_elsewhere(dir);
+                let stats = folder.stats(&|dot| elsewhere.has(dot));
                 self.all.add(Amount {
                     files: stats.files,
                     bytes: stats.bytes,

@@ -12,7 +12,8 @@ use ccbt_xet::hash::NodeId;
 
 use crate::folder::encoding::{DecodeError, Reader, put_varint};
 use crate::folder::state::{Dot, Inc, VersionVector};
-use crate::share::DeviceId;
+use crate::share::heads::Heads;
+use crate::share::{DeviceId, Incarnation};
 
 const MAGIC: &[u8] = b"ccbt kept 1\n";
 /// Keepers remembered; a folder rarely has more than a few.
@@ -39,10 +40,33 @@ pub struct Elsewhere {
 }
 
 impl Elsewhere {
+    /// Of a folder nobody serves: what was saved beside its table of heads, which is of the device that publishes as `own`.
+    /// Unless that one has a head in it, nobody can be told from it, and what others made counts as not held by them.
+    pub fn noted(heads: &Heads, own: &Incarnation, heads_file: &Path) -> Self {
+        let kept = Kept::load(&path(heads_file)).vectors();
+        let Some(own) = heads.get(own).map(|head| head.claims().device) else {
+            return Self {
+                kept,
+                ..Self::default()
+            };
+        };
+        Self {
+            kept,
+            others: incarnations_of_others(heads, own),
+        }
+    }
+
     /// Whether another device has this version, as far as known.
     pub fn has(&self, dot: Dot) -> bool {
         self.others.contains(&dot.inc) || self.kept.iter().any(|vector| vector.covers(dot))
     }
+}
+
+/// Those in the table that are not `own`'s.
+pub(super) fn incarnations_of_others(heads: &Heads, own: DeviceId) -> BTreeSet<Inc> {
+    let claims = heads.heads().map(|head| head.claims());
+    let others = claims.filter(|claims| claims.device != own);
+    others.map(|by| Inc(*by.incarnation.as_bytes())).collect()
 }
 
 impl Kept {

@@ -6,9 +6,9 @@ use std::sync::atomic::Ordering;
 use ccbt_xet::hash::NodeId;
 use tokio::sync::oneshot;
 
+use super::kept::incarnations_of_others;
 use super::{Elsewhere, Swarm};
 use crate::clock;
-use crate::folder::state::Inc;
 
 /// How a folder stands with its peers.
 #[derive(Debug, Clone)]
@@ -88,12 +88,9 @@ impl Swarm {
     }
 
     fn elsewhere(&self) -> Elsewhere {
-        let own = self.config.device.id();
-        let heads = self.heads.heads().map(|head| head.claims());
-        let others = heads.filter(|claims| claims.device != own);
         Elsewhere {
             kept: self.kept.vectors(),
-            others: others.map(|by| Inc(*by.incarnation.as_bytes())).collect(),
+            others: incarnations_of_others(&self.heads, self.config.device.id()),
         }
     }
 
