@@ -129,7 +129,7 @@ fn a_check_goes_on_where_a_kill_ended_it() {
     let mut b = world.launch(eager(&state, "500 kB"), &state, &[a.port], &["daemon"]);
     let is_past_the_first = || {
         let (place, _) = round(&state).unwrap();
-        place >= (0, false, 1) && place < (1, false, 1)
+        ((0, false, 1)..(1, false, 1)).contains(&place)
     };
     b.wait("the first pack to be read", is_past_the_first);
     b.kill();
