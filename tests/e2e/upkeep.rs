@@ -75,7 +75,6 @@ fn damage_is_found_and_repaired_while_nobody_looks() {
     b.watch_mount(&at);
     b.wait("the mount", || is_mounted(&at) && b.says("Mounted "));
     wait_equal(&src, &at, &[&a, &b]);
-    let held = xet(&b, &["stats"], "chunks");
     b.wait("a check in status", || scrubbed(&b).is_some());
 
     let pack = state.join("store/chunks/00000001.xorb");
@@ -95,7 +94,9 @@ fn damage_is_found_and_repaired_while_nobody_looks() {
     // Its good records are elsewhere once the others are here again.
     b.wait("the repair", || !pack.exists());
     assert_eq!(xet(&b, &["verify"], "damaged"), 0);
-    assert_eq!(xet(&b, &["stats"], "chunks"), held);
+    let text = b.run(&["xet", "stats", "--json"]);
+    let stats: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(stats["here"], stats["content"], "{text}\n{}", b.log());
     assert_eq!(b.metric("ccbt_packs_damaged_total"), 4, "found once");
     wait_equal(&src, &at, &[&a, &b]);
 }
@@ -128,7 +129,7 @@ fn a_check_goes_on_where_a_kill_ended_it() {
     let mut b = world.launch(eager(&state, "500 kB"), &state, &[a.port], &["daemon"]);
     let is_past_the_first = || {
         let (place, _) = round(&state).unwrap();
-        place >= (0, false, 1) && place < (1, false, 1)
+        ((0, false, 1)..(1, false, 1)).contains(&place)
     };
     b.wait("the first pack to be read", is_past_the_first);
     b.kill();
@@ -207,34 +208,4 @@ fn garbage_goes_by_itself_once_every_folder_can_be_asked() {
     a.watch_mount(&at);
     a.wait("the mount", || is_mounted(&at) && a.says("Mounted "));
     assert_eq!(tree(&at).unwrap(), want);
-}
-
-#[test]
-fn what_nobody_can_name_is_fetched_where_the_folder_is_kept_whole() {
-    let world = World::new();
-    let (src, at) = (world.dir("src"), world.dir("at"));
-    fs::write(src.join("f"), Rng(8).bytes(2_000_000)).unwrap();
-    let (a, links) = world.share(&src, "a");
-    let mut b = world.mount(&links.read, &at, "b", &[&a]);
-    b.run(&["pin", at.to_str().unwrap()]);
-    wait_equal(&src, &at, &[&a, &b]);
-    let held = xet(&b, &["stats"], "chunks");
-    let state = b.state.clone();
-    assert_eq!(b.stop(), 0, "{}", b.log());
-    // Without its list, only the content of a record says what it is called; and of one that is gone too.
-    let pack = state.join("store/chunks/00000001.xorb");
-    fs::remove_file(pack.with_extension("journal")).unwrap();
-    let mut bytes = fs::read(&pack).unwrap();
-    bytes[900_000] ^= 0x40;
-    fs::write(&pack, bytes).unwrap();
-
-    let mut b = world.launch(eager(&state, "0"), &state, &[a.port], &["daemon"]);
-    b.watch_mount(&at);
-    b.wait("the damage to be found", || {
-        b.metric("ccbt_packs_damaged_total") > 0
-    });
-    b.wait("the repair", || {
-        xet(&b, &["stats"], "chunks") == held && !pack.exists()
-    });
-    assert_eq!(xet(&b, &["verify"], "damaged"), 0);
 }

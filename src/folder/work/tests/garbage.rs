@@ -143,10 +143,10 @@ fn what_was_published_can_still_be_fetched_after_a_gc() {
     two.put("other", b"other").unwrap();
     two.peers.others.lock().push(one.store.clone());
     let other = two.publish().unwrap();
-    one.peers.others.lock().push(two.store.clone());
+    one.peers.others.lock().push(two.store);
     assert!(one.merge(&other));
     collect(&one);
-    three.peers.others.lock().push(one.store.clone());
+    three.peers.others.lock().push(one.store);
     assert!(three.merge(&published));
     assert_eq!(three.read("file-5").unwrap(), noise(1005, 3000));
     assert_eq!(three.read("file-200").unwrap(), noise(200, 3000));
