@@ -31,8 +31,11 @@ pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
         "noise" => wire::noise(),
         "session_member" => wire::session_member(),
         "session_stranger" => wire::session_stranger(),
+        "ip_filter" => torrent::ip_filter(),
+        "mse" => torrent::mse(),
         "peer_wire" => torrent::peer_wire(),
         "pex" => torrent::pex(),
+        "proxy" => torrent::proxy(),
         "udp_tracker" => wire::udp_tracker(),
         "ut_metadata" => torrent::ut_metadata(),
 
