@@ -312,12 +312,19 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_that_is_none_is_an_error() {
-        let route = Route {
-            bind: Some(Bind::Interface("no-such-if0".to_owned())),
-            proxy: None,
+    fn sockets_are_bound_to_the_interface_or_not_opened() {
+        let open = |name: &str, listen| {
+            let route = Route {
+                bind: Some(Bind::Interface(name.to_owned())),
+                proxy: None,
+            };
+            open_by(&route, Type::STREAM, addr("127.0.0.1:0"), listen)
         };
-        assert!(open_by(&route, Type::STREAM, addr("127.0.0.1:9"), None).is_err());
+        for listen in [None, Some(addr("127.0.0.1:0"))] {
+            let socket = open("lo", listen).unwrap();
+            assert_eq!(socket.device().unwrap().as_deref(), Some(&b"lo"[..]));
+            assert!(open("no-such-if0", listen).is_err());
+        }
     }
 
     #[tokio::test]

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use ccbt_xet::store::Store;
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tracing::Instrument;
@@ -157,8 +158,11 @@ impl Gate {
     pub fn listen(&self, addr: SocketAddr) -> io::Result<SocketAddr> {
         let (listener, utp) = match self.bind(addr) {
             // A machine without IPv6.
-            Err(error) if addr.ip() == IpAddr::from(Ipv6Addr::UNSPECIFIED) => {
-                tracing::debug!(%error, "no listener for both families");
+            Err(error)
+                if addr.ip() == IpAddr::from(Ipv6Addr::UNSPECIFIED)
+                    && error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error()) =>
+            {
+                tracing::info!("no IPv6 here, so peers are taken by IPv4 alone");
                 self.bind((Ipv4Addr::UNSPECIFIED, addr.port()).into())?
             }
             bound => bound?,
@@ -557,7 +561,7 @@ impl DialTorrent for Gate {
             Ipv6Addr::LOCALHOST.into(),
         ];
         if !shared.contains(&ip) {
-            Gate::bar(self, ip);
+            Self::bar(self, ip);
         }
     }
 }
