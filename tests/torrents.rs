@@ -884,3 +884,36 @@ fn everything_goes_through_the_proxy() {
         }
     }
 }
+
+#[test]
+fn two_that_call_each_other_are_connected_once() {
+    let place = Place::new();
+    let top = content(&place, 8);
+    let file = torrent(&place, &top, "--v1");
+    // Nobody has anything, so both look for peers all the time.
+    let ports = [free_port(), free_port()];
+    let start = |n: usize| {
+        let peer = format!("--peer=127.0.0.1:{}", ports[1 - n]);
+        let out = place.path(&format!("out{n}"));
+        let args = ["download", text(&file), "-o", text(&out), &peer];
+        Ccbt::start(&place, &format!("s{n}"), ports[n], &args)
+    };
+    let both = [start(0), start(1)];
+    let peers = |n: usize| {
+        let state = place.path(&format!("s{n}"));
+        let run = place.run(&["--state", text(&state), "--json", "torrent", "top", "peers"]);
+        // It may not have begun to answer.
+        let answer = (run.code == 0).then(|| run.json());
+        answer.map_or(0, |answer| answer["peers"].as_array().unwrap().len())
+    };
+    let until = Instant::now() + PATIENCE;
+    let mut seen = 0;
+    while seen < 10 {
+        let counts = [peers(0), peers(1)];
+        assert!(counts.iter().all(|count| *count <= 1), "{counts:?}");
+        // The second call comes when the first one that failed is tried again.
+        let twice = both.iter().any(|one| one.log().contains("connected twice"));
+        seen += usize::from(twice && counts == [1, 1]);
+        assert!(Instant::now() < until, "{counts:?}");
+    }
+}
