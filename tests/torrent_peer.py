@@ -1,7 +1,8 @@
 #!/usr/bin/python3
-"""libtorrent as the other side. Usage:
+"""libtorrent as the other side. Usage: torrent_peer.py [--set NAME=VALUE]... seed|leech ...
+--set is a setting of libtorrent's session, such as out_enc_policy=0.
 torrent_peer.py seed TORRENT DIR [UPLOAD_BYTES_PER_SECOND]   says {"port": n} once it seeds; ends when stdin does
-torrent_peer.py leech TORRENT|MAGNET DIR PEER_PORT           ends when all is there, says {"done": true}"""
+torrent_peer.py leech TORRENT|MAGNET DIR PEER_PORT [PEER_IP] ends when all is there, says {"done": true}"""
 
 import json
 import sys
@@ -9,12 +10,15 @@ import time
 
 import libtorrent as lt
 
+SETTINGS = {}
+
 
 def session():
-    return lt.session({"listen_interfaces": "127.0.0.1:0", "enable_dht": False, "enable_lsd": False,
+    settings = {"listen_interfaces": "127.0.0.1:0", "enable_dht": False, "enable_lsd": False,
                        "enable_upnp": False, "enable_natpmp": False, "enable_outgoing_utp": False,
                        "enable_incoming_utp": False, "allow_multiple_connections_per_ip": True,
-                       "alert_mask": lt.alert.category_t.all_categories})
+                       "alert_mask": lt.alert.category_t.all_categories}
+    return lt.session(settings | SETTINGS)
 
 
 def say(value):
@@ -32,7 +36,7 @@ def seed(torrent, folder, limit=0):
     sys.stdin.read()
 
 
-def leech(torrent, folder, port):
+def leech(torrent, folder, port, host="127.0.0.1"):
     ses = session()
     if torrent.startswith("magnet:"):
         params = lt.parse_magnet_uri(torrent)
@@ -52,14 +56,19 @@ def leech(torrent, folder, port):
             return
         if status.num_peers == 0 and time.time() - asked > 1:
             asked = time.time()
-            handle.connect_peer(("127.0.0.1", int(port)))
+            handle.connect_peer((host, int(port)))
         time.sleep(0.02)
     for alert in ses.pop_alerts():
         print(alert, file=sys.stderr)
     say({"done": False, "state": str(handle.status().state), "progress": handle.status().progress})
 
 
-if sys.argv[1] == "seed":
-    seed(*sys.argv[2:])
+args = sys.argv[1:]
+while args[0] == "--set":
+    name, value = args[1].split("=", 1)
+    SETTINGS[name] = int(value) if value.isdigit() else value
+    args = args[2:]
+if args[0] == "seed":
+    seed(*args[1:])
 else:
-    leech(*sys.argv[2:])
+    leech(*args[1:])

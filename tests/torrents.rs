@@ -6,8 +6,10 @@ mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use support::Place;
@@ -38,17 +40,33 @@ impl Other {
 
     /// A seeder; with the port it listens on.
     fn seed(torrent: &Path, folder: &Path, limit: u32) -> (Self, u16) {
+        Self::seed_with(&[], torrent, folder, limit)
+    }
+
+    fn seed_with(settings: &[&str], torrent: &Path, folder: &Path, limit: u32) -> (Self, u16) {
         let limit = limit.to_string();
-        let (other, out) = Self::start(&["seed", text(torrent), text(folder), &limit]);
+        let args = ["seed", text(torrent), text(folder), &limit];
+        let (other, out) = Self::start(&[&set(settings), &args[..]].concat());
         (other, said(out)["port"].as_u64().unwrap() as u16)
     }
 
     /// A leecher, until it has everything.
     fn leech(torrent: &str, folder: &Path, port: u16) {
-        let (_other, out) = Self::start(&["leech", torrent, text(folder), &port.to_string()]);
+        Self::leech_with(&[], torrent, folder, port, "127.0.0.1");
+    }
+
+    fn leech_with(settings: &[&str], torrent: &str, folder: &Path, port: u16, ip: &str) {
+        let port = port.to_string();
+        let args = ["leech", torrent, text(folder), &port, ip];
+        let (_other, out) = Self::start(&[&set(settings), &args[..]].concat());
         let end = said(out);
         assert_eq!(end["done"], true, "libtorrent is stuck: {end}");
     }
+}
+
+/// Arguments that set libtorrent's settings.
+fn set<'a>(settings: &[&'a str]) -> Vec<&'a str> {
+    settings.iter().flat_map(|s| ["--set", s]).collect()
 }
 
 impl Drop for Other {
@@ -77,6 +95,17 @@ struct Ccbt {
 
 impl Ccbt {
     fn start(place: &Place, state: &str, port: u16, args: &[&str]) -> Self {
+        let listen = format!("127.0.0.1:{port}");
+        Self::start_with(place, state, &listen, &[], args)
+    }
+
+    fn start_with(
+        place: &Place,
+        state: &str,
+        listen: &str,
+        env: &[(&str, &str)],
+        args: &[&str],
+    ) -> Self {
         let log = place.path(&format!("{state}.log"));
         let out = fs::OpenOptions::new()
             .create(true)
@@ -88,7 +117,8 @@ impl Ccbt {
             .arg(place.path(state))
             .args(args)
             .args(["--no-dht", "--no-lsd", "--no-portmap", "-v"])
-            .arg(format!("--listen=127.0.0.1:{port}"))
+            .arg(format!("--listen={listen}"))
+            .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(out.try_clone().unwrap())
             .stderr(out)
@@ -136,7 +166,7 @@ impl Drop for Ccbt {
 }
 
 fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
 }
 
@@ -427,7 +457,11 @@ fn one_of_two_seeders_is_corrupt() {
         .status()
         .unwrap();
     assert!(copied.success());
-    let (_bad, port) = Other::seed(&file, &bad, 6 << 20);
+    let there = [
+        "listen_interfaces=127.0.0.2:0",
+        "outgoing_interfaces=127.0.0.2",
+    ];
+    let (_bad, port) = Other::seed_with(&there, &file, &bad, 6 << 20);
     let big = fs::OpenOptions::new()
         .write(true)
         .open(bad.join("top/big"))
@@ -436,7 +470,10 @@ fn one_of_two_seeders_is_corrupt() {
         std::os::unix::fs::FileExt::write_all_at(&big, b"corrupt", at).unwrap();
     }
     let out = place.path("out");
-    let peers = [good, port].map(|port| format!("--peer=127.0.0.1:{port}"));
+    let peers = [
+        format!("--peer=127.0.0.1:{good}"),
+        format!("--peer=127.0.0.2:{port}"),
+    ];
     let args = [
         "download",
         text(&file),
@@ -444,12 +481,13 @@ fn one_of_two_seeders_is_corrupt() {
         text(&out),
         &peers[0],
         &peers[1],
+        "--seed",
     ];
-    let ccbt = Ccbt::start(&place, "s", 0, &args);
-    let log = ccbt.log.clone();
-    ccbt.finish();
+    let ours = free_port();
+    let mut ccbt = Ccbt::start(&place, "s", ours, &args);
+    ccbt.wait_for("Downloaded top");
     same(&top, &out.join("top"));
-    let log = fs::read_to_string(log).unwrap();
+    let log = ccbt.log();
     let dropped: Vec<&str> = log
         .lines()
         .filter(|line| line.contains("it sent wrong bytes"))
@@ -458,4 +496,424 @@ fn one_of_two_seeders_is_corrupt() {
         !dropped.is_empty() && dropped.iter().all(|line| line.contains(&port.to_string())),
         "{log}"
     );
+    // It is not let in either.
+    let hash = info_hash(&magnet(&place, &file));
+    assert_eq!(plain_handshake_from("127.0.0.2", ours, &hash).len(), 0);
+    assert_eq!(plain_handshake_from("127.0.0.3", ours, &hash).len(), 68);
+}
+
+/// Settings of libtorrent under which it speaks RC4 and nothing else.
+const RC4_ONLY: [&str; 3] = ["out_enc_policy=0", "in_enc_policy=0", "allowed_enc_level=2"];
+
+/// 20 bytes of the magnet link.
+fn info_hash(magnet: &str) -> Vec<u8> {
+    let hex = magnet.split("btih:").nth(1).unwrap().as_bytes();
+    data_encoding::HEXLOWER.decode(&hex[..40]).unwrap()
+}
+
+/// What answers a plain handshake, until the connection ends or 68 bytes are there.
+fn plain_handshake(port: u16, info_hash: &[u8]) -> Vec<u8> {
+    plain_handshake_from("127.0.0.1", port, info_hash)
+}
+
+fn plain_handshake_from(ip: &str, port: u16, info_hash: &[u8]) -> Vec<u8> {
+    use socket2::{Domain, Socket, Type};
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let local: IpAddr = ip.parse().unwrap();
+    socket
+        .bind(&std::net::SocketAddr::new(local, 0).into())
+        .unwrap();
+    let there = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    socket.connect(&there.into()).unwrap();
+    let mut stream = TcpStream::from(socket);
+    let head = b"\x13BitTorrent protocol\0\0\0\0\0\0\0\0";
+    let ours = [&head[..], info_hash, b"-XX0000-aaaaaaaaaaaa"].concat();
+    // Who is not let in may find the connection closed already.
+    drop(stream.write_all(&ours));
+    let mut answer = Vec::new();
+    drop(stream.take(68).read_to_end(&mut answer));
+    answer
+}
+
+#[test]
+fn encrypted_from_and_to_libtorrent() {
+    let place = Place::new();
+    let top = content(&place, 16);
+    let file = torrent(&place, &top, "--v1");
+    let hash = info_hash(&magnet(&place, &file));
+    // Each side insists once; the other would take anything.
+    for (n, (mode, theirs)) in [("prefer", &RC4_ONLY[..]), ("require", &[])]
+        .iter()
+        .enumerate()
+    {
+        let env = [("CCBT_NETWORK_ENCRYPTION", *mode)];
+        let (_seeder, port) = Other::seed_with(theirs, &file, &place.path("src"), 0);
+        let out = place.path(&format!("out{n}"));
+        let peer = format!("--peer=127.0.0.1:{port}");
+        let args = ["download", text(&file), "-o", text(&out), &peer];
+        Ccbt::start_with(&place, &format!("l{n}"), "127.0.0.1:0", &env, &args).finish();
+        same(&top, &out.join("top"));
+
+        let port = free_port();
+        let src = place.path("src");
+        let args = ["download", text(&file), "-o", text(&src), "--seed"];
+        let listen = format!("127.0.0.1:{port}");
+        let mut ccbt = Ccbt::start_with(&place, &format!("s{n}"), &listen, &env, &args);
+        ccbt.wait_for("Downloaded top");
+        let out = place.path(&format!("theirs{n}"));
+        Other::leech_with(theirs, text(&file), &out, port, "127.0.0.1");
+        same(&top, &out.join("top"));
+        let plain = plain_handshake(port, &hash);
+        assert_eq!(plain.len(), if *mode == "require" { 0 } else { 68 });
+    }
+}
+
+#[test]
+fn who_has_no_encryption_is_called_without() {
+    let place = Place::new();
+    let top = content(&place, 4);
+    let file = torrent(&place, &top, "--v1");
+    let plain_only = ["in_enc_policy=2", "out_enc_policy=2"];
+    let (_seeder, port) = Other::seed_with(&plain_only, &file, &place.path("src"), 0);
+    let out = place.path("out");
+    let peer = format!("--peer=127.0.0.1:{port}");
+    let args = ["download", text(&file), "-o", text(&out), &peer];
+    Ccbt::start(&place, "s", 0, &args).finish();
+    same(&top, &out.join("top"));
+}
+
+#[test]
+fn by_utp_alone_from_and_to_libtorrent() {
+    // It still has a TCP port, and closes what comes there.
+    let utp_only = [
+        "enable_outgoing_tcp=0",
+        "enable_incoming_tcp=0",
+        "enable_outgoing_utp=1",
+        "enable_incoming_utp=1",
+    ];
+    let place = Place::new();
+    let top = content(&place, 8);
+    let file = torrent(&place, &top, "--v1");
+    for (n, encryption) in [&[][..], &RC4_ONLY].iter().enumerate() {
+        let theirs = [&utp_only[..], encryption].concat();
+        let (_seeder, port) = Other::seed_with(&theirs, &file, &place.path("src"), 0);
+        let out = place.path(&format!("out{n}"));
+        let peer = format!("--peer=127.0.0.1:{port}");
+        let args = ["download", text(&file), "-o", text(&out), &peer];
+        Ccbt::start(&place, &format!("l{n}"), 0, &args).finish();
+        same(&top, &out.join("top"));
+
+        let port = free_port();
+        let src = place.path("src");
+        let args = ["download", text(&file), "-o", text(&src), "--seed"];
+        let mut ccbt = Ccbt::start(&place, &format!("s{n}"), port, &args);
+        ccbt.wait_for("Downloaded top");
+        let out = place.path(&format!("theirs{n}"));
+        Other::leech_with(&theirs, text(&file), &out, port, "127.0.0.1");
+        same(&top, &out.join("top"));
+    }
+}
+
+#[test]
+fn by_ipv6_from_and_to_libtorrent() {
+    let place = Place::new();
+    let top = content(&place, 8);
+    let file = torrent(&place, &top, "--v1");
+    let by_6 = ["listen_interfaces=[::1]:0"];
+    let (_seeder, port) = Other::seed_with(&by_6, &file, &place.path("src"), 0);
+    let out = place.path("out");
+    let peer = format!("--peer=[::1]:{port}");
+    let args = ["download", text(&file), "-o", text(&out), &peer];
+    Ccbt::start_with(&place, "l", "[::]:0", &[], &args).finish();
+    same(&top, &out.join("top"));
+
+    let port = free_port();
+    let src = place.path("src");
+    let args = ["download", text(&file), "-o", text(&src), "--seed"];
+    let mut ccbt = Ccbt::start_with(&place, "s", &format!("[::]:{port}"), &[], &args);
+    ccbt.wait_for("Downloaded top");
+    // The same listener, by both families.
+    for (n, (settings, ip)) in [(&by_6[..], "::1"), (&[], "127.0.0.1")].iter().enumerate() {
+        let out = place.path(&format!("theirs{n}"));
+        Other::leech_with(settings, text(&file), &out, port, ip);
+        same(&top, &out.join("top"));
+    }
+}
+
+#[test]
+fn a_second_connection_of_one_peer_is_refused() {
+    let place = Place::new();
+    let top = content(&place, 1);
+    let file = torrent(&place, &top, "--v1");
+    let hash = info_hash(&magnet(&place, &file));
+    let port = free_port();
+    let src = place.path("src");
+    let args = ["download", text(&file), "-o", text(&src), "--seed"];
+    let mut ccbt = Ccbt::start(&place, "s", port, &args);
+    ccbt.wait_for("Downloaded top");
+    let ours = [
+        &b"\x13BitTorrent protocol\0\0\0\0\0\0\0\0"[..],
+        &hash,
+        b"-XX0000-aaaaaaaaaaaa",
+    ]
+    .concat();
+    let connect = || {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.write_all(&ours).unwrap();
+        let mut theirs = [0; 68];
+        stream.read_exact(&mut theirs).unwrap();
+        stream
+    };
+    let mut first = connect();
+    // What comes behind the handshake comes from the torrent, which knows the first by then.
+    first.read_exact(&mut [0; 5]).unwrap();
+    let mut second = connect();
+    assert_eq!(second.read_to_end(&mut Vec::new()).unwrap_or(0), 0);
+    first
+        .set_read_timeout(Some(Duration::from_millis(200)))
+        .unwrap();
+    loop {
+        match first.read(&mut [0; 1000]) {
+            Ok(0) => panic!("the first connection ended"),
+            Ok(_) => {}
+            Err(error) => {
+                assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+                break;
+            }
+        }
+    }
+}
+
+/// A proxy for SOCKS5 and HTTP CONNECT that leads everything to this machine, and notes where it should have led.
+struct Proxy {
+    port: u16,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Proxy {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let notes = Arc::clone(&asked);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let notes = Arc::clone(&notes);
+                std::thread::spawn(move || Self::serve(stream.unwrap(), &notes));
+            }
+        });
+        Self { port, asked }
+    }
+
+    fn serve(mut stream: TcpStream, notes: &Mutex<Vec<String>>) {
+        let mut first = [0; 1];
+        stream.read_exact(&mut first).unwrap();
+        let (target, answer) = match first[0] {
+            5 => Self::socks(&mut stream),
+            _ => Self::http(&mut stream),
+        };
+        let port = target.rsplit_once(':').unwrap().1.parse::<u16>().unwrap();
+        notes.lock().unwrap().push(target);
+        let Ok(mut there) = TcpStream::connect(("127.0.0.1", port)) else {
+            return;
+        };
+        stream.write_all(answer).unwrap();
+        let (mut a, mut b) = (stream.try_clone().unwrap(), there.try_clone().unwrap());
+        std::thread::spawn(move || {
+            drop(std::io::copy(&mut a, &mut b));
+            drop(b.shutdown(Shutdown::Both));
+        });
+        drop(std::io::copy(&mut there, &mut stream));
+        drop(stream.shutdown(Shutdown::Both));
+    }
+
+    fn socks(stream: &mut TcpStream) -> (String, &'static [u8]) {
+        let mut byte = || {
+            let mut byte = [0; 1];
+            stream.read_exact(&mut byte).unwrap();
+            byte[0]
+        };
+        for _ in 0..byte() {
+            byte();
+        }
+        stream.write_all(&[5, 0]).unwrap();
+        let mut head = [0; 4];
+        stream.read_exact(&mut head).unwrap();
+        let mut take = |len: usize| {
+            let mut bytes = vec![0; len];
+            stream.read_exact(&mut bytes).unwrap();
+            bytes
+        };
+        let host = match head[3] {
+            1 => Ipv4Addr::from(<[u8; 4]>::try_from(take(4)).unwrap()).to_string(),
+            3 => {
+                let len = take(1)[0];
+                String::from_utf8(take(len.into())).unwrap()
+            }
+            kind => panic!("address of kind {kind}"),
+        };
+        let port = u16::from_be_bytes(take(2).try_into().unwrap());
+        (format!("{host}:{port}"), b"\x05\0\0\x01\0\0\0\0\0\0")
+    }
+
+    fn http(stream: &mut TcpStream) -> (String, &'static [u8]) {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0; 1];
+            stream.read_exact(&mut byte).unwrap();
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8(head).unwrap();
+        let target = head
+            .strip_prefix("ONNECT ")
+            .unwrap()
+            .split(' ')
+            .next()
+            .unwrap();
+        (target.to_owned(), b"HTTP/1.1 200 OK\r\n\r\n")
+    }
+}
+
+/// A tracker that names one peer to everybody, and notes who asks.
+fn tracker(peer: SocketAddrV4) -> (u16, Arc<Mutex<Vec<IpAddr>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let notes = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            notes.lock().unwrap().push(stream.peer_addr().unwrap().ip());
+            drop(stream.read(&mut [0; 4096]));
+            let addr = [&peer.ip().octets()[..], &peer.port().to_be_bytes()].concat();
+            let body = [b"d8:intervali900e5:peers6:", &addr[..], b"e"].concat();
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            drop(stream.write_all(&[head.as_bytes(), &body].concat()));
+        }
+    });
+    (port, asked)
+}
+
+/// The torrent of `top`, to be announced to `trackers`.
+fn announced(place: &Place, top: &Path, trackers: &[&str]) -> PathBuf {
+    let file = place.path("announced.torrent");
+    let args = ["create", text(top), "-o", text(&file), "--v1"];
+    let urls = trackers.iter().flat_map(|url| ["--tracker", url]);
+    let args = [&args[..], &["--piece-size", "256KiB"]].concat();
+    let args: Vec<&str> = args.into_iter().chain(urls).collect();
+    let run = place.run(&args);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    file
+}
+
+#[test]
+fn everything_comes_from_the_address_it_is_bound_to() {
+    let place = Place::new();
+    let top = content(&place, 4);
+    let seeded = torrent(&place, &top, "--v1");
+    let (_seeder, seeder) = Other::seed(&seeded, &place.path("src"), 0);
+    let (port, asked) = tracker(SocketAddrV4::new(Ipv4Addr::LOCALHOST, seeder));
+    let file = announced(
+        &place,
+        &top,
+        &[&format!("http://127.0.0.1:{port}/announce")],
+    );
+    let out = place.path("out");
+    let env = [("CCBT_NETWORK_BIND", "127.0.0.9")];
+    let args = ["download", text(&file), "-o", text(&out), "--seed"];
+    let ours = free_port();
+    let mut ccbt = Ccbt::start_with(&place, "s", &format!("[::]:{ours}"), &env, &args);
+    ccbt.wait_for("Downloaded top");
+    same(&top, &out.join("top"));
+    let here = IpAddr::from([127, 0, 0, 9]);
+    let asked = asked.lock().unwrap().clone();
+    assert!(
+        !asked.is_empty() && asked.iter().all(|ip| *ip == here),
+        "{asked:?}"
+    );
+    assert!(TcpStream::connect((here, ours)).is_ok());
+    assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, ours)).is_err());
+}
+
+#[test]
+fn who_is_on_the_list_is_not_let_in() {
+    let place = Place::new();
+    let top = content(&place, 1);
+    let file = torrent(&place, &top, "--v1");
+    let list = place.path("list.p2p");
+    fs::write(&list, "# those\nsomebody:127.0.0.2-127.0.0.2\n").unwrap();
+    let env = [("CCBT_NETWORK_IP_FILTER", text(&list))];
+    let src = place.path("src");
+    let args = ["download", text(&file), "-o", text(&src), "--seed"];
+    let port = free_port();
+    let listen = format!("127.0.0.1:{port}");
+    let mut ccbt = Ccbt::start_with(&place, "s", &listen, &env, &args);
+    ccbt.wait_for("Downloaded top");
+    let hash = info_hash(&magnet(&place, &file));
+    assert_eq!(plain_handshake_from("127.0.0.2", port, &hash).len(), 0);
+    assert_eq!(plain_handshake_from("127.0.0.3", port, &hash).len(), 68);
+}
+
+/// Nobody but the proxy can find the tracker by its name or reach the peer at its address.
+#[test]
+fn everything_goes_through_the_proxy() {
+    let place = Place::new();
+    let top = content(&place, 4);
+    let seeded = torrent(&place, &top, "--v1");
+    let (_seeder, seeder) = Other::seed(&seeded, &place.path("src"), 0);
+    let peer = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 7), seeder);
+    let url = format!("http://tracker.invalid:{}/announce", tracker(peer).0);
+    let file = announced(&place, &top, &[&url, "udp://127.0.0.1:9/announce"]);
+    for scheme in ["socks5", "http"] {
+        let proxy = Proxy::start();
+        let way = format!("{scheme}://127.0.0.1:{}", proxy.port);
+        let out = place.path(scheme);
+        let env = [("CCBT_NETWORK_PROXY", &way[..])];
+        let args = ["download", text(&file), "-o", text(&out)];
+        Ccbt::start_with(&place, &format!("s{scheme}"), "127.0.0.1:0", &env, &args).finish();
+        same(&top, &out.join("top"));
+        let asked = proxy.asked.lock().unwrap().clone();
+        let name = url
+            .strip_prefix("http://")
+            .unwrap()
+            .split('/')
+            .next()
+            .unwrap();
+        for wanted in [name.to_owned(), peer.to_string()] {
+            assert!(asked.contains(&wanted), "{wanted} is not in {asked:?}");
+        }
+    }
+}
+
+#[test]
+fn two_that_call_each_other_are_connected_once() {
+    let place = Place::new();
+    let top = content(&place, 8);
+    let file = torrent(&place, &top, "--v1");
+    // Nobody has anything, so both look for peers all the time.
+    let ports = [free_port(), free_port()];
+    let start = |n: usize| {
+        let peer = format!("--peer=127.0.0.1:{}", ports[1 - n]);
+        let out = place.path(&format!("out{n}"));
+        let args = ["download", text(&file), "-o", text(&out), &peer];
+        Ccbt::start(&place, &format!("s{n}"), ports[n], &args)
+    };
+    let both = [start(0), start(1)];
+    let peers = |n: usize| {
+        let state = place.path(&format!("s{n}"));
+        let run = place.run(&["--state", text(&state), "--json", "torrent", "top", "peers"]);
+        // It may not have begun to answer.
+        let answer = (run.code == 0).then(|| run.json());
+        answer.map_or(0, |answer| answer["peers"].as_array().unwrap().len())
+    };
+    let until = Instant::now() + PATIENCE;
+    let mut seen = 0;
+    while seen < 10 {
+        let counts = [peers(0), peers(1)];
+        assert!(counts.iter().all(|count| *count <= 1), "{counts:?}");
+        // The second call comes when the first one that failed is tried again.
+        let twice = both.iter().any(|one| one.log().contains("connected twice"));
+        seen += usize::from(twice && counts == [1, 1]);
+        assert!(Instant::now() < until, "{counts:?}");
+    }
 }

@@ -21,9 +21,12 @@ pub(crate) use value::parse_bytes;
 pub use value::{Kind, Value};
 
 use crate::api::{ApiError, ErrorKind};
+use crate::net::{Bind, Network, Route};
+use crate::proto::mse::Encryption;
+use crate::proto::proxy::ProxyUrl;
 
 /// Every key. `defaults.toml` has each with its meaning; a test compares the two.
-pub const KEYS: [(&str, Kind); 19] = [
+pub const KEYS: [(&str, Kind); 22] = [
     ("api.listen", Kind::OptionalAddress),
     ("cache.read", Kind::Bytes),
     ("dht.bootstrap", Kind::Hosts),
@@ -36,6 +39,14 @@ pub const KEYS: [(&str, Kind); 19] = [
     ),
     ("log.target", Kind::Choice(&["stderr", "file"])),
     ("lsd", Kind::Bool),
+    ("network.bind", Kind::Bind),
+    (
+        "network.encryption",
+        Kind::Choice(&["off", "prefer", "require"]),
+    ),
+    ("network.ip_filter", Kind::OptionalPath),
+    ("network.proxy", Kind::Proxy),
+    ("network.utp", Kind::Bool),
     ("peers", Kind::Addresses),
     ("pex", Kind::Bool),
     ("portmap", Kind::Bool),
@@ -58,6 +69,9 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 pub struct Config {
     /// Where peers connect. Port 0: the system chooses.
     pub listen: SocketAddr,
+    pub network: Network,
+    /// A list of addresses that are not spoken to; the network's is read from it.
+    pub ip_filter: Option<PathBuf>,
     pub peers: Vec<SocketAddr>,
     pub dht: bool,
     /// `HOST:PORT`; empty: the well-known nodes.
@@ -211,6 +225,8 @@ impl Config {
         let s = &settings;
         Ok(Self {
             listen: s.address("listen")?.ok_or_else(|| s.invalid("listen"))?,
+            network: s.network()?,
+            ip_filter: s.text("network.ip_filter")?.map(PathBuf::from),
             peers: s.addresses("peers")?,
             dht: s.bool("dht.enabled")?,
             dht_bootstrap: s.list("dht.bootstrap")?,
@@ -337,6 +353,29 @@ impl Settings {
         Ok(())
     }
 
+    fn network(&self) -> Result<Network, ConfigError> {
+        let encryption = match self.choice("network.encryption")? {
+            "off" => Encryption::Off,
+            "require" => Encryption::Require,
+            _ => Encryption::Prefer,
+        };
+        let utp = self.bool("network.utp")?;
+        let bind = self.text("network.bind")?;
+        let proxy = self.text("network.proxy")?;
+        Ok(Network {
+            encryption,
+            utp,
+            filter: None,
+            route: Route {
+                bind: bind.map(|text| match text.parse() {
+                    Ok(ip) => Bind::Address(ip),
+                    Err(_) => Bind::Interface(text.to_owned()),
+                }),
+                proxy: proxy.and_then(ProxyUrl::parse),
+            },
+        })
+    }
+
     fn bool(&self, key: &'static str) -> Result<bool, ConfigError> {
         match self.value(key) {
             Some(Value::Bool(b)) => Ok(*b),
@@ -368,6 +407,14 @@ impl Settings {
     fn list(&self, key: &'static str) -> Result<Vec<String>, ConfigError> {
         match self.value(key) {
             Some(Value::List(list)) => Ok(list.clone()),
+            _ => Err(self.invalid(key)),
+        }
+    }
+
+    /// `None` for the empty text.
+    fn text(&self, key: &'static str) -> Result<Option<&str>, ConfigError> {
+        match self.value(key) {
+            Some(Value::Text(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
             _ => Err(self.invalid(key)),
         }
     }

@@ -1,9 +1,14 @@
 //! The kinds a configuration value can have: how each is checked, read from text and shown.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Serialize, Serializer};
+
+use crate::proto::proxy::ProxyUrl;
+
+/// With the byte that ends it.
+const INTERFACE_LEN_MAX: usize = 16;
 
 /// What a key accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +30,12 @@ pub enum Kind {
     /// `http`, `https` or `udp`.
     Trackers,
     Choice(&'static [&'static str]),
+    /// An address of this machine or the name of an interface, or empty.
+    Bind,
+    /// The URL of a SOCKS5 or HTTP proxy, or empty.
+    Proxy,
+    /// A file, from the root, or empty.
+    OptionalPath,
 }
 
 /// A checked value.
@@ -36,6 +47,7 @@ pub enum Value {
     Addresses(Vec<SocketAddr>),
     List(Vec<String>),
     Choice(&'static str),
+    Text(String),
 }
 
 impl Kind {
@@ -88,12 +100,31 @@ impl Kind {
                     .filter(|item| !item.is_empty());
                 return self.check_items(items.collect());
             }
+            Self::Bind | Self::Proxy | Self::OptionalPath => {
+                let fits = text.is_empty() || self.fits(text);
+                fits.then(|| Value::Text(text.to_owned()))
+            }
             Self::Choice(words) => words
                 .iter()
                 .find(|word| **word == text)
                 .map(|w| Value::Choice(w)),
         };
         value.ok_or_else(|| self.expected())
+    }
+
+    /// Whether a text that is not empty is of one of the kinds that stay text.
+    fn fits(self, text: &str) -> bool {
+        match self {
+            Self::Bind => {
+                let interface = text.len() < INTERFACE_LEN_MAX
+                    && !text.contains(|c: char| {
+                        c.is_control() || c.is_whitespace() || "/:".contains(c)
+                    });
+                text.parse::<IpAddr>().is_ok() || interface
+            }
+            Self::Proxy => ProxyUrl::parse(text).is_some(),
+            _ => text.starts_with('/'),
+        }
     }
 
     fn check_items(self, items: Vec<&str>) -> Result<Value, String> {
@@ -126,6 +157,14 @@ impl Kind {
             Self::Hosts => "a list of HOST:PORT".into(),
             Self::Trackers => "a list of http, https or udp URLs".into(),
             Self::Choice(words) => format!("one of {}", words.join(", ")),
+            Self::Bind => {
+                "an IP address of this machine, the name of an interface, or nothing".into()
+            }
+            Self::Proxy => {
+                "socks5://[USER:PASSWORD@]HOST:PORT, http://[USER:PASSWORD@]HOST:PORT, or nothing"
+                    .into()
+            }
+            Self::OptionalPath => "a path from the root, or nothing".into(),
         }
     }
 }
@@ -193,6 +232,7 @@ impl fmt::Display for Value {
             Self::Addresses(list) => write_list(f, list.iter().map(SocketAddr::to_string)),
             Self::List(list) => write_list(f, list.iter().cloned()),
             Self::Choice(word) => write!(f, "\"{word}\""),
+            Self::Text(text) => write!(f, "{}", toml::Value::String(text.clone())),
         }
     }
 }
@@ -213,6 +253,7 @@ impl Serialize for Value {
             Self::Addresses(list) => list.serialize(serializer),
             Self::List(list) => list.serialize(serializer),
             Self::Choice(word) => serializer.serialize_str(word),
+            Self::Text(text) => serializer.serialize_str(text),
         }
     }
 }
@@ -264,6 +305,10 @@ mod tests {
                 "ftp://t.example",
             ),
             (choice, "json", "yaml"),
+            (Kind::Bind, "tun0", "a/b"),
+            (Kind::Bind, "10.8.0.2", "a name that is too long"),
+            (Kind::Proxy, "socks5://me:pw@h:1080", "socks4://h:1080"),
+            (Kind::OptionalPath, "/etc/list", "list"),
         ] {
             assert!(kind.check_text(good).is_ok(), "{kind:?} {good}");
             assert!(kind.check_text(bad).is_err(), "{kind:?} {bad}");
@@ -288,6 +333,7 @@ mod tests {
             (Kind::Addresses, "127.0.0.1:1"),
             (Kind::OptionalAddress, ""),
             (Kind::Bytes, "1 MiB"),
+            (Kind::OptionalPath, "/a \"b\""),
         ] {
             let value = kind.check_text(text).unwrap();
             let table: toml::Table = format!("x = {value}").parse().unwrap();

@@ -1,5 +1,6 @@
 //! Looking for members of the folders that are online: DHT, trackers, local discovery.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -10,6 +11,7 @@ use crate::engine::discovery::dht::{self, DhtConfig};
 use crate::engine::discovery::item::ItemKeys;
 use crate::engine::discovery::{Config, Discovery, Found, Reach};
 use crate::engine::torrent::TorrentHandle;
+use crate::net::{self, Bind};
 use crate::share::{Capability, SwarmId};
 
 /// Addresses waiting to be looked at by a folder's actor; discovery slows down beyond.
@@ -93,8 +95,18 @@ impl Daemon {
     fn start_discovery(&self) -> Discovery {
         let config = &self.0.config;
         let port = self.0.listening.lock().map_or(0, |addr| addr.port());
-        let nodes = config.dht.then(|| DhtConfig {
-            bind: std::net::Ipv4Addr::UNSPECIFIED,
+        // The DHT opens its own socket, which knows no interface and no proxy.
+        let (bind, free) = match net::bound_to() {
+            None => (Ipv4Addr::UNSPECIFIED, true),
+            Some(Bind::Address(IpAddr::V4(ip))) => (*ip, true),
+            Some(_) => (Ipv4Addr::UNSPECIFIED, false),
+        };
+        let dht = config.dht && free && !net::is_proxied();
+        if config.dht && !dht {
+            tracing::warn!("no DHT: it cannot be bound to the interface or go through the proxy");
+        }
+        let nodes = dht.then(|| DhtConfig {
+            bind,
             port: 0,
             bootstrap: match config.dht_bootstrap.is_empty() {
                 true => dht::public_bootstrap(),
@@ -107,7 +119,7 @@ impl Daemon {
         Discovery::start(
             Config {
                 dht: nodes,
-                lsd: config.lsd,
+                lsd: config.lsd && !net::is_proxied(),
                 trackers: true,
             },
             port,

@@ -8,6 +8,7 @@
 //!   `upkeep`: what is done for them while nobody asks.
 //! - `quota`: what is dropped when the store has grown too large.
 //! - `torrents`: downloads and seeds.
+//! - `network`: the route to peers, and whom to avoid.
 //! - `place`: which directories may be shared or mounted on.
 //!
 //! The daemon owns two tables, open folders and mounts. A call that changes them holds `turn`, so that two commands
@@ -18,6 +19,7 @@ pub(crate) mod fuzzing;
 mod join;
 mod keep;
 mod mounts;
+mod network;
 mod open;
 mod place;
 mod quota;
@@ -129,6 +131,7 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
     let (work, _) = watch::channel(Work::default());
     let metrics = Arc::new(Metrics::default());
     raise_descriptor_limit();
+    let network = network::prepare(&config)?;
     let daemon = Daemon(Arc::new(Inner {
         config,
         state,
@@ -137,7 +140,7 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
         seen: Arc::new(seen),
         device,
         device_name: device_name(),
-        gate: Gate::new(Arc::clone(&metrics)),
+        gate: Gate::new(network, Arc::clone(&metrics)),
         metrics,
         listening: Mutex::new(None),
         torrents: Mutex::default(),

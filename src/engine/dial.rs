@@ -40,6 +40,7 @@ pub(super) struct Dialer {
 impl Dialer {
     /// The user gave this address (`--peer`, a link's `pe=`): it is tried for ever.
     pub(super) fn give(&mut self, addr: SocketAddr) {
+        let addr = plain(addr);
         let entry = self.known.entry(addr);
         entry
             .or_insert(Address {
@@ -52,6 +53,7 @@ impl Dialer {
 
     /// Discovery or a member named this address.
     pub(super) fn found(&mut self, addr: SocketAddr) {
+        let addr = plain(addr);
         let usable = addr.port() != 0 && !addr.ip().is_unspecified() && !addr.ip().is_multicast();
         if usable && self.known.len() < ADDRESSES_MAX && !self.own.contains(&addr) {
             let fresh = Address {
@@ -132,6 +134,11 @@ impl Dialer {
     }
 }
 
+/// IPv4 inside IPv6 is IPv4, so that nobody is called at both.
+fn plain(addr: SocketAddr) -> SocketAddr {
+    SocketAddr::new(addr.ip().to_canonical(), addr.port())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,6 +167,17 @@ mod tests {
         assert_eq!((dialer.due(secs(9)), dialer.poll_timeout()), (vec![], None));
         dialer.failed(secs(20), addr(1));
         assert_eq!(dialer.poll_timeout(), Some(secs(21)));
+    }
+
+    #[test]
+    fn both_families_are_called_and_each_address_once() {
+        let mut dialer = Dialer::default();
+        dialer.give("[2001:db8::1]:7".parse().unwrap());
+        dialer.found("[::ffff:10.0.0.1]:7".parse().unwrap());
+        dialer.found(addr(7));
+        let mut due = dialer.due(secs(0));
+        due.sort();
+        assert_eq!(due, [addr(7), "[2001:db8::1]:7".parse().unwrap()]);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,17 +13,22 @@ use std::time::Duration;
 use bytes::BytesMut;
 use ccbt_xet::store::Store;
 use parking_lot::Mutex;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
+use super::call::{CONNECT_TIME, Caller, Reached};
+use super::greet::{self, read_until};
 use super::peer::{self, Connection, FromPeer, NewPeer, PeerCounters, PeerEnd};
+use super::stream::PeerStream;
 use super::swarm::{Dial, SwarmHandle};
 use super::torrent::{Connected, DialTorrent, ToTorrent, TorrentHandle};
+use super::utp::Utp;
 use crate::clock::{self, Elapsed};
-use crate::net;
+use crate::net::{self, Network};
 use crate::proto::handshake::{HANDSHAKE_LEN, Handshake};
+use crate::proto::mse::{Encryption, Lookup, obfuscated};
 use crate::proto::noise::StaticKey;
 use crate::proto::scheduler::PeerKey;
 use crate::proto::session::{Config, Reason, Session};
@@ -37,8 +42,8 @@ const STRANGERS_MAX: usize = 256;
 const STRANGERS_PER_NET_MAX: usize = 8;
 /// Connected members in all.
 const MEMBERS_MAX: usize = 512;
-/// Time a call has to be answered.
-const CONNECT_TIME: Duration = Duration::from_secs(10);
+/// Pairs of ports tried for one that is free for both TCP and UDP.
+const PORTS_TRIED: usize = 16;
 /// Time a stranger has to say which torrent or folder it wants.
 const GREETING_TIME: Duration = Duration::from_secs(10);
 /// Bytes of a handshake up to and with the info-hash.
@@ -66,15 +71,25 @@ pub struct Gate(Arc<Inner>);
 
 struct Inner {
     clock: Elapsed,
+    network: Network,
     nonce: [u8; 8],
     static_key: Arc<StaticKey>,
     listen_port: AtomicU16,
+    caller: Caller,
     next_key: AtomicU64,
     doors: Mutex<HashMap<SwarmId, Door>>,
-    /// By the info-hashes of their handshakes; a hybrid one is there twice.
-    torrents: Mutex<HashMap<[u8; 20], TorrentHandle>>,
+    torrents: Mutex<Torrents>,
     crowd: Mutex<Crowd>,
     metrics: Arc<Metrics>,
+}
+
+/// The torrents that can be met.
+#[derive(Default)]
+struct Torrents {
+    /// By the info-hashes of their handshakes; a hybrid one is there twice.
+    open: HashMap<[u8; 20], TorrentHandle>,
+    /// Their info-hashes, by what stands for them in encrypted handshakes.
+    veiled: HashMap<[u8; 20], [u8; 20]>,
 }
 
 /// Who is here, by number.
@@ -86,9 +101,11 @@ struct Crowd {
 }
 
 impl Gate {
-    pub fn new(metrics: Arc<Metrics>) -> Self {
+    pub fn new(network: Network, metrics: Arc<Metrics>) -> Self {
         Self(Arc::new(Inner {
             clock: Elapsed::start(),
+            caller: Caller::new(network.encryption),
+            network,
             nonce: random::bytes(),
             static_key: Arc::new(StaticKey::generate(&mut random::fill)),
             listen_port: AtomicU16::new(0),
@@ -111,11 +128,15 @@ impl Gate {
 
     /// Lets peers of a torrent in from now on.
     pub fn open_torrent(&self, info_hash: [u8; 20], torrent: TorrentHandle) {
-        self.0.torrents.lock().insert(info_hash, torrent);
+        let mut torrents = self.0.torrents.lock();
+        torrents.veiled.insert(obfuscated(&info_hash), info_hash);
+        torrents.open.insert(info_hash, torrent);
     }
 
     pub fn close_torrent(&self, info_hash: &[u8; 20]) {
-        self.0.torrents.lock().remove(info_hash);
+        let mut torrents = self.0.torrents.lock();
+        torrents.veiled.remove(&obfuscated(info_hash));
+        torrents.open.remove(info_hash);
     }
 
     /// Whether members of this folder are let in.
@@ -135,18 +156,59 @@ impl Gate {
 
     /// Listens on `addr` until the process ends. Returns the address with its real port.
     pub fn listen(&self, addr: SocketAddr) -> io::Result<SocketAddr> {
-        let listener = net::tcp_listen(addr)?;
+        let (listener, utp) = match self.bind(addr) {
+            // A machine without IPv6.
+            Err(error)
+                if addr.ip() == IpAddr::from(Ipv6Addr::UNSPECIFIED)
+                    && error.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error()) =>
+            {
+                tracing::info!("no IPv6 here, so peers are taken by IPv4 alone");
+                self.bind((Ipv4Addr::UNSPECIFIED, addr.port()).into())?
+            }
+            bound => bound?,
+        };
         let addr = listener.local_addr()?;
         self.0.listen_port.store(addr.port(), Ordering::Relaxed);
+        if let Some(utp) = utp {
+            self.0.caller.use_utp(utp.clone());
+            let gate = self.clone();
+            tokio::spawn(async move { gate.accept_streams(utp).await });
+        }
         let gate = self.clone();
         tokio::spawn(async move { gate.accept_all(listener).await });
         Ok(addr)
     }
 
+    /// Both protocols have the same port. Without one that is free for both there is no uTP.
+    fn bind(&self, addr: SocketAddr) -> io::Result<(TcpListener, Option<Utp>)> {
+        let mut tries = if addr.port() == 0 { PORTS_TRIED } else { 1 };
+        loop {
+            let listener = net::tcp_listen(addr)?;
+            if !self.0.network.utp {
+                return Ok((listener, None));
+            }
+            let utp = net::udp_listen(listener.local_addr()?).and_then(Utp::start);
+            tries -= 1;
+            match utp {
+                Ok(utp) => return Ok((listener, Some(utp))),
+                Err(error) if tries == 0 => {
+                    tracing::warn!(%error, "no uTP: its port cannot be had");
+                    return Ok((listener, None));
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
     async fn accept_all(self, listener: TcpListener) {
         loop {
             match listener.accept().await {
-                Ok((stream, addr)) => self.accepted(stream, addr),
+                Ok((stream, addr)) => {
+                    if let Err(error) = net::tune(&stream) {
+                        tracing::debug!(%error, "cannot tune a connection");
+                    }
+                    self.accepted(stream.into(), addr);
+                }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -155,53 +217,55 @@ impl Gate {
         }
     }
 
-    fn accepted(&self, stream: TcpStream, addr: SocketAddr) {
+    async fn accept_streams(self, utp: Utp) {
+        loop {
+            match utp.accept().await {
+                Ok((pipe, addr)) => self.accepted(pipe.into(), addr),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a uTP stream");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn accepted(&self, stream: PeerStream, addr: SocketAddr) {
         self.0.metrics.connections_accepted.inc();
+        // A listener on both families shows IPv4 inside IPv6.
+        let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
         let Some(place) = self.admit(addr.ip()) else {
             self.0.metrics.connections_refused.inc();
             return;
         };
         let gate = self.clone();
-        tokio::spawn(async move {
-            if let Err(error) = net::tune(&stream) {
-                tracing::debug!(%error, "cannot tune a connection");
-            }
-            gate.receive(stream, addr, place).await;
-        });
+        tokio::spawn(async move { gate.receive(stream, addr, place).await });
     }
 
     /// A stranger names a torrent, or begins a folder's handshake.
-    async fn receive(&self, mut stream: TcpStream, addr: SocketAddr, place: Place) {
+    async fn receive(&self, mut stream: PeerStream, addr: SocketAddr, place: Place) {
         let mut inbuf = BytesMut::new();
-        let greeting = read_until(&mut stream, &mut inbuf, INFO_HASH_END);
+        let greeting = self.listen_to(&mut stream, &mut inbuf);
         let greeted = tokio::time::timeout(GREETING_TIME, greeting).await;
-        if !matches!(greeted, Ok(Ok(()))) {
+        let Ok(Ok(named)) = greeted else {
             self.0.metrics.connections_unproven.inc();
             return;
-        }
-        let hash = inbuf
-            .get(28..INFO_HASH_END)
-            .and_then(|hash| hash.try_into().ok());
-        let torrent = hash.and_then(|hash: [u8; 20]| self.0.torrents.lock().get(&hash).cloned());
-        if let (Some(torrent), Some(hash)) = (torrent, hash) {
-            let ours = Handshake {
-                info_hash: hash,
-                ..torrent.handshake
+        };
+        if let Some((info_hash, torrent)) = named {
+            let meet = Meet {
+                addr,
+                called: false,
+                ours: Handshake {
+                    info_hash,
+                    ..torrent.handshake
+                },
+                said: false,
             };
-            return self
-                .join_torrent(
-                    stream,
-                    inbuf,
-                    Meet {
-                        addr,
-                        called: false,
-                        ours,
-                    },
-                    torrent,
-                    place,
-                )
-                .await;
+            return self.join_torrent(stream, inbuf, meet, torrent, place).await;
         }
+        let Some(stream) = stream.into_tcp() else {
+            self.0.metrics.connections_unproven.inc();
+            return;
+        };
         let asked = Arc::new(Mutex::new(None));
         let lookup = {
             let (doors, asked) = (self.clone(), Arc::clone(&asked));
@@ -218,18 +282,66 @@ impl Gate {
             .await;
     }
 
+    /// Which torrent a stranger wants, once its handshake is there as far as the info-hash; `None` is for the folders. It may
+    /// begin with encryption, which only torrents have.
+    async fn listen_to(
+        &self,
+        stream: &mut PeerStream,
+        inbuf: &mut BytesMut,
+    ) -> io::Result<Option<([u8; 20], TorrentHandle)>> {
+        read_until(stream, inbuf, INFO_HASH_END).await?;
+        let encryption = self.0.network.encryption;
+        let plain = Handshake::decode(inbuf).is_ok();
+        let may_hide = encryption != Encryption::Off && !self.0.torrents.lock().open.is_empty();
+        let mut hidden = None;
+        if !plain && may_hide {
+            match greet::answer(stream, inbuf, encryption, self.unveil()).await {
+                Ok(info_hash) => hidden = Some(info_hash),
+                Err(error) => {
+                    tracing::debug!(%error, "no encryption");
+                    greet::ignore(stream).await?;
+                }
+            }
+            read_until(stream, inbuf, INFO_HASH_END).await?;
+        }
+        let hash = inbuf.get(28..INFO_HASH_END);
+        let hash = hash.and_then(|hash| <[u8; 20]>::try_from(hash).ok());
+        let lied = hidden.is_some() && hidden != hash;
+        let too_open = hidden.is_none() && encryption == Encryption::Require;
+        let Some(hash) = hash.filter(|_| !lied && !too_open) else {
+            return match hidden {
+                Some(_) => Err(io::ErrorKind::InvalidData.into()),
+                None => Ok(None),
+            };
+        };
+        let torrent = self.0.torrents.lock().open.get(&hash).cloned();
+        Ok(torrent.map(|torrent| (hash, torrent)))
+    }
+
+    fn unveil(&self) -> Lookup {
+        let gate = self.clone();
+        Box::new(move |name| gate.0.torrents.lock().veiled.get(name).copied())
+    }
+
     /// Finishes the handshake of a torrent's connection and hands it to the torrent.
     async fn join_torrent(
         &self,
-        mut stream: TcpStream,
+        mut stream: PeerStream,
         mut inbuf: BytesMut,
         meet: Meet,
         torrent: TorrentHandle,
         mut place: Place,
     ) {
-        let Meet { addr, called, ours } = meet;
+        let Meet {
+            addr,
+            called,
+            ours,
+            said,
+        } = meet;
         let exchange = async {
-            stream.write_all(&ours.encode()).await?;
+            if !said {
+                stream.write_all(&ours.encode()).await?;
+            }
             read_until(&mut stream, &mut inbuf, HANDSHAKE_LEN).await
         };
         let exchanged = tokio::time::timeout(GREETING_TIME, exchange).await;
@@ -257,6 +369,7 @@ impl Gate {
             None => {
                 self.0.metrics.connections_unproven.inc();
                 if called {
+                    self.0.caller.failed(addr, &stream);
                     torrent.tell(ToTorrent::DialFailed(addr));
                 }
             }
@@ -274,6 +387,10 @@ impl Gate {
 
     /// A place for one more stranger, unless a limit or a bar speaks against it.
     fn admit(&self, ip: IpAddr) -> Option<Place> {
+        let filter = self.0.network.filter.as_ref();
+        if filter.is_some_and(|filter| filter.blocks(ip)) {
+            return None;
+        }
         let now = self.0.clock.now();
         let net = network_of(ip);
         let mut crowd = self.0.crowd.lock();
@@ -415,15 +532,19 @@ impl DialTorrent for Gate {
             let Some(place) = gate.admit(addr.ip()) else {
                 return torrent.tell(ToTorrent::DialFailed(addr));
             };
-            match net::tcp_connect(addr, CONNECT_TIME).await {
-                Ok(stream) => {
+            match gate.0.caller.reach(addr, &handshake).await {
+                Ok(Reached {
+                    stream,
+                    inbuf,
+                    said,
+                }) => {
                     let meet = Meet {
                         addr,
                         called: true,
                         ours: handshake,
+                        said,
                     };
-                    gate.join_torrent(stream, BytesMut::new(), meet, torrent, place)
-                        .await;
+                    gate.join_torrent(stream, inbuf, meet, torrent, place).await;
                 }
                 Err(error) => {
                     tracing::debug!(%addr, %error, "cannot connect");
@@ -432,6 +553,17 @@ impl DialTorrent for Gate {
             }
         });
     }
+
+    fn bar(&self, ip: IpAddr) {
+        // Peers on this machine have one address together.
+        let shared = [
+            IpAddr::from(Ipv4Addr::LOCALHOST),
+            Ipv6Addr::LOCALHOST.into(),
+        ];
+        if !shared.contains(&ip) {
+            Self::bar(self, ip);
+        }
+    }
 }
 
 /// A torrent's connection before its handshake.
@@ -439,16 +571,8 @@ struct Meet {
     addr: SocketAddr,
     called: bool,
     ours: Handshake,
-}
-
-/// Reads until `len` bytes are there, or what is there begins no handshake: that is for whoever looks at it next to refuse.
-async fn read_until(stream: &mut TcpStream, inbuf: &mut BytesMut, len: usize) -> io::Result<()> {
-    while inbuf.len() < len && Handshake::decode(inbuf).is_ok() {
-        if stream.read_buf(inbuf).await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-    }
-    Ok(())
+    /// They have it already.
+    said: bool,
 }
 
 /// Which folder a fresh connection is about.
@@ -533,7 +657,7 @@ mod tests {
 
     #[tokio::test]
     async fn strangers_are_limited_by_network_and_in_all() {
-        let gate = Gate::new(Arc::default());
+        let gate = Gate::new(Network::default(), Arc::default());
         let ip = |a: u8, b: u8| IpAddr::from([10, 0, a, b]);
         let mut places: Vec<Place> = (0..8).map(|b| gate.admit(ip(1, b)).unwrap()).collect();
         assert!(gate.admit(ip(1, 99)).is_none(), "a ninth from one /24");
@@ -551,8 +675,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_is_on_the_list_is_not_spoken_to() {
+        let parsed = crate::proto::ip_filter::IpFilter::parse(b"10.0.0.0/24");
+        let network = Network {
+            filter: Some(Arc::new(parsed.filter)),
+            ..Network::default()
+        };
+        let gate = Gate::new(network, Arc::default());
+        assert!(gate.admit(IpAddr::from([10, 0, 0, 1])).is_none());
+        assert!(gate.admit("::ffff:10.0.0.1".parse().unwrap()).is_none());
+        assert!(gate.admit(IpAddr::from([10, 0, 1, 1])).is_some());
+    }
+
+    #[tokio::test]
     async fn a_liar_is_barred() {
-        let gate = Gate::new(Arc::default());
+        let gate = Gate::new(Network::default(), Arc::default());
         let ip = IpAddr::from([10, 0, 0, 1]);
         gate.ended(ip, &PeerEnd::Lie);
         assert!(gate.admit(ip).is_none());

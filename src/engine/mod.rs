@@ -6,14 +6,20 @@
 //!   the folder is published. Everything reaches it as a message; nothing else holds its state.
 //! - [`torrent`]: one actor per torrent, with its connections, its files and the threads that hash.
 //! - [`discovery`]: finds peers by DHT, trackers and local multicast.
+//! - `gate`: where connections come in and go out. `call`: by which way; `greet`: how those of torrents begin; `stream`: what carries them;
+//!   `utp`: one of the two things that can.
 //! - `dial`, `serve`, `allowance`: the plain data these two decide with.
 
 mod allowance;
+mod call;
 pub mod create;
 mod dial;
 pub mod discovery;
 pub mod gate;
+mod greet;
 pub mod peer;
 mod serve;
+mod stream;
 pub mod swarm;
 pub mod torrent;
+mod utp;

@@ -41,6 +41,16 @@ struct PeerLink {
     tx: mpsc::UnboundedSender<Vec<ToPeer>>,
     addr: SocketAddr,
     called: bool,
+    peer_id: [u8; 20],
+    /// The address to call that leads to this peer, if one is known to.
+    dialed: Option<SocketAddr>,
+}
+
+/// Whether a second connection takes the place of the first. When both sides have called, both keep the call of the one
+/// with the smaller id.
+fn replaces(new_called: bool, old_called: bool, ours: &[u8; 20], theirs: &[u8; 20]) -> bool {
+    let wins = |called: bool| called == (ours < theirs);
+    wins(new_called) && !wins(old_called)
 }
 
 pub(super) struct Actor {
@@ -256,6 +266,19 @@ impl Actor {
 
     fn connected(&mut self, connected: Connected) {
         let now = self.clock.now();
+        let full = self.peers.len() >= PEERS_MAX || self.config.paused;
+        let ourselves = connected.handshake.peer_id == self.config.shared.peer_id;
+        if full || ourselves {
+            match (connected.called, full) {
+                (true, false) => self.dialer.ourselves(connected.addr),
+                (true, true) => self.dialer.failed(now, connected.addr),
+                _ => {}
+            }
+            return;
+        }
+        if self.is_here(now, &connected) {
+            return;
+        }
         let Connected {
             stream,
             addr,
@@ -264,15 +287,6 @@ impl Actor {
             early,
             place,
         } = connected;
-        let again = self.peers.len() >= PEERS_MAX || self.config.paused;
-        if again || handshake.peer_id == self.config.shared.peer_id {
-            if called && !again {
-                self.dialer.ourselves(addr);
-            } else if called {
-                self.dialer.failed(now, addr);
-            }
-            return;
-        }
         if called {
             self.dialer.connected(addr);
         }
@@ -295,7 +309,14 @@ impl Actor {
             drop(place);
         };
         tokio::spawn(tracing::Instrument::in_current_span(task));
-        self.peers.insert(key, PeerLink { tx, addr, called });
+        let link = PeerLink {
+            tx,
+            addr,
+            called,
+            peer_id: handshake.peer_id,
+            dialed: called.then_some(addr),
+        };
+        self.peers.insert(key, link);
         if let Some(content) = &self.content {
             self.outgoing
                 .entry(key)
@@ -308,6 +329,39 @@ impl Actor {
             addr: Some(addr),
         };
         self.machine.peer_joined(now, key, new);
+    }
+
+    /// Whether the peer is connected already, and stays so. A second connection would count its pieces and its choice of
+    /// whom to serve twice.
+    fn is_here(&mut self, now: Now, new: &Connected) -> bool {
+        let peer_id = new.handshake.peer_id;
+        let mut links = self.peers.iter_mut();
+        let Some((key, link)) = links.find(|(_, link)| link.peer_id == peer_id) else {
+            return false;
+        };
+        tracing::debug!(addr = %new.addr, here = %link.addr, "connected twice");
+        // From elsewhere anybody could use its name.
+        let same_place = link.addr.ip() == new.addr.ip();
+        let ours = &self.config.shared.peer_id;
+        if !(same_place && replaces(new.called, link.called, ours, &peer_id)) {
+            match (new.called, link.dialed) {
+                // Not called again as long as the other connection lasts.
+                (true, None) => {
+                    link.dialed = Some(new.addr);
+                    self.dialer.connected(new.addr);
+                }
+                (true, Some(dialed)) if dialed != new.addr => self.dialer.failed(now, new.addr),
+                _ => {}
+            }
+            return true;
+        }
+        let key = *key;
+        self.machine.peer_left(now, key);
+        self.outgoing.remove(&key);
+        if let Some(dialed) = self.peers.remove(&key).and_then(|link| link.dialed) {
+            self.dialer.failed(now, dialed);
+        }
+        false
     }
 
     fn peer_event(&mut self, event: FromPeer) {
@@ -324,8 +378,8 @@ impl Actor {
         self.outgoing.remove(&key);
         if let Some(link) = self.peers.remove(&key) {
             tracing::debug!(addr = %link.addr, why = %end, "connection ended");
-            if link.called {
-                self.dialer.failed(now, link.addr);
+            if let Some(dialed) = link.dialed {
+                self.dialer.failed(now, dialed);
             }
         }
     }
@@ -456,9 +510,13 @@ impl Actor {
             if let Some(commands) = self.outgoing.remove(&key) {
                 drop(link.tx.send(commands));
             }
+            let dialed = link.dialed.unwrap_or(link.addr);
             match fault {
-                Fault::Lie => self.dialer.bar(link.addr),
-                _ if link.called => self.dialer.failed(self.clock.now(), link.addr),
+                Fault::Lie => {
+                    self.dialer.bar(dialed);
+                    self.gate.bar(link.addr.ip());
+                }
+                _ if link.dialed.is_some() => self.dialer.failed(self.clock.now(), dialed),
                 _ => {}
             }
         }
@@ -502,6 +560,24 @@ impl Actor {
         if let Some(done) = self.done {
             // Who asked may have gone away.
             let _gone = done.send(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_calls_both_sides_keep_the_same() {
+        let (small, large) = ([1; 20], [2; 20]);
+        // The call of the one with the small id comes second on one side and first on the other.
+        assert!(replaces(true, false, &small, &large));
+        assert!(!replaces(true, false, &large, &small));
+        assert!(replaces(false, true, &large, &small));
+        assert!(!replaces(false, true, &small, &large));
+        for called in [true, false] {
+            assert!(!replaces(called, called, &small, &large), "the first stays");
         }
     }
 }

@@ -16,11 +16,10 @@ pub mod slab;
 mod storage;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::disk::DiskPool;
@@ -28,6 +27,7 @@ use self::reader::{ReadJob, TorrentReader};
 use self::select::Selection;
 use self::slab::SlabPool;
 use super::gate::Place;
+use super::stream::PeerStream;
 use crate::proto::handshake::Handshake;
 use crate::proto::metainfo::merkle::TreeHash;
 use crate::proto::metainfo::{Info, InfoHashes};
@@ -130,7 +130,7 @@ pub struct TorrentPeer {
 
 /// A connection whose handshakes are done.
 pub(super) struct Connected {
-    pub(super) stream: TcpStream,
+    pub(super) stream: PeerStream,
     pub(super) addr: SocketAddr,
     /// We called.
     pub(super) called: bool,
@@ -162,6 +162,9 @@ pub(super) enum ToTorrent {
 pub(super) trait DialTorrent: Send + Sync {
     /// The outcome is told to `torrent`.
     fn dial_torrent(&self, addr: SocketAddr, handshake: Handshake, torrent: TorrentHandle);
+
+    /// Whoever is there lied: no connection to or from it for a while.
+    fn bar(&self, ip: IpAddr);
 }
 
 /// The way to a torrent's actor. Cheap to clone.

@@ -1,23 +1,26 @@
 //! One task per connection of a torrent: reads messages, writes messages, sends blocks from the disk.
 //!
 //! It decides nothing. What comes goes to the torrent's actor in the order it came, blocks as slices of the receive buffer;
-//! what the actor says goes out. Blocks are sent by `sendfile`, so their bytes never enter this process.
+//! what the actor says goes out. Where the connection is a plain socket, blocks are sent by `sendfile`, so their bytes never
+//! enter this process; else they are read into a buffer of the connection.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use thiserror::Error;
 use tokio::io::Interest;
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 use super::disk::DiskTorrent;
 use super::slab::{SLAB_BYTES, Slab, SlabPool};
 use super::storage::Part;
+use crate::engine::stream::PeerStream;
 use crate::proto::blocks::Block;
 use crate::proto::scheduler::PeerKey;
 use crate::proto::wire::{self, Message, WireError, WireLimits};
@@ -30,6 +33,8 @@ const BITFIELD_BYTES_MAX: u32 = 1 << 20;
 const UNREAD_BYTES_MAX: usize = 4 << 20;
 /// Zeros that stand for a gap, sent in steps of this many bytes.
 const ZEROS: &[u8] = &[0; 16 << 10];
+/// A block's bytes are read in steps of this many where they cannot be sent from the file.
+const COPY_BYTES: usize = 16 << 10;
 /// Time for the last messages when we close.
 const FLUSH_TIME: Duration = Duration::from_millis(200);
 
@@ -74,7 +79,7 @@ pub(super) enum PeerEnd {
 /// A connection whose handshakes are done.
 pub(super) struct Connection {
     pub(super) key: PeerKey,
-    pub(super) stream: TcpStream,
+    pub(super) stream: PeerStream,
     /// What came behind the handshake.
     pub(super) early: Vec<u8>,
     pub(super) fast: bool,
@@ -129,7 +134,8 @@ impl Task {
         }
         loop {
             self.report(connection).await;
-            let interest = match self.wants_to_write() {
+            let writes = self.wants_to_write() || connection.stream.owes();
+            let interest = match writes {
                 true => Interest::READABLE | Interest::WRITABLE,
                 false => Interest::READABLE,
             };
@@ -137,12 +143,12 @@ impl Task {
                 biased;
                 commands = connection.commands.recv() => match commands {
                     Some(commands) => self.commands(commands)?,
-                    None => return self.flush(&connection.stream).await,
+                    None => return self.flush(&mut connection.stream).await,
                 },
                 ready = connection.stream.ready(interest) => {
                     let ready = ready?;
-                    if ready.is_writable() && self.wants_to_write() {
-                        self.write(&connection.stream)?;
+                    if ready.is_writable() && writes {
+                        self.write(&mut connection.stream)?;
                     }
                     if ready.is_readable() {
                         self.read(connection).await?;
@@ -150,7 +156,7 @@ impl Task {
                 }
             }
             if !self.out.is_empty() {
-                self.write(&connection.stream)?;
+                self.write(&mut connection.stream)?;
             }
         }
     }
@@ -290,7 +296,8 @@ impl Task {
     }
 
     /// Writes as much as the socket takes.
-    fn write(&mut self, stream: &TcpStream) -> Result<(), PeerEnd> {
+    fn write(&mut self, stream: &mut PeerStream) -> Result<(), PeerEnd> {
+        stream.try_flush()?;
         loop {
             if let (Some(sending), Some(disk)) = (&mut self.sending, &self.disk) {
                 if !send_head(stream, &mut sending.head)? || !send_block(stream, disk, sending)? {
@@ -325,11 +332,11 @@ impl Task {
     }
 
     /// Sends what is left, if the socket takes it soon.
-    async fn flush(&mut self, stream: &TcpStream) -> Result<(), PeerEnd> {
+    async fn flush(&mut self, stream: &mut PeerStream) -> Result<(), PeerEnd> {
         let all = async {
-            while !self.out.is_empty() || self.sending.is_some() {
+            while !self.out.is_empty() || self.sending.is_some() || stream.owes() {
                 self.queue.clear();
-                stream.writable().await?;
+                stream.ready(Interest::WRITABLE).await?;
                 self.write(stream)?;
             }
             Ok(())
@@ -341,12 +348,15 @@ impl Task {
 }
 
 /// Sends the head of a block, in one packet with what follows; true when it is out.
-fn send_head(stream: &TcpStream, head: &mut BytesMut) -> Result<bool, PeerEnd> {
+fn send_head(stream: &mut PeerStream, head: &mut BytesMut) -> Result<bool, PeerEnd> {
     let flags = rustix::net::SendFlags::MORE | rustix::net::SendFlags::NOSIGNAL;
     while !head.is_empty() {
-        let sent = stream.try_io(Interest::WRITABLE, || {
-            rustix::net::send(stream.as_fd(), head, flags).map_err(io::Error::from)
-        });
+        let sent = match stream.sendfile_target() {
+            Some(socket) => socket.try_io(Interest::WRITABLE, || {
+                rustix::net::send(socket.as_fd(), head, flags).map_err(io::Error::from)
+            }),
+            None => stream.try_write(head),
+        };
         match sent {
             Ok(n) => head.advance(n),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
@@ -358,7 +368,7 @@ fn send_head(stream: &TcpStream, head: &mut BytesMut) -> Result<bool, PeerEnd> {
 
 /// Sends more of a block; true when it is out.
 fn send_block(
-    stream: &TcpStream,
+    stream: &mut PeerStream,
     disk: &DiskTorrent,
     sending: &mut Sending,
 ) -> Result<bool, PeerEnd> {
@@ -366,12 +376,7 @@ fn send_block(
         let sent = match part.file {
             Some(number) => {
                 let file = disk.storage.file(number, false)?;
-                let mut at = part.at;
-                let count = usize::try_from(part.len).unwrap_or(usize::MAX);
-                stream.try_io(Interest::WRITABLE, || {
-                    rustix::fs::sendfile(stream.as_fd(), &*file, Some(&mut at), count)
-                        .map_err(io::Error::from)
-                })
+                send_file(stream, &file, part.at, part.len)
             }
             None => {
                 let zeros = ZEROS.get(..ZEROS.len().min(part.len as usize));
@@ -379,8 +384,6 @@ fn send_block(
             }
         };
         match sent {
-            // The file is shorter than it was when its pieces were checked.
-            Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
             Ok(n) => {
                 part.at += n as u64;
                 part.len -= n as u64;
@@ -393,4 +396,32 @@ fn send_block(
         }
     }
     Ok(true)
+}
+
+/// Sends some of `len` bytes of a file. That the file has become shorter than when its pieces were checked is an error.
+fn send_file(stream: &mut PeerStream, file: &File, mut at: u64, len: u64) -> io::Result<usize> {
+    let count = usize::try_from(len).unwrap_or(usize::MAX);
+    let sent = match stream.sendfile_target() {
+        Some(socket) => socket.try_io(Interest::WRITABLE, || {
+            rustix::fs::sendfile(socket.as_fd(), file, Some(&mut at), count)
+                .map_err(io::Error::from)
+        })?,
+        None => {
+            stream.try_flush()?;
+            if stream.owes() {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let mut bytes = [0; COPY_BYTES];
+            let room = count.min(COPY_BYTES);
+            let read = file.read_at(bytes.get_mut(..room).unwrap_or_default(), at)?;
+            match bytes.get(..read).unwrap_or_default() {
+                [] => 0,
+                read => stream.try_write(read)?,
+            }
+        }
+    };
+    match sent {
+        0 if count > 0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        sent => Ok(sent),
+    }
 }

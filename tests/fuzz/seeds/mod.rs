@@ -31,10 +31,13 @@ pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
         "noise" => wire::noise(),
         "session_member" => wire::session_member(),
         "session_stranger" => wire::session_stranger(),
+        "ip_filter" => torrent::ip_filter(),
+        "mse" => torrent::mse(),
         "peer_wire" => torrent::peer_wire(),
         "pex" => torrent::pex(),
         "torrent_hello" => torrent::torrent_hello(),
         "tracker_url" => torrent::tracker_url(),
+        "proxy" => torrent::proxy(),
         "udp_tracker" => wire::udp_tracker(),
         "ut_metadata" => torrent::ut_metadata(),
 

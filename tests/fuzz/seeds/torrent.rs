@@ -7,6 +7,34 @@ use ccbt::proto::torrent::hello::Hello;
 use ccbt::proto::ut_metadata::UtMetadata;
 use ccbt::proto::wire::{HashRange, Message};
 
+use super::with_prefix;
+use crate::targets::join;
+use crate::targets::torrent::{mse_fill, mse_side};
+
+/// A whole handshake as each side hears it, in two cuts, with something behind it.
+pub(super) fn mse() -> Vec<Vec<u8>> {
+    let mut sides = [mse_side(true), mse_side(false)];
+    let mut heard = [Vec::new(), Vec::new()];
+    for n in 0..4 {
+        let out = sides[n % 2].poll_transmit().unwrap_or_default();
+        let to = (n + 1) % 2;
+        sides[to].handle_input(&out);
+        heard[to].push(out);
+        if let Some(work) = sides[to].poll_work() {
+            let worked = work.run(&mut mse_fill);
+            sides[to].handle_work(worked);
+        }
+    }
+    let mut seeds = Vec::new();
+    for (calls, mut messages) in [(1, heard[0].clone()), (0, heard[1].clone())] {
+        messages.push(b"behind".to_vec());
+        seeds.push(with_prefix(&[calls], join(&messages)));
+        let bytes = messages.concat();
+        seeds.push(with_prefix(&[calls], join(bytes.chunks(50))));
+    }
+    seeds
+}
+
 pub(super) fn peer_wire() -> Vec<Vec<u8>> {
     let block = Block {
         piece: 1,
@@ -93,4 +121,23 @@ pub(super) fn tracker_url() -> Vec<Vec<u8>> {
         "http://user@tracker.example:80",
     ];
     urls.map(|url| url.as_bytes().to_vec()).into()
+}
+
+pub(super) fn ip_filter() -> Vec<Vec<u8>> {
+    let lists: [&[u8]; 3] = [
+        b"# p2p\nSome - one:1.2.3.4-1.2.3.9\nsix:2001:db9::1-2001:db9::5\n",
+        b"001.009.000.000 - 001.009.000.255 , 000 , eMule\n1.10.0.0 - 1.10.0.255 , 200 , x\n",
+        b"10.0.0.0/8\n10.0.0.0/9\n192.0.2.7\n2001:db8::/32\n",
+    ];
+    lists.map(<[u8]>::to_vec).into()
+}
+
+pub(super) fn proxy() -> Vec<Vec<u8>> {
+    let answers: [&[u8]; 4] = [
+        b"\0\x05\0\x05\0\0\x01\0\0\0\0\0\0early",
+        b"\x01\x05\x02\x01\0\x05\0\0\x03\x04name\0\x50",
+        b"\x02HTTP/1.1 200 OK\r\nVia: x\r\n\r\nearly",
+        b"\0\x05\0\x05\x05\0\x01\0\0\0\0\0\0",
+    ];
+    answers.map(<[u8]>::to_vec).into()
 }

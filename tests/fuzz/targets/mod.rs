@@ -7,7 +7,7 @@
 pub(crate) mod folder;
 pub(crate) mod local;
 pub(crate) mod share;
-mod torrent;
+pub(crate) mod torrent;
 pub(crate) mod wire;
 mod xet;
 
@@ -43,6 +43,7 @@ pub(crate) const TARGETS: &[(&str, Target)] = &[
     ("home_row", local::home_row),
     ("http_tracker", wire::http_tracker),
     ("index_checkpoint", xet::index_checkpoint),
+    ("ip_filter", torrent::ip_filter),
     ("link", share::link),
     ("lsd", wire::lsd),
     ("magnet", wire::magnet),
@@ -50,11 +51,13 @@ pub(crate) const TARGETS: &[(&str, Target)] = &[
     ("merge", folder::merge),
     ("metainfo", wire::metainfo),
     ("mountinfo", local::mountinfo),
+    ("mse", torrent::mse),
     ("noise", wire::noise),
     ("pack", xet::pack),
     ("pack_journal", xet::pack_journal),
     ("peer_wire", torrent::peer_wire),
     ("pex", torrent::pex),
+    ("proxy", torrent::proxy),
     ("recipe", xet::recipe),
     ("resume_log", local::resume_log),
     ("session_member", wire::session_member),

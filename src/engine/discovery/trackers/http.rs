@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::OnceLock;
 use std::task::{Context, Poll};
@@ -134,6 +135,13 @@ impl Service<Uri> for Dial {
 
 async fn dial(uri: Uri) -> Result<TokioIo<TcpStream>, TrackerError> {
     let url = TrackerUrl::parse(&uri.to_string())?;
+    let host = url.host.parse::<IpAddr>();
+    if host.is_ok_and(|ip| ip.is_loopback()) && !url.uri.path().starts_with("/announce") {
+        return Err(TrackerError::LocalPath);
+    }
+    if let Some(connected) = net::connect_by_proxy(&url.host, url.port, CONNECT_TIME).await {
+        return Ok(TokioIo::new(connected?));
+    }
     let mut last = TrackerError::Resolve(io::ErrorKind::NotFound.into());
     for addr in resolve(&url.host, url.port)
         .await?

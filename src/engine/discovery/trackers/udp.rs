@@ -18,6 +18,8 @@ pub(super) async fn announce(
     url: &TrackerUrl,
     request: AnnounceRequest,
 ) -> Result<Announced, TrackerError> {
+    // Not even its name is looked up.
+    net::refuse_udp_by_proxy()?;
     let addrs = resolve(&url.host, url.port).await?;
     let mut exchanges = JoinSet::new();
     for family in [SocketAddr::is_ipv4, SocketAddr::is_ipv6] {
