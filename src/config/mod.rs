@@ -2,7 +2,9 @@
 //! them it came from. And the state directory, where a daemon keeps everything.
 
 mod killed;
+mod schedule;
 mod state;
+mod torrent;
 mod value;
 
 use std::collections::BTreeMap;
@@ -15,14 +17,16 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+pub use schedule::Schedule;
 pub use state::{LOCK_FILE, LOG_FILE, STATE_VERSION, StateDir, StateError};
+pub use torrent::TorrentKeys;
 pub(crate) use value::parse_bytes;
 pub use value::{Kind, Value};
 
 use crate::api::{ApiError, ErrorKind};
 
 /// Every key. `defaults.toml` has each with its meaning; a test compares the two.
-pub const KEYS: [(&str, Kind); 15] = [
+pub const KEYS: [(&str, Kind); 30] = [
     ("api.listen", Kind::OptionalAddress),
     ("cache.read", Kind::Bytes),
     ("dht.bootstrap", Kind::Hosts),
@@ -40,6 +44,24 @@ pub const KEYS: [(&str, Kind); 15] = [
     ("portmap", Kind::Bool),
     ("read_timeout_s", Kind::Seconds),
     ("store.quota", Kind::Bytes),
+    ("torrent.alt_limit_down", Kind::Bytes),
+    ("torrent.alt_limit_up", Kind::Bytes),
+    ("torrent.alt_schedule", Kind::Schedule),
+    ("torrent.downloads_max", Kind::Count),
+    ("torrent.limit_down", Kind::Bytes),
+    ("torrent.limit_up", Kind::Bytes),
+    ("torrent.peer_limit_down", Kind::Bytes),
+    ("torrent.peer_limit_up", Kind::Bytes),
+    ("torrent.peers_max", Kind::Count),
+    (
+        "torrent.preallocation",
+        Kind::Choice(&["none", "sparse", "full"]),
+    ),
+    ("torrent.seed_minutes", Kind::Count),
+    ("torrent.seed_percent", Kind::Count),
+    ("torrent.seeds_max", Kind::Count),
+    ("torrent.sequential", Kind::Bool),
+    ("torrent.slots", Kind::Count),
     ("trackers", Kind::Trackers),
 ];
 
@@ -70,6 +92,7 @@ pub struct Config {
     pub log_format: &'static str,
     pub log_target: &'static str,
     pub api_listen: Option<SocketAddr>,
+    pub torrent: TorrentKeys,
     settings: Settings,
 }
 
@@ -203,6 +226,7 @@ impl Config {
             log_format: s.choice("log.format")?,
             log_target: s.choice("log.target")?,
             api_listen: s.address("api.listen")?,
+            torrent: TorrentKeys::of(s)?,
             settings,
         })
     }
@@ -333,6 +357,13 @@ impl Settings {
     fn addresses(&self, key: &'static str) -> Result<Vec<SocketAddr>, ConfigError> {
         match self.value(key) {
             Some(Value::Addresses(list)) => Ok(list.clone()),
+            _ => Err(self.invalid(key)),
+        }
+    }
+
+    fn schedule(&self, key: &'static str) -> Result<Option<Schedule>, ConfigError> {
+        match self.value(key) {
+            Some(Value::Schedule(schedule)) => Ok(*schedule),
             _ => Err(self.invalid(key)),
         }
     }

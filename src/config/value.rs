@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 
 use serde::{Serialize, Serializer};
 
+use super::Schedule;
+
 /// What a key accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -13,6 +15,10 @@ pub enum Kind {
     Seconds,
     /// An amount of bytes: a whole number, or text with a unit (`256 MiB`, `1.5 GB`).
     Bytes,
+    /// A whole number, up to a million.
+    Count,
+    /// Times of the week, or empty.
+    Schedule,
     /// `IP:PORT`.
     Address,
     /// `IP:PORT` or empty.
@@ -33,6 +39,7 @@ pub enum Value {
     Address(Option<SocketAddr>),
     Addresses(Vec<SocketAddr>),
     List(Vec<String>),
+    Schedule(Option<Schedule>),
     Choice(&'static str),
 }
 
@@ -42,14 +49,16 @@ impl Kind {
         use toml::Value as Toml;
         match (self, value) {
             (Self::Bool, Toml::Boolean(b)) => Ok(Value::Bool(*b)),
-            (Self::Seconds | Self::Bytes, Toml::Integer(n)) => self.check_text(&n.to_string()),
+            (Self::Seconds | Self::Bytes | Self::Count, Toml::Integer(n)) => {
+                self.check_text(&n.to_string())
+            }
             (Self::Addresses | Self::Hosts | Self::Trackers, Toml::Array(items)) => {
                 let texts = items
                     .iter()
                     .map(|item| item.as_str().ok_or_else(|| self.expected()));
                 self.check_items(texts.collect::<Result<Vec<_>, _>>()?)
             }
-            (Self::Bool | Self::Seconds, _) => Err(self.expected()),
+            (Self::Bool | Self::Seconds | Self::Count, _) => Err(self.expected()),
             (Self::Addresses | Self::Hosts | Self::Trackers, _) => Err(self.expected()),
             (_, Toml::String(text)) => self.check_text(text),
             _ => Err(self.expected()),
@@ -70,6 +79,12 @@ impl Kind {
                 seconds.map(Value::Number)
             }
             Self::Bytes => parse_bytes(text).map(Value::Number),
+            Self::Count => {
+                let count = text.parse().ok().filter(|n| *n <= COUNT_MAX);
+                count.map(Value::Number)
+            }
+            Self::Schedule if text.is_empty() => Some(Value::Schedule(None)),
+            Self::Schedule => Schedule::parse(text).map(|s| Value::Schedule(Some(s))),
             Self::Address => text.parse().ok().map(|addr| Value::Address(Some(addr))),
             Self::OptionalAddress if text.is_empty() => Some(Value::Address(None)),
             Self::OptionalAddress => text.parse().ok().map(|addr| Value::Address(Some(addr))),
@@ -111,6 +126,11 @@ impl Kind {
             Self::Bool => "true or false".into(),
             Self::Seconds => "a whole number of seconds from 1 to 3600".into(),
             Self::Bytes => "a number of bytes, such as 268435456 or \"256 MiB\"".into(),
+            Self::Count => "a whole number from 0 to 1000000".into(),
+            Self::Schedule => {
+                "times like \"mon-fri 08:00-18:00 +01:00\" (without an offset, of UTC), or nothing"
+                    .into()
+            }
             Self::Address => "an address, IP:PORT".into(),
             Self::OptionalAddress => "an address, IP:PORT, or nothing".into(),
             Self::Addresses => "a list of addresses, IP:PORT".into(),
@@ -135,6 +155,9 @@ const UNITS: [(&str, u64); 11] = [
     ("TIB", 1 << 40),
     ("PIB", 1 << 50),
 ];
+
+/// More connections or minutes than anybody can mean.
+const COUNT_MAX: u64 = 1_000_000;
 
 /// TOML integers are signed, so this is the most a file can say without a unit; more than any disk.
 const BYTES_MAX: u64 = i64::MAX as u64;
@@ -180,6 +203,8 @@ impl fmt::Display for Value {
             Self::Address(None) => f.write_str("\"\""),
             Self::Addresses(list) => write_list(f, list.iter().map(SocketAddr::to_string)),
             Self::List(list) => write_list(f, list.iter().cloned()),
+            Self::Schedule(Some(schedule)) => write!(f, "\"{schedule}\""),
+            Self::Schedule(None) => f.write_str("\"\""),
             Self::Choice(word) => write!(f, "\"{word}\""),
         }
     }
@@ -200,6 +225,10 @@ impl Serialize for Value {
             Self::Address(addr) => addr.serialize(serializer),
             Self::Addresses(list) => list.serialize(serializer),
             Self::List(list) => list.serialize(serializer),
+            Self::Schedule(schedule) => {
+                let text = schedule.map(|schedule| schedule.to_string());
+                serializer.serialize_str(&text.unwrap_or_default())
+            }
             Self::Choice(word) => serializer.serialize_str(word),
         }
     }
@@ -275,6 +304,9 @@ mod tests {
             (Kind::Addresses, "127.0.0.1:1"),
             (Kind::OptionalAddress, ""),
             (Kind::Bytes, "1 MiB"),
+            (Kind::Schedule, "sat-sun 22:00-06:00 -03:30"),
+            (Kind::Schedule, ""),
+            (Kind::Count, "12"),
         ] {
             let value = kind.check_text(text).unwrap();
             let table: toml::Table = format!("x = {value}").parse().unwrap();

@@ -6,6 +6,7 @@
 //!   the folder is published. Everything reaches it as a message; nothing else holds its state.
 //! - [`torrent`]: one actor per torrent, with its connections, its files and the threads that hash.
 //! - [`discovery`]: finds peers by DHT, trackers and local multicast.
+//! - [`limits`]: how fast the connections of torrents may be.
 //! - `dial`, `serve`, `allowance`: the plain data these two decide with.
 
 mod allowance;
@@ -13,6 +14,7 @@ pub mod create;
 mod dial;
 pub mod discovery;
 pub mod gate;
+pub mod limits;
 pub mod peer;
 mod serve;
 pub mod swarm;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::{Amount, ApiPath};
+pub use crate::engine::torrent::settings::Preallocation;
 
 /// Where a torrent comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +44,9 @@ pub struct DownloadRequest {
     /// Seeding counts as done after this many bytes were sent for every hundred of the content.
     #[serde(default)]
     pub seed_percent: Option<u64>,
+    /// What else is to be different for this torrent. A torrent that is here already keeps what it has for what is not named.
+    #[serde(default)]
+    pub settings: TorrentSettings,
     /// Peers to try first, beside those in the magnet and the configuration.
     #[serde(default)]
     pub peers: Vec<SocketAddr>,
@@ -72,6 +76,8 @@ pub enum TorrentState {
     Checking,
     Downloading,
     Seeding,
+    /// It waits until others are done.
+    Queued,
     Paused,
     Stopped,
 }
@@ -89,6 +95,9 @@ pub struct TorrentEntry {
     /// Wanted files and their bytes; `None` while the metadata is missing.
     pub content: Option<Amount>,
     pub bytes_done: u64,
+    /// Seconds until all is here, at the rate of now; `None` while nothing comes.
+    #[serde(default)]
+    pub left_s: Option<u64>,
     /// Bytes per second.
     pub rate_down: u64,
     pub rate_up: u64,
@@ -111,17 +120,60 @@ pub struct TorrentRequest {
     pub action: TorrentAction,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What is different for one torrent; what is `None` is as the configuration says. Rates are bytes per second, 0 for no limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TorrentSettings {
+    /// Of the torrent as a whole.
+    pub limit_down: Option<u64>,
+    pub limit_up: Option<u64>,
+    /// Of each of its connections.
+    pub peer_limit_down: Option<u64>,
+    pub peer_limit_up: Option<u64>,
+    /// Connections at once.
+    pub peers_max: Option<u64>,
+    /// Peers served at once for what they give.
+    pub slots: Option<u64>,
+    /// Stop seeding after this many bytes were sent for every hundred of the content; 0: never.
+    pub seed_percent: Option<u64>,
+    /// Stop seeding after this many minutes; 0: never.
+    pub seed_minutes: Option<u64>,
+    /// Fetch pieces in order.
+    pub sequential: Option<bool>,
+    pub preallocation: Option<Preallocation>,
+    /// Active whatever the queue says.
+    pub forced: Option<bool>,
+}
+
+/// `key` is that of a setting, `value` as a user writes it; empty for what the configuration says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TorrentSetting {
+    pub key: String,
+    pub value: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TorrentAction {
     #[default]
     Show,
     Files,
     Peers,
+    Trackers,
     Pause,
     Resume,
     /// Reads and hashes all content again.
     Recheck,
+    /// Its files go to another folder, made if it is missing. Answers when they are there.
+    Move {
+        dir: ApiPath,
+    },
+    Set(Vec<TorrentSetting>),
+    /// How much the files whose paths match are wanted: 0 not at all, 1 to 7, 4 is usual.
+    Priority {
+        pattern: String,
+        priority: u8,
+    },
     /// Forgets the torrent; its files stay.
     Remove,
 }
@@ -133,6 +185,17 @@ pub struct TorrentResponse {
     pub files: Vec<TorrentFile>,
     /// In the answer to `peers`.
     pub peers: Vec<TorrentPeerEntry>,
+    /// In the answer to `trackers`.
+    #[serde(default)]
+    pub trackers: Vec<TorrentTracker>,
+    /// What is different for this torrent.
+    #[serde(default)]
+    pub settings: TorrentSettings,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TorrentTracker {
+    pub url: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,6 +204,9 @@ pub struct TorrentFile {
     pub path: ApiPath,
     pub bytes: u64,
     pub wanted: bool,
+    /// 0 to 7; 4 is usual.
+    #[serde(default)]
+    pub priority: u8,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

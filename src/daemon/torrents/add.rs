@@ -5,14 +5,14 @@ use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::super::{Daemon, place};
+use super::super::{Daemon, MountOf, place};
 use super::command::pause;
-use super::record::{METAINFO_FILE, TorrentRecord, VERSION, save, save_metainfo};
+use super::record::{METAINFO_FILE, TorrentRecord, save, save_metainfo};
 use super::{OpenTorrent, name_of, short_hashes};
 use crate::api::types::*;
 use crate::api::{ApiError, ErrorKind, ProgressSink};
@@ -26,12 +26,12 @@ use crate::volume::TorrentVolume;
 const METADATA_TIME: Duration = Duration::from_secs(60);
 
 /// What was found out about a torrent before it runs.
-struct Known {
+pub(super) struct Known {
     hashes: InfoHashes,
     name: String,
     private: bool,
-    trackers: Vec<String>,
-    metadata: Option<Metadata>,
+    pub(super) trackers: Vec<String>,
+    pub(super) metadata: Option<Metadata>,
     peers: Vec<(String, u16)>,
 }
 
@@ -76,11 +76,17 @@ impl Daemon {
                 .peers
                 .iter()
                 .for_each(|peer| open.handle.give(*peer));
-            return if lazy {
-                Ok(open)
-            } else {
-                same_place(open, &request.dir)
-            };
+            if lazy {
+                return Ok(open);
+            }
+            let settings = asked(&request);
+            let open = same_place(open, &request.dir)?;
+            return self
+                .change_settings(&open, |own| {
+                    own.lay(&settings);
+                    Ok(())
+                })
+                .map(|()| open);
         }
         let state = self.torrents_dir().join(&hash);
         std::fs::create_dir_all(&state).map_err(|error| {
@@ -89,25 +95,19 @@ impl Daemon {
         if let Some(bytes) = &bytes {
             save_metainfo(&state, bytes)?;
         }
-        let record = TorrentRecord {
-            version: VERSION,
-            magnet,
-            dir: match lazy {
-                true => ApiPath(state.join("data")),
-                false => request.dir,
-            },
-            selection: Selection {
-                patterns: request.select,
-                numbers: Vec::new(),
-            },
-            sequential: request.sequential,
-            lazy,
-            paused: false,
-            seed_percent: request.seed_percent,
-            peers: request.peers,
+        let dir = match lazy {
+            true => ApiPath(state.join("data")),
+            false => request.dir.clone(),
         };
+        let settings = asked(&request);
+        let mut record = TorrentRecord::new(dir, lazy, magnet);
+        record.selection.patterns = request.select;
+        record.settings = settings;
+        record.peers = request.peers;
         save(&state, &record)?;
-        self.open_torrent(state, record).await
+        let open = self.open_torrent(state, record).await?;
+        self.look_at_queue();
+        Ok(open)
     }
 
     pub(super) async fn open_torrent(
@@ -131,14 +131,7 @@ impl Daemon {
                 peers.push(SocketAddr::new(ip, *port));
             }
         }
-        let mut selection = record.selection.clone();
-        if let Some(magnet) = record
-            .magnet
-            .as_deref()
-            .and_then(|text| Magnet::parse(text).ok())
-        {
-            selection.numbers.extend(magnet.select);
-        }
+        let selection = selection_of(&record);
         let config = TorrentConfig {
             hashes: known.hashes,
             name: known.name,
@@ -146,10 +139,9 @@ impl Daemon {
             dir: record.dir.0.clone(),
             state: state.clone(),
             selection,
-            sequential: record.sequential,
+            settings: record.settings.resolve(&self.0.config),
             lazy: record.lazy,
             paused: record.paused,
-            seed_ratio: record.seed_percent.map(|percent| percent as f64 / 100.0),
             peers,
             exchange: self.0.config.pex,
             port,
@@ -174,6 +166,9 @@ impl Daemon {
             record: Mutex::new(record),
             state,
             hash: hash.clone(),
+            waits: AtomicBool::new(false),
+            rested: AtomicBool::new(false),
+            counted: Mutex::default(),
         });
         self.0.torrents.lock().insert(hash, Arc::clone(&open));
         Ok(open)
@@ -193,19 +188,43 @@ impl Daemon {
             select: Vec::new(),
             sequential: false,
             seed_percent: None,
+            settings: TorrentSettings::default(),
             peers: peers.to_vec(),
             until: TorrentUntil::Started,
         };
+        let turn = self.0.turn.lock().await;
         let open = self.add_torrent(request, true).await?;
+        drop(turn);
+        // Others go on meanwhile.
         let known = wait_for_metadata(&open.handle, progress);
         let known = tokio::time::timeout(METADATA_TIME, known).await;
-        known.map_err(|_| {
+        let late = || {
             ApiError::new(
                 ErrorKind::Timeout,
                 "no peer has sent the metadata of the torrent",
             )
             .hint("use the .torrent file, or name a peer with --peer IP:PORT")
-        })??;
+        };
+        let _turn = self.0.turn.lock().await;
+        let mounted = match known.map_err(|_| late()).flatten() {
+            Ok(()) => self.mount_known(&open, dir).await,
+            Err(error) => Err(error),
+        };
+        if mounted.is_err() {
+            self.close_unmounted(&MountOf::Torrent(open.hash.clone()))
+                .await;
+        }
+        mounted
+    }
+
+    /// The caller holds `turn`.
+    async fn mount_known(
+        &self,
+        open: &OpenTorrent,
+        dir: PathBuf,
+    ) -> Result<MountResponse, ApiError> {
+        // Somebody may have used it while we waited.
+        self.check_mount_point(&dir)?;
         let gone = || ApiError::new(ErrorKind::Refused, "the torrent was removed");
         let reader = open.handle.reader().await.ok_or_else(gone)?;
         let metadata = open.handle.metadata().await.ok_or_else(gone)?;
@@ -292,6 +311,26 @@ fn progress_of(status: &TorrentStatus) -> Progress {
     }
 }
 
+/// The user's choice, and that of the magnet link.
+pub(super) fn selection_of(record: &TorrentRecord) -> Selection {
+    let mut selection = record.selection.clone();
+    let magnet = record.magnet.as_deref().map(Magnet::parse);
+    if let Some(Ok(magnet)) = magnet {
+        selection.numbers.extend(magnet.select);
+    }
+    selection
+}
+
+/// What the request wants to be different for the torrent.
+fn asked(request: &DownloadRequest) -> TorrentSettings {
+    let mut settings = request.settings.clone();
+    if request.sequential {
+        settings.sequential = Some(true);
+    }
+    settings.seed_percent = request.seed_percent.or(settings.seed_percent);
+    settings
+}
+
 fn same_place(open: Arc<OpenTorrent>, dir: &ApiPath) -> Result<Arc<OpenTorrent>, ApiError> {
     let known = open.dir();
     if known != *dir {
@@ -304,7 +343,7 @@ fn same_place(open: Arc<OpenTorrent>, dir: &ApiPath) -> Result<Arc<OpenTorrent>,
     Ok(open)
 }
 
-fn know(bytes: Option<&[u8]>, magnet: Option<&str>) -> Result<Known, ApiError> {
+pub(super) fn know(bytes: Option<&[u8]>, magnet: Option<&str>) -> Result<Known, ApiError> {
     let magnet = magnet.map(Magnet::parse).transpose();
     let magnet = magnet.map_err(|error| ApiError::new(ErrorKind::Usage, error))?;
     let torrent = bytes.map(Torrent::parse).transpose();

@@ -1,11 +1,16 @@
 //! From one run of the daemon to the next: torrents are opened again, their metadata is kept, and they are closed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use tokio::task::JoinSet;
+
+use super::super::open::blocking;
 use super::super::{Daemon, MountOf, place};
-use super::record::{load, save_metainfo};
+use super::add::{know, selection_of};
+use super::record::{METAINFO_FILE, TorrentRecord, load, save, save_metainfo};
 use super::{OpenTorrent, short_hashes};
-use crate::engine::torrent::TorrentHandle;
+use crate::api::{ApiError, ErrorKind};
+use crate::engine::torrent::{self, TorrentHandle};
 
 impl Daemon {
     /// Opens every torrent that was here before.
@@ -18,14 +23,31 @@ impl Daemon {
             let opened = match load(&state) {
                 // What a mount has left is opened by the next one.
                 Ok(record) if record.lazy => Ok(()),
+                Ok(record) if record.moving.is_some() => {
+                    tokio::spawn(self.clone().go_on_moving(state.clone(), record));
+                    Ok(())
+                }
                 Ok(record) => self.open_torrent(state.clone(), record).await.map(drop),
                 Err(error) => Err(error),
             };
-            if let Err(error) = opened {
-                let torrent = place::shown(&state);
-                tracing::error!(torrent, error = error.message, "torrent not opened");
-            }
+            not_opened(&state, opened);
         }
+        self.look_at_queue();
+    }
+
+    /// A move was cut off: its files go on before anything else is done with them.
+    async fn go_on_moving(self, state: PathBuf, mut record: TorrentRecord) {
+        let folder = state.clone();
+        let moved = blocking(move || {
+            finish_move(&folder, &mut record)?;
+            Ok(record)
+        });
+        let opened = match moved.await {
+            Ok(record) => self.open_torrent(state.clone(), record).await.map(drop),
+            Err(error) => Err(error),
+        };
+        not_opened(&state, opened);
+        self.announce_work();
     }
 
     /// Keeps what peers said the torrent is, so that the next start need not ask. If it turns out to be private, peers are
@@ -76,10 +98,39 @@ impl Daemon {
 
     pub(in crate::daemon) async fn close_torrents(&self) {
         let torrents = std::mem::take(&mut *self.0.torrents.lock());
-        for open in torrents.values() {
-            self.close_torrent(open).await;
+        let mut closing = JoinSet::new();
+        for open in torrents.into_values() {
+            let daemon = self.clone();
+            closing.spawn(async move { daemon.close_torrent(&open).await });
         }
+        closing.join_all().await;
     }
+}
+
+fn not_opened(state: &Path, opened: Result<(), ApiError>) {
+    if let Err(error) = opened {
+        let torrent = place::shown(state);
+        tracing::error!(torrent, error = error.message, "torrent not opened");
+    }
+}
+
+fn finish_move(state: &Path, record: &mut TorrentRecord) -> Result<(), ApiError> {
+    let Some(to) = record.moving.take() else {
+        return Ok(());
+    };
+    let bytes = std::fs::read(state.join(METAINFO_FILE)).ok();
+    let known = know(bytes.as_deref(), record.magnet.as_deref())?;
+    if let Some(metadata) = known.metadata {
+        let selection = selection_of(record);
+        torrent::finish_move(&metadata.info, &selection, state, &record.dir.0, &to.0).map_err(
+            |error| {
+                let error = error.to_string();
+                ApiError::new(ErrorKind::Io, crate::api::escape(error.as_bytes()))
+            },
+        )?;
+        record.dir = to;
+    }
+    save(state, record)
 }
 
 /// A `.torrent` file of an info dictionary and trackers.

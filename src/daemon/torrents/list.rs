@@ -2,12 +2,19 @@
 
 use super::super::Daemon;
 use super::OpenTorrent;
+use super::add::{know, selection_of};
+use super::record::METAINFO_FILE;
+use crate::api::ApiError;
 use crate::api::types::*;
 use crate::engine::torrent::{Phase, TorrentPeer};
 
 impl OpenTorrent {
     pub(super) fn entry(&self) -> TorrentEntry {
         let status = self.handle.status().borrow().clone();
+        let left = status
+            .bytes_total
+            .unwrap_or(0)
+            .saturating_sub(status.bytes_done);
         TorrentEntry {
             hash: self.hash.clone(),
             name: status.name,
@@ -16,6 +23,7 @@ impl OpenTorrent {
                 Phase::Checking => TorrentState::Checking,
                 Phase::Downloading => TorrentState::Downloading,
                 Phase::Seeding => TorrentState::Seeding,
+                Phase::Queued => TorrentState::Queued,
                 Phase::Paused => TorrentState::Paused,
                 Phase::Stopped => TorrentState::Stopped,
             },
@@ -26,6 +34,10 @@ impl OpenTorrent {
                 bytes,
             }),
             bytes_done: status.bytes_done,
+            left_s: match status.phase {
+                Phase::Downloading => left.checked_div(status.rate_down),
+                _ => None,
+            },
             rate_down: status.rate_down,
             rate_up: status.rate_up,
             bytes_down: status.bytes_down,
@@ -48,11 +60,12 @@ pub(super) async fn list_files(open: &OpenTorrent) -> Vec<TorrentFile> {
     let Some(metadata) = open.handle.metadata().await else {
         return Vec::new();
     };
-    let selection = open.record.lock().selection.clone();
+    let selection = selection_of(&open.record.lock());
     let file = |file: &crate::proto::metainfo::File| TorrentFile {
         path: ApiPath(file.path.to_path()),
         bytes: file.length,
         wanted: selection.wants(file),
+        priority: selection.priority(file),
     };
     metadata.info.files.iter().map(file).collect()
 }
@@ -72,4 +85,13 @@ pub(super) fn peer_entry(peer: TorrentPeer) -> TorrentPeerEntry {
         unchoked: summary.unchoked,
         served: summary.served,
     }
+}
+
+/// The trackers it names. What they say is in the log.
+pub(super) fn list_trackers(open: &OpenTorrent) -> Result<Vec<TorrentTracker>, ApiError> {
+    let magnet = open.record.lock().magnet.clone();
+    let bytes = std::fs::read(open.state.join(METAINFO_FILE)).ok();
+    let known = know(bytes.as_deref(), magnet.as_deref())?;
+    let tracker = |url| TorrentTracker { url };
+    Ok(known.trackers.into_iter().map(tracker).collect())
 }

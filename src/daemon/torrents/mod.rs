@@ -1,16 +1,20 @@
 //! Torrents of the daemon: begun by `download`, remembered in a folder of their own each, opened again at every start.
 //!
-//! - `record`: what is remembered of one. `add`: from a request or a record to a running torrent, and waiting for it.
+//! - `record`: what is remembered of one. `settings`: what is different for one. `add`: from a request or a record to a running torrent, and waiting for it.
 //! - `keep`: from one run to the next: opening again, keeping metadata, closing.
 //! - `command`: what a user does with one. `list`: what a user sees of them.
+//! - `queue`: what is looked at for all of them together.
 
 mod add;
 mod command;
 mod keep;
 mod list;
+mod queue;
 mod record;
+mod settings;
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 
 use parking_lot::Mutex;
 
@@ -18,6 +22,9 @@ use self::record::TorrentRecord;
 use super::Daemon;
 use crate::api::ApiError;
 use crate::api::types::*;
+use crate::clock::Elapsed;
+use crate::config::Config;
+use crate::engine::limits::Level;
 use crate::engine::torrent::disk::DiskPool;
 use crate::engine::torrent::slab::SlabPool;
 use crate::engine::torrent::{self, TorrentHandle};
@@ -35,10 +42,16 @@ pub(super) struct OpenTorrent {
     /// The folder of the record.
     state: PathBuf,
     hash: String,
+    /// It waits in the queue.
+    waits: AtomicBool,
+    /// It has been paused because it had seeded enough.
+    rested: AtomicBool,
+    /// Bytes received, sent and wasted that are in the metrics already.
+    counted: Mutex<(u64, u64, u64)>,
 }
 
 /// What all torrents of a daemon have in common.
-pub(super) fn shared() -> Result<torrent::Shared, ApiError> {
+pub(super) fn shared(config: &Config) -> Result<torrent::Shared, ApiError> {
     let disk = DiskPool::start().map_err(|error| ApiError::io("cannot start threads", &error))?;
     let mut peer_id = random::bytes::<20>();
     if let Some(head) = peer_id.first_chunk_mut() {
@@ -47,6 +60,7 @@ pub(super) fn shared() -> Result<torrent::Shared, ApiError> {
     Ok(torrent::Shared {
         disk,
         slabs: SlabPool::default(),
+        limits: Level::new(Elapsed::start(), settings::shared_rates(config)),
         peer_id,
     })
 }
