@@ -285,7 +285,11 @@ impl OtherDisk {
     }
 
     fn resize(&self, size: &str) {
-        let option = format!("remount,size={size}");
+        self.remount(&format!("size={size}"));
+    }
+
+    fn remount(&self, option: &str) {
+        let option = format!("remount,{option}");
         let resized = Command::new("mount")
             .args(["-o", &option, text(&self.0)])
             .status()
@@ -416,6 +420,26 @@ fn a_full_disk_is_said_and_waited_for() {
             .contains("disk is full")
     });
     disk.resize("64m");
+    daemon.wait_for(&hash, "seeding");
+    same(&top, &disk.0.join("top"));
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_to_is_said_and_left_alone() {
+    let place = Place::new();
+    let disk = OtherDisk::new(&place, "64m");
+    let top = content(&place, 8);
+    let file = torrent(&place, &top, "--v1");
+    let (_seeder, port) = Other::seed(&file, &place.path("src"), 0);
+    disk.remount("ro");
+    let daemon = Daemon::start(&place, "s", &[]);
+    let hash = daemon.download(&file, &disk.0, &[port], &[]);
+    until("a word about the folder", || {
+        let torrent = daemon.torrent(&hash);
+        torrent["note"].as_str().unwrap().contains("output folder") && torrent["bytes_done"] == 0
+    });
+    disk.remount("rw");
+    daemon.run(&["torrent", &hash, "resume"]);
     daemon.wait_for(&hash, "seeding");
     same(&top, &disk.0.join("top"));
 }

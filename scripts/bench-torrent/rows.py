@@ -429,6 +429,8 @@ class Torrents:
             half = lambda: ours.call("torrents")["torrents"][0]["bytes_done"] >= self.size // 2
             self.bench.until(PATIENCE_S, half, "half of it")
             ours.stop(signal.SIGKILL)
+            if seeder.do("stats")["sent"] >= self.size:
+                return print("  kill: it was done before it could be killed; a larger --mib is needed", flush=True)
             ours.start()
             # It is there already; this waits for it.
             ours.download(self.torrent, out, ["127.0.0.1", port])

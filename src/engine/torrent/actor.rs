@@ -296,6 +296,11 @@ impl Actor {
 
     fn pause(&mut self, now: Now, paused: bool) {
         self.config.paused = paused;
+        if !paused && self.phase == Phase::Stopped && self.content.is_some() {
+            // The user has put right what was in the way.
+            self.trouble = None;
+            self.check(false);
+        }
         self.rest(now);
     }
 

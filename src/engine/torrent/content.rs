@@ -162,6 +162,7 @@ impl Actor {
     pub(super) fn recheck(&mut self) {
         // While a check runs there is nothing to check again.
         if self.phase != Phase::Checking && self.content.is_some() {
+            self.trouble = None;
             self.check(true);
         }
     }
