@@ -1,7 +1,5 @@
 //! Downloads from and to libtorrent: whole content, by torrent file and by magnet, after a kill, and of chosen files.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 mod support;
 
 use std::fs;
