@@ -75,6 +75,14 @@ impl<'a> Daemon<'a> {
         self.torrent(hash)[field].as_u64().unwrap()
     }
 
+    /// Until so many files are wanted, and all of them are here.
+    fn wait_for_files(&self, hash: &str, files: u64) {
+        until("the files", || {
+            let torrent = self.torrent(hash);
+            torrent["content"]["files"] == files && torrent["state"] == "seeding"
+        });
+    }
+
     fn wait_for(&self, hash: &str, state: &str) {
         until(state, || self.torrent(hash)["state"] == state);
     }
@@ -234,8 +242,7 @@ fn files_that_are_wanted_later_get_what_is_here_of_them() {
     assert!(!out.join("top/sub/b").exists() && !out.join("top/z").exists());
     let before = daemon.number(&hash, "bytes_down");
     daemon.run(&["torrent", &hash, "priority", "sub/b", "7"]);
-    until("the file", || out.join("top/sub/b").exists());
-    daemon.wait_for(&hash, "seeding");
+    daemon.wait_for_files(&hash, 2);
     let read = |dir: &Path, name: &str| fs::read(dir.join(name)).unwrap();
     assert_eq!(read(&top, "sub/b"), read(&out.join("top"), "sub/b"));
     let fetched = daemon.number(&hash, "bytes_down") - before;
@@ -254,13 +261,14 @@ fn files_that_are_wanted_later_get_what_is_here_of_them() {
     );
     // A file that is there stays, whatever is wanted; and all of it is found again after a restart.
     daemon.run(&["torrent", &hash, "priority", "*", "4"]);
-    daemon.wait_for(&hash, "seeding");
+    daemon.wait_for_files(&hash, 6);
     daemon.run(&["torrent", &hash, "priority", "big", "0"]);
+    daemon.wait_for_files(&hash, 5);
     drop(daemon);
     let daemon = Daemon::start(&place, "s", &[]);
     daemon.wait_for(&hash, "seeding");
     daemon.run(&["torrent", &hash, "priority", "big", "4"]);
-    daemon.wait_for(&hash, "seeding");
+    daemon.wait_for_files(&hash, 6);
     assert_eq!(daemon.number(&hash, "bytes_down"), 0);
     same(&top, &out.join("top"));
 }
