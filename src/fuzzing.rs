@@ -38,7 +38,7 @@ pub fn intent(key: &[u8], bytes: &Bytes) -> bool {
 pub fn resume_log(bytes: &[u8], pieces: u32, boot: &[u8]) -> bool {
     match resume::parse(bytes, pieces, boot) {
         None | Some(Left::Nothing) => false,
-        Some(Left::Sure(have) | Left::Unsure(have)) => {
+        Some(Left::Sure { have, .. } | Left::Unsure(have)) => {
             assert_eq!(have.len(), pieces);
             assert!(have.iter().all(|piece| piece < pieces));
             true

@@ -5,231 +5,15 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use support::Place;
-
-/// Debian's Python with its libtorrent, which `scripts/setup` installs.
-const PYTHON: &str = "/usr/bin/python3";
-/// Long enough for a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// A libtorrent that runs beside the test.
-struct Other {
-    child: Child,
-}
-
-impl Other {
-    fn start(args: &[&str]) -> (Self, BufReader<std::process::ChildStdout>) {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/torrent_peer.py");
-        let mut child = Command::new(PYTHON)
-            .arg(script)
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("Debian's python3 is needed: scripts/setup installs it and python3-libtorrent");
-        let out = BufReader::new(child.stdout.take().unwrap());
-        (Self { child }, out)
-    }
-
-    /// A seeder; with the port it listens on.
-    fn seed(torrent: &Path, folder: &Path, limit: u32) -> (Self, u16) {
-        Self::seed_with(&[], torrent, folder, limit)
-    }
-
-    fn seed_with(settings: &[&str], torrent: &Path, folder: &Path, limit: u32) -> (Self, u16) {
-        let limit = limit.to_string();
-        let args = ["seed", text(torrent), text(folder), &limit];
-        let (other, out) = Self::start(&[&set(settings), &args[..]].concat());
-        (other, said(out)["port"].as_u64().unwrap() as u16)
-    }
-
-    /// A leecher, until it has everything.
-    fn leech(torrent: &str, folder: &Path, port: u16) {
-        Self::leech_with(&[], torrent, folder, port, "127.0.0.1");
-    }
-
-    fn leech_with(settings: &[&str], torrent: &str, folder: &Path, port: u16, ip: &str) {
-        let port = port.to_string();
-        let args = ["leech", torrent, text(folder), &port, ip];
-        let (_other, out) = Self::start(&[&set(settings), &args[..]].concat());
-        let end = said(out);
-        assert_eq!(end["done"], true, "libtorrent is stuck: {end}");
-    }
-}
-
-/// Arguments that set libtorrent's settings.
-fn set<'a>(settings: &[&'a str]) -> Vec<&'a str> {
-    settings.iter().flat_map(|s| ["--set", s]).collect()
-}
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-fn said(mut out: impl BufRead) -> serde_json::Value {
-    let mut line = String::new();
-    out.read_line(&mut line).unwrap();
-    serde_json::from_str(&line)
-        .expect("python3-libtorrent is needed: scripts/setup installs it; its errors are above")
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
-}
-
-/// `ccbt` beside the test.
-struct Ccbt {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Ccbt {
-    fn start(place: &Place, state: &str, port: u16, args: &[&str]) -> Self {
-        let listen = format!("127.0.0.1:{port}");
-        Self::start_with(place, state, &listen, &[], args)
-    }
-
-    fn start_with(
-        place: &Place,
-        state: &str,
-        listen: &str,
-        env: &[(&str, &str)],
-        args: &[&str],
-    ) -> Self {
-        let log = place.path(&format!("{state}.log"));
-        let out = fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&log)
-            .unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_ccbt"))
-            .arg("--state")
-            .arg(place.path(state))
-            .args(args)
-            .args(["--no-dht", "--no-lsd", "--no-portmap", "-v"])
-            .arg(format!("--listen={listen}"))
-            .envs(env.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(out.try_clone().unwrap())
-            .stderr(out)
-            .spawn()
-            .unwrap();
-        Self { child, log }
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    /// Waits for the command to end by itself.
-    fn finish(mut self) {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                assert!(status.success(), "{status}\n{}", self.log());
-                return;
-            }
-            assert!(Instant::now() < until, "it does not end:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    fn wait_for(&mut self, words: &str) {
-        let until = Instant::now() + PATIENCE;
-        while !self.log().contains(words) {
-            let ended = self.child.try_wait().unwrap();
-            assert!(
-                ended.is_none() && Instant::now() < until,
-                "{ended:?}, no {words:?}:\n{}",
-                self.log()
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-impl Drop for Ccbt {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
-}
-
-fn random_bytes(len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    fs::File::open("/dev/urandom")
-        .unwrap()
-        .read_exact(&mut bytes)
-        .unwrap();
-    bytes
-}
-
-/// A folder `top` of files of many sizes, `mib` MiB in all, below `src`.
-fn content(place: &Place, mib: usize) -> PathBuf {
-    let top = place.path("src/top");
-    fs::create_dir_all(top.join("sub/deep")).unwrap();
-    fs::write(top.join("big"), random_bytes(mib << 20)).unwrap();
-    for (name, len) in [
-        ("a", 1),
-        ("sub/b", 16_384),
-        ("sub/deep/c", 300_001),
-        ("z", 70_000),
-        ("empty", 0),
-    ] {
-        fs::write(top.join(name), random_bytes(len)).unwrap();
-    }
-    top
-}
-
-fn torrent(place: &Place, top: &Path, flag: &str) -> PathBuf {
-    let file = place.path(&format!("t{flag}.torrent"));
-    let run = place.run(&[
-        "create",
-        text(top),
-        "-o",
-        text(&file),
-        flag,
-        "--piece-size",
-        "256KiB",
-    ]);
-    assert_eq!(run.code, 0, "{}", run.stderr);
-    file
-}
-
-fn same(a: &Path, b: &Path) {
-    let run = Command::new("diff")
-        .args(["-r", text(a), text(b)])
-        .output()
-        .unwrap();
-    assert!(
-        run.status.success(),
-        "{}",
-        String::from_utf8_lossy(&run.stdout)
-    );
-}
-
-fn magnet(place: &Place, torrent: &Path) -> String {
-    place
-        .run(&["magnet", text(torrent)])
-        .stdout
-        .trim()
-        .to_owned()
-}
+use support::clients::*;
 
 #[test]
 fn from_libtorrent_by_file_and_by_magnet() {
@@ -551,14 +335,14 @@ fn encrypted_from_and_to_libtorrent() {
         let out = place.path(&format!("out{n}"));
         let peer = format!("--peer=127.0.0.1:{port}");
         let args = ["download", text(&file), "-o", text(&out), &peer];
-        Ccbt::start_with(&place, &format!("l{n}"), "127.0.0.1:0", &env, &args).finish();
+        Ccbt::start_on(&place, &format!("l{n}"), "127.0.0.1:0", &env, &args).finish();
         same(&top, &out.join("top"));
 
         let port = free_port();
         let src = place.path("src");
         let args = ["download", text(&file), "-o", text(&src), "--seed"];
         let listen = format!("127.0.0.1:{port}");
-        let mut ccbt = Ccbt::start_with(&place, &format!("s{n}"), &listen, &env, &args);
+        let mut ccbt = Ccbt::start_on(&place, &format!("s{n}"), &listen, &env, &args);
         ccbt.wait_for("Downloaded top");
         let out = place.path(&format!("theirs{n}"));
         Other::leech_with(theirs, text(&file), &out, port, "127.0.0.1");
@@ -624,13 +408,13 @@ fn by_ipv6_from_and_to_libtorrent() {
     let out = place.path("out");
     let peer = format!("--peer=[::1]:{port}");
     let args = ["download", text(&file), "-o", text(&out), &peer];
-    Ccbt::start_with(&place, "l", "[::]:0", &[], &args).finish();
+    Ccbt::start_on(&place, "l", "[::]:0", &[], &args).finish();
     same(&top, &out.join("top"));
 
     let port = free_port();
     let src = place.path("src");
     let args = ["download", text(&file), "-o", text(&src), "--seed"];
-    let mut ccbt = Ccbt::start_with(&place, "s", &format!("[::]:{port}"), &[], &args);
+    let mut ccbt = Ccbt::start_on(&place, "s", &format!("[::]:{port}"), &[], &args);
     ccbt.wait_for("Downloaded top");
     // The same listener, by both families.
     for (n, (settings, ip)) in [(&by_6[..], "::1"), (&[], "127.0.0.1")].iter().enumerate() {
@@ -822,7 +606,7 @@ fn everything_comes_from_the_address_it_is_bound_to() {
     let env = [("CCBT_NETWORK_BIND", "127.0.0.9")];
     let args = ["download", text(&file), "-o", text(&out), "--seed"];
     let ours = free_port();
-    let mut ccbt = Ccbt::start_with(&place, "s", &format!("[::]:{ours}"), &env, &args);
+    let mut ccbt = Ccbt::start_on(&place, "s", &format!("[::]:{ours}"), &env, &args);
     ccbt.wait_for("Downloaded top");
     same(&top, &out.join("top"));
     let here = IpAddr::from([127, 0, 0, 9]);
@@ -847,7 +631,7 @@ fn who_is_on_the_list_is_not_let_in() {
     let args = ["download", text(&file), "-o", text(&src), "--seed"];
     let port = free_port();
     let listen = format!("127.0.0.1:{port}");
-    let mut ccbt = Ccbt::start_with(&place, "s", &listen, &env, &args);
+    let mut ccbt = Ccbt::start_on(&place, "s", &listen, &env, &args);
     ccbt.wait_for("Downloaded top");
     let hash = info_hash(&magnet(&place, &file));
     assert_eq!(plain_handshake_from("127.0.0.2", port, &hash).len(), 0);
@@ -870,7 +654,7 @@ fn everything_goes_through_the_proxy() {
         let out = place.path(scheme);
         let env = [("CCBT_NETWORK_PROXY", &way[..])];
         let args = ["download", text(&file), "-o", text(&out)];
-        Ccbt::start_with(&place, &format!("s{scheme}"), "127.0.0.1:0", &env, &args).finish();
+        Ccbt::start_on(&place, &format!("s{scheme}"), "127.0.0.1:0", &env, &args).finish();
         same(&top, &out.join("top"));
         let asked = proxy.asked.lock().unwrap().clone();
         let name = url

@@ -7,8 +7,11 @@ use clap::Args;
 use super::connect::Session;
 use super::options::{Context, NetworkOptions};
 use super::{CommandResult, INTERRUPTED, output, source};
-use crate::api::types::{ApiPath, DownloadRequest, DownloadResponse, TorrentSource, TorrentUntil};
+use crate::api::types::{
+    ApiPath, DownloadRequest, DownloadResponse, TorrentSettings, TorrentSource, TorrentUntil,
+};
 use crate::api::{ApiError, ErrorKind, WorkItem, WorkKind, escape};
+use crate::config;
 
 /// Download a torrent file or magnet link
 ///
@@ -27,6 +30,12 @@ pub(super) struct DownloadCommand {
     /// Fetch pieces in order
     #[arg(long)]
     sequential: bool,
+    /// Receive at most so many bytes per second, like 5MiB
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    limit_down: Option<u64>,
+    /// Send at most so many bytes per second
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    limit_up: Option<u64>,
     /// Seed until Ctrl-C
     #[arg(long)]
     seed: bool,
@@ -49,6 +58,16 @@ fn parse_ratio(text: &str) -> Result<u64, String> {
     }
 }
 
+/// `5M` is what other programs take, and means MiB there.
+fn parse_rate(text: &str) -> Result<u64, String> {
+    let number = text.trim_end_matches(['K', 'k', 'M', 'm', 'G', 'g']);
+    let text = match number.len() < text.len() && number.ends_with(|c: char| c.is_ascii_digit()) {
+        true => format!("{text}iB"),
+        false => text.to_owned(),
+    };
+    config::parse_bytes(&text).ok_or_else(|| "a number of bytes, like 5MiB".to_owned())
+}
+
 impl DownloadCommand {
     pub(super) async fn run(self, context: &Context) -> CommandResult {
         let dir = self.output.unwrap_or_else(|| PathBuf::from("."));
@@ -58,8 +77,8 @@ impl DownloadCommand {
         let mut session = Session::open(context, self.detach).await?;
         let until = match (self.detach, self.seed_ratio) {
             (true, _) => TorrentUntil::Started,
-            (false, Some(_)) => TorrentUntil::Seeded,
-            (false, None) => TorrentUntil::Finished,
+            (false, Some(1..)) => TorrentUntil::Seeded,
+            (false, _) => TorrentUntil::Finished,
         };
         let request = DownloadRequest {
             source: source_of(&self.torrent)?,
@@ -67,6 +86,11 @@ impl DownloadCommand {
             select: self.select,
             sequential: self.sequential,
             seed_percent: self.seed_ratio,
+            settings: TorrentSettings {
+                limit_down: self.limit_down,
+                limit_up: self.limit_up,
+                ..TorrentSettings::default()
+            },
             peers: context.network.peers.clone(),
             until,
         };
@@ -120,6 +144,22 @@ fn line(response: &DownloadResponse) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rates_are_written_as_people_do() {
+        for (text, rate) in [
+            ("5M", 5 << 20),
+            ("5MiB", 5 << 20),
+            ("100k", 100 << 10),
+            ("1 MB", 1_000_000),
+            ("7", 7),
+        ] {
+            assert_eq!(parse_rate(text), Ok(rate), "{text}");
+        }
+        for bad in ["M", "fast", "-1", "5MM"] {
+            parse_rate(bad).unwrap_err();
+        }
+    }
 
     #[test]
     fn ratios_are_percentages() {

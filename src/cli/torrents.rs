@@ -1,13 +1,17 @@
 //! `ccbt torrents` and `ccbt torrent`
 
-use clap::{Args, ValueEnum};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
 
 use super::options::Context;
 use super::{CommandResult, connect, output};
-use crate::api::escape;
 use crate::api::types::{
-    TorrentAction, TorrentEntry, TorrentRequest, TorrentResponse, TorrentState, TorrentsRequest,
+    ApiPath, TorrentAction, TorrentEntry, TorrentRequest, TorrentResponse, TorrentSetting,
+    TorrentSettings, TorrentState, TorrentTracker, TorrentsRequest,
 };
+use crate::api::{ApiError, escape};
+use crate::proto::picker::PRIORITY_NORMAL;
 
 /// List torrents
 #[derive(Debug, Args)]
@@ -18,11 +22,11 @@ pub(super) struct TorrentsCommand {}
 pub(super) struct TorrentCommand {
     /// Its info-hash or the beginning of it, or its name
     torrent: String,
-    #[arg(value_enum, default_value_t = Verb::Show)]
-    action: Verb,
+    #[command(subcommand)]
+    action: Option<Verb>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 enum Verb {
     /// How it stands
     Show,
@@ -30,14 +34,46 @@ enum Verb {
     Files,
     /// Its peers
     Peers,
+    /// Its trackers
+    Trackers,
     /// Stop until `resume`
     Pause,
     /// Go on
     Resume,
     /// Read and hash all content again
     Recheck,
+    /// Move its files to another folder
+    Move {
+        /// Made if it is missing
+        dir: PathBuf,
+    },
+    /// Change what is different for this torrent
+    ///
+    /// Keys are limit_down, limit_up (bytes per second, like 5MiB; 0 for no limit), peer_limit_down, peer_limit_up (of each connection),
+    /// peers_max, slots, seed_ratio, seed_minutes, sequential, forced (active whatever the
+    /// queue says) and preallocation (none, sparse, full; from the next start on).
+    /// Without a value, the configuration decides again.
+    Set {
+        #[arg(required = true, value_name = "KEY=VALUE", value_parser = setting)]
+        settings: Vec<TorrentSetting>,
+    },
+    /// Say how much files are wanted: 0 not at all, 1 to 7, 4 is usual
+    Priority {
+        /// `*` and `?` stand for anything; without them, a part of the path
+        pattern: String,
+        #[arg(value_parser = clap::value_parser!(u8).range(0..=7))]
+        priority: u8,
+    },
     /// Forget it; its files stay
     Remove,
+}
+
+fn setting(text: &str) -> Result<TorrentSetting, String> {
+    let (key, value) = text.split_once('=').ok_or("KEY=VALUE is expected")?;
+    Ok(TorrentSetting {
+        key: key.trim().to_owned(),
+        value: value.trim().to_owned(),
+    })
 }
 
 impl TorrentsCommand {
@@ -52,27 +88,40 @@ impl TorrentsCommand {
 
 impl TorrentCommand {
     pub(super) async fn run(self, context: &Context) -> CommandResult {
-        let action = match self.action {
+        let verb = self.action.unwrap_or(Verb::Show);
+        let action = match verb.clone() {
             Verb::Show => TorrentAction::Show,
             Verb::Files => TorrentAction::Files,
             Verb::Peers => TorrentAction::Peers,
+            Verb::Trackers => TorrentAction::Trackers,
             Verb::Pause => TorrentAction::Pause,
             Verb::Resume => TorrentAction::Resume,
             Verb::Recheck => TorrentAction::Recheck,
+            Verb::Move { dir } => TorrentAction::Move { dir: target(&dir)? },
+            Verb::Set { settings } => TorrentAction::Set(settings),
+            Verb::Priority { pattern, priority } => TorrentAction::Priority { pattern, priority },
             Verb::Remove => TorrentAction::Remove,
         };
         let torrent = self.torrent;
         let response = connect::ask(context, &TorrentRequest { torrent, action }).await?;
-        context.output.result(&response, |response| match action {
-            TorrentAction::Files => files(response),
-            TorrentAction::Peers => peers(response),
-            TorrentAction::Remove => {
+        context.output.result(&response, |response| match verb {
+            Verb::Files => files(response),
+            Verb::Peers => peers(response),
+            Verb::Trackers => trackers(response),
+            Verb::Remove => {
                 format!("Removed {}\n", escape(response.torrent.name.as_bytes()))
             }
-            _ => shown(&response.torrent),
+            _ => shown(response),
         })?;
         Ok(0)
     }
+}
+
+/// The folder as an absolute path.
+fn target(dir: &Path) -> Result<ApiPath, ApiError> {
+    let dir = std::path::absolute(dir)
+        .map_err(|error| ApiError::io("cannot use the output folder", &error))?;
+    Ok(ApiPath(dir.canonicalize().unwrap_or(dir)))
 }
 
 fn state(state: TorrentState) -> &'static str {
@@ -81,6 +130,7 @@ fn state(state: TorrentState) -> &'static str {
         TorrentState::Checking => "checking",
         TorrentState::Downloading => "downloading",
         TorrentState::Seeding => "seeding",
+        TorrentState::Queued => "queued",
         TorrentState::Paused => "paused",
         TorrentState::Stopped => "stopped",
     }
@@ -111,12 +161,16 @@ fn row(torrent: &TorrentEntry) -> Vec<String> {
         percent(torrent),
         format!("down {}", rate(torrent.rate_down)),
         format!("up {}", rate(torrent.rate_up)),
+        torrent.left_s.map_or_else(String::new, |seconds| {
+            format!("{} left", output::age(seconds))
+        }),
         escape(torrent.name.as_bytes()),
         format!("({})", escape(torrent.note.as_bytes())),
     ]
 }
 
-fn shown(torrent: &TorrentEntry) -> String {
+fn shown(response: &TorrentResponse) -> String {
+    let torrent = &response.torrent;
     let content = torrent
         .content
         .map_or_else(|| "not known yet".to_owned(), output::amount);
@@ -163,20 +217,63 @@ fn shown(torrent: &TorrentEntry) -> String {
             format!("{}, {} of them seeds", torrent.peers, torrent.seeds),
         ),
     ];
-    let lines = lines.map(|(key, value)| format!("{key:9}  {value}\n"));
-    lines.concat()
+    let own = settings(&response.settings);
+    let own = (!own.is_empty()).then_some(("settings", own));
+    let lines = lines.into_iter().chain(own);
+    lines
+        .map(|(key, value)| format!("{key:9}  {value}\n"))
+        .collect()
+}
+
+/// What is different for the torrent, as it is set.
+fn settings(settings: &TorrentSettings) -> String {
+    let rate = |n: u64| if n == 0 { "0".to_owned() } else { rate(n) };
+    let preallocation = settings
+        .preallocation
+        .map(|way| format!("{way:?}").to_lowercase());
+    let all = [
+        ("limit_down", settings.limit_down.map(rate)),
+        ("limit_up", settings.limit_up.map(rate)),
+        ("peer_limit_down", settings.peer_limit_down.map(rate)),
+        ("peer_limit_up", settings.peer_limit_up.map(rate)),
+        ("peers_max", settings.peers_max.map(|n| n.to_string())),
+        ("slots", settings.slots.map(|n| n.to_string())),
+        (
+            "seed_ratio",
+            settings
+                .seed_percent
+                .map(|n| format!("{}.{:02}", n / 100, n % 100)),
+        ),
+        ("seed_minutes", settings.seed_minutes.map(|n| n.to_string())),
+        ("sequential", settings.sequential.map(|yes| yes.to_string())),
+        ("preallocation", preallocation),
+        ("forced", settings.forced.map(|yes| yes.to_string())),
+    ];
+    let set = all
+        .into_iter()
+        .filter_map(|(key, value)| Some(format!("{key}={}", value?)));
+    set.collect::<Vec<_>>().join(", ")
 }
 
 fn files(response: &TorrentResponse) -> String {
     let row = |file: &crate::api::types::TorrentFile| {
-        let wanted = if file.wanted { "" } else { "(not wanted)" };
+        let wanted = match file.priority {
+            0 => "(not wanted)".to_owned(),
+            PRIORITY_NORMAL => String::new(),
+            other => format!("(priority {other})"),
+        };
         vec![
             format!("{:>10}", output::bytes(file.bytes)),
             file.path.to_string(),
-            wanted.to_owned(),
+            wanted,
         ]
     };
     output::table(&response.files.iter().map(row).collect::<Vec<_>>())
+}
+
+fn trackers(response: &TorrentResponse) -> String {
+    let line = |tracker: &TorrentTracker| format!("{}\n", escape(tracker.url.as_bytes()));
+    response.trackers.iter().map(line).collect()
 }
 
 fn peers(response: &TorrentResponse) -> String {

@@ -2,7 +2,9 @@
 //! them it came from. And the state directory, where a daemon keeps everything.
 
 mod killed;
+mod schedule;
 mod state;
+mod torrent;
 mod value;
 
 use std::collections::BTreeMap;
@@ -16,7 +18,9 @@ use std::time::Duration;
 use serde::Serialize;
 
 pub(crate) use killed::parse_holder;
+pub use schedule::Schedule;
 pub use state::{LOCK_FILE, LOG_FILE, STATE_VERSION, StateDir, StateError};
+pub use torrent::TorrentKeys;
 pub(crate) use value::parse_bytes;
 pub use value::{Kind, Value};
 
@@ -26,7 +30,7 @@ use crate::proto::mse::Encryption;
 use crate::proto::proxy::ProxyUrl;
 
 /// Every key. `defaults.toml` has each with its meaning; a test compares the two.
-pub const KEYS: [(&str, Kind); 22] = [
+pub const KEYS: [(&str, Kind); 39] = [
     ("api.listen", Kind::OptionalAddress),
     ("cache.read", Kind::Bytes),
     ("dht.bootstrap", Kind::Hosts),
@@ -56,6 +60,24 @@ pub const KEYS: [(&str, Kind); 22] = [
     ("store.quota", Kind::Bytes),
     ("store.scrub_every_s", Kind::Period),
     ("store.scrub_rate", Kind::Bytes),
+    ("torrent.alt_limit_down", Kind::Bytes),
+    ("torrent.alt_limit_up", Kind::Bytes),
+    ("torrent.alt_schedule", Kind::Schedule),
+    ("torrent.downloads_max", Kind::Count),
+    ("torrent.limit_down", Kind::Bytes),
+    ("torrent.limit_up", Kind::Bytes),
+    ("torrent.peer_limit_down", Kind::Bytes),
+    ("torrent.peer_limit_up", Kind::Bytes),
+    ("torrent.peers_max", Kind::Count),
+    (
+        "torrent.preallocation",
+        Kind::Choice(&["none", "sparse", "full"]),
+    ),
+    ("torrent.seed_minutes", Kind::Count),
+    ("torrent.seed_percent", Kind::Count),
+    ("torrent.seeds_max", Kind::Count),
+    ("torrent.sequential", Kind::Bool),
+    ("torrent.slots", Kind::Count),
     ("trackers", Kind::Trackers),
 ];
 
@@ -97,6 +119,7 @@ pub struct Config {
     pub log_format: &'static str,
     pub log_target: &'static str,
     pub api_listen: Option<SocketAddr>,
+    pub torrent: TorrentKeys,
     settings: Settings,
 }
 
@@ -247,6 +270,7 @@ impl Config {
             log_format: s.choice("log.format")?,
             log_target: s.choice("log.target")?,
             api_listen: s.address("api.listen")?,
+            torrent: TorrentKeys::of(s)?,
             settings,
         })
     }
@@ -400,6 +424,13 @@ impl Settings {
     fn addresses(&self, key: &'static str) -> Result<Vec<SocketAddr>, ConfigError> {
         match self.value(key) {
             Some(Value::Addresses(list)) => Ok(list.clone()),
+            _ => Err(self.invalid(key)),
+        }
+    }
+
+    fn schedule(&self, key: &'static str) -> Result<Option<Schedule>, ConfigError> {
+        match self.value(key) {
+            Some(Value::Schedule(schedule)) => Ok(*schedule),
             _ => Err(self.invalid(key)),
         }
     }

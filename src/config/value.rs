@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Serialize, Serializer};
 
+use super::Schedule;
 use crate::proto::proxy::ProxyUrl;
 
 /// With the byte that ends it.
@@ -20,6 +21,10 @@ pub enum Kind {
     Period,
     /// An amount of bytes: a whole number, or text with a unit (`256 MiB`, `1.5 GB`).
     Bytes,
+    /// A whole number, up to a million.
+    Count,
+    /// Times of the week, or empty.
+    Schedule,
     /// `IP:PORT`.
     Address,
     /// `IP:PORT` or empty.
@@ -46,6 +51,7 @@ pub enum Value {
     Address(Option<SocketAddr>),
     Addresses(Vec<SocketAddr>),
     List(Vec<String>),
+    Schedule(Option<Schedule>),
     Choice(&'static str),
     Text(String),
 }
@@ -56,7 +62,7 @@ impl Kind {
         use toml::Value as Toml;
         match (self, value) {
             (Self::Bool, Toml::Boolean(b)) => Ok(Value::Bool(*b)),
-            (Self::Seconds | Self::Period | Self::Bytes, Toml::Integer(n)) => {
+            (Self::Seconds | Self::Period | Self::Bytes | Self::Count, Toml::Integer(n)) => {
                 self.check_text(&n.to_string())
             }
             (Self::Addresses | Self::Hosts | Self::Trackers, Toml::Array(items)) => {
@@ -65,7 +71,7 @@ impl Kind {
                     .map(|item| item.as_str().ok_or_else(|| self.expected()));
                 self.check_items(texts.collect::<Result<Vec<_>, _>>()?)
             }
-            (Self::Bool | Self::Seconds | Self::Period, _) => Err(self.expected()),
+            (Self::Bool | Self::Seconds | Self::Period | Self::Count, _) => Err(self.expected()),
             (Self::Addresses | Self::Hosts | Self::Trackers, _) => Err(self.expected()),
             (_, Toml::String(text)) => self.check_text(text),
             _ => Err(self.expected()),
@@ -90,6 +96,12 @@ impl Kind {
                 seconds.map(Value::Number)
             }
             Self::Bytes => parse_bytes(text).map(Value::Number),
+            Self::Count => {
+                let count = text.parse().ok().filter(|n| *n <= COUNT_MAX);
+                count.map(Value::Number)
+            }
+            Self::Schedule if text.is_empty() => Some(Value::Schedule(None)),
+            Self::Schedule => Schedule::parse(text).map(|s| Value::Schedule(Some(s))),
             Self::Address => text.parse().ok().map(|addr| Value::Address(Some(addr))),
             Self::OptionalAddress if text.is_empty() => Some(Value::Address(None)),
             Self::OptionalAddress => text.parse().ok().map(|addr| Value::Address(Some(addr))),
@@ -151,6 +163,11 @@ impl Kind {
             Self::Seconds => "a whole number of seconds from 1 to 3600".into(),
             Self::Period => "a whole number of seconds from 0 to 31536000".into(),
             Self::Bytes => "a number of bytes, such as 268435456 or \"256 MiB\"".into(),
+            Self::Count => "a whole number from 0 to 1000000".into(),
+            Self::Schedule => {
+                "times like \"mon-fri 08:00-18:00 +01:00\" (without an offset, of UTC), or nothing"
+                    .into()
+            }
             Self::Address => "an address, IP:PORT".into(),
             Self::OptionalAddress => "an address, IP:PORT, or nothing".into(),
             Self::Addresses => "a list of addresses, IP:PORT".into(),
@@ -186,6 +203,9 @@ const UNITS: [(&str, u64); 11] = [
     ("TIB", 1 << 40),
     ("PIB", 1 << 50),
 ];
+
+/// More connections or minutes than anybody can mean.
+const COUNT_MAX: u64 = 1_000_000;
 
 /// TOML integers are signed, so this is the most a file can say without a unit; more than any disk.
 const BYTES_MAX: u64 = i64::MAX as u64;
@@ -231,6 +251,8 @@ impl fmt::Display for Value {
             Self::Address(None) => f.write_str("\"\""),
             Self::Addresses(list) => write_list(f, list.iter().map(SocketAddr::to_string)),
             Self::List(list) => write_list(f, list.iter().cloned()),
+            Self::Schedule(Some(schedule)) => write!(f, "\"{schedule}\""),
+            Self::Schedule(None) => f.write_str("\"\""),
             Self::Choice(word) => write!(f, "\"{word}\""),
             Self::Text(text) => write!(f, "{}", toml::Value::String(text.clone())),
         }
@@ -252,6 +274,10 @@ impl Serialize for Value {
             Self::Address(addr) => addr.serialize(serializer),
             Self::Addresses(list) => list.serialize(serializer),
             Self::List(list) => list.serialize(serializer),
+            Self::Schedule(schedule) => {
+                let text = schedule.map(|schedule| schedule.to_string());
+                serializer.serialize_str(&text.unwrap_or_default())
+            }
             Self::Choice(word) => serializer.serialize_str(word),
             Self::Text(text) => serializer.serialize_str(text),
         }
@@ -334,6 +360,9 @@ mod tests {
             (Kind::OptionalAddress, ""),
             (Kind::Bytes, "1 MiB"),
             (Kind::OptionalPath, "/a \"b\""),
+            (Kind::Schedule, "sat-sun 22:00-06:00 -03:30"),
+            (Kind::Schedule, ""),
+            (Kind::Count, "12"),
         ] {
             let value = kind.check_text(text).unwrap();
             let table: toml::Table = format!("x = {value}").parse().unwrap();

@@ -128,6 +128,7 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
         Ok((state, stores))
     })
     .await?;
+    let torrent_shared = torrents::shared(&config)?;
     let (work, _) = watch::channel(Work::default());
     let metrics = Arc::new(Metrics::default());
     raise_descriptor_limit();
@@ -144,7 +145,7 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
         metrics,
         listening: Mutex::new(None),
         torrents: Mutex::default(),
-        torrent_shared: torrents::shared()?,
+        torrent_shared,
         folders: Mutex::default(),
         unopened: Mutex::default(),
         mounts: Mutex::default(),
@@ -162,6 +163,7 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
     daemon.announce_work();
     daemon.start_upkeep();
     daemon.start_quota();
+    daemon.start_torrent_upkeep();
     Ok(Arc::new(daemon))
 }
 

@@ -30,14 +30,33 @@ impl Daemon {
         request: MountRequest,
         progress: ProgressSink,
     ) -> Result<MountResponse, ApiError> {
-        let _turn = self.0.turn.lock().await;
+        let turn = self.0.turn.lock().await;
         let is_made = make_live_dir(&request)?;
-        let mounted = self.mount_there(&request, &progress).await;
+        let mounted = match torrent_source(&request.source) {
+            Some(source) => {
+                // Peers may take a minute to say what it is.
+                drop(turn);
+                self.mount_torrent_there(source, &request, &progress).await
+            }
+            None => self.mount_there(&request, &progress).await,
+        };
         if mounted.is_err() && is_made {
             // It was made a moment ago and is empty; if it is not any more, it is somebody's.
             let _used = std::fs::remove_dir(&request.dir.0);
         }
         mounted
+    }
+
+    async fn mount_torrent_there(
+        &self,
+        source: TorrentSource,
+        request: &MountRequest,
+        progress: &ProgressSink,
+    ) -> Result<MountResponse, ApiError> {
+        let dir = self.mount_point(&request.dir)?;
+        self.check_mount_point(&dir)?;
+        self.mount_torrent_at(source, dir, &request.peers, progress)
+            .await
     }
 
     async fn mount_there(
@@ -46,12 +65,6 @@ impl Daemon {
         progress: &ProgressSink,
     ) -> Result<MountResponse, ApiError> {
         let dir = self.mount_point(&request.dir)?;
-        if let Some(source) = torrent_source(&request.source) {
-            self.check_mount_point(&dir)?;
-            return self
-                .mount_torrent_at(source, dir, &request.peers, progress)
-                .await;
-        }
         let mut read_only = request.read_only;
         let (opened, content) = match &request.source {
             MountSource::Link(secret) => {
@@ -136,7 +149,7 @@ impl Daemon {
         Ok(real)
     }
 
-    fn check_mount_point(&self, dir: &Path) -> Result<(), ApiError> {
+    pub(super) fn check_mount_point(&self, dir: &Path) -> Result<(), ApiError> {
         place::apart_from_state(dir, self.0.state.path())?;
         place::outside_mounts(dir)?;
         place::outside_homes(dir, &self.homes())?;

@@ -8,6 +8,7 @@
 //! - [`discovery`]: finds peers by DHT, trackers and local multicast.
 //! - `gate`: where connections come in and go out. `call`: by which way; `greet`: how those of torrents begin; `stream`: what carries them;
 //!   `utp`: one of the two things that can.
+//! - [`limits`]: how fast the connections of torrents may be.
 //! - `dial`, `serve`, `allowance`: the plain data these two decide with.
 
 mod allowance;
@@ -17,6 +18,7 @@ mod dial;
 pub mod discovery;
 pub mod gate;
 mod greet;
+pub mod limits;
 pub mod peer;
 mod serve;
 mod stream;

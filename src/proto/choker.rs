@@ -49,6 +49,11 @@ impl Choker {
         }
     }
 
+    /// From the next round on.
+    pub fn set_slots(&mut self, slots: usize) {
+        self.slots = slots.max(1);
+    }
+
     /// Peers that may be unchoked at once.
     pub fn places(&self) -> usize {
         self.slots + 1

@@ -108,6 +108,20 @@ metrics! {
         "Times the catalogue was damaged, moved aside and begun anew.";
     home_files_read: Counter, HOME_FILES_READ = "ccbt_home_files_read_total",
         "Files of shared directories opened to be hashed.";
+    torrents: Gauge, TORRENTS = "ccbt_torrents",
+        "Torrents that are open.";
+    torrents_downloading: Gauge, TORRENTS_DOWNLOADING = "ccbt_torrents_downloading",
+        "Torrents that download.";
+    torrents_seeding: Gauge, TORRENTS_SEEDING = "ccbt_torrents_seeding",
+        "Torrents that have all that is wanted, and serve it.";
+    torrent_peers: Gauge, TORRENT_PEERS = "ccbt_torrent_peers",
+        "Peers that torrents are connected to.";
+    torrent_bytes_in: Counter, TORRENT_BYTES_IN = "ccbt_torrent_bytes_in_total",
+        "Payload bytes of torrents received.";
+    torrent_bytes_out: Counter, TORRENT_BYTES_OUT = "ccbt_torrent_bytes_out_total",
+        "Payload bytes of torrents sent.";
+    torrent_bytes_wasted: Counter, TORRENT_BYTES_WASTED = "ccbt_torrent_bytes_wasted_total",
+        "Payload bytes of torrents that came and were of no use.";
     mounts: Gauge, MOUNTS = "ccbt_mounts",
         "Mounts that are up.";
 }

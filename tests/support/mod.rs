@@ -1,6 +1,9 @@
 //! Running the built `ccbt` in a directory of its own, apart from the settings of whoever runs the tests.
 
+#![allow(dead_code, reason = "each file of tests uses its own part")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+pub(crate) mod clients;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};

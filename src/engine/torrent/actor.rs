@@ -10,32 +10,34 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::content::{Checked, Content};
 use super::disk::DiskEvent;
+use super::files::FilesState;
 use super::peer::{self, Connection, FromPeer, PeerEnd, ToPeer};
 use super::reader::PendingRead;
+use super::settings::Settings;
 use super::{
     Connected, DialTorrent, Metadata, Phase, ToTorrent, TorrentConfig, TorrentHandle, TorrentPeer,
     TorrentStatus,
 };
 use crate::clock::Elapsed;
 use crate::engine::dial::Dialer;
+use crate::engine::limits::{Level, Limits, Way};
 use crate::proto::blocks::Block;
 use crate::proto::handshake::Handshake;
 use crate::proto::metainfo::Info;
+use crate::proto::picker::Order;
 use crate::proto::scheduler::PeerKey;
-use crate::proto::torrent::{Action, Fault, NewPeer, Now, Settings, Torrent, Verdict};
+use crate::proto::torrent::{self as machine, Action, Fault, NewPeer, Now, Torrent, Verdict};
 use crate::proto::wire::Message;
 use crate::random;
 
-/// Connections of one torrent.
-const PEERS_MAX: usize = 120;
 /// Reads of connections waiting for the actor; beyond, sockets are not read.
 const PEER_EVENTS_MAX: usize = 64;
 /// Messages dealt with before the machine's answers go out, so that they go in batches.
 const BATCH: usize = 16;
 /// How often the status is told.
 const STATUS_TIME: Duration = Duration::from_millis(250);
-/// After an error of the disk, wait before asking for more.
-const DISK_RETRY_TIME: Duration = Duration::from_secs(5);
+/// How long the actor sleeps when nothing is due.
+const IDLE_TIME: Duration = Duration::from_secs(3600);
 
 struct PeerLink {
     tx: mpsc::UnboundedSender<Vec<ToPeer>>,
@@ -44,6 +46,7 @@ struct PeerLink {
     peer_id: [u8; 20],
     /// The address to call that leads to this peer, if one is known to.
     dialed: Option<SocketAddr>,
+    limits: Arc<Level>,
 }
 
 /// Whether a second connection takes the place of the first. When both sides have called, both keep the call of the one
@@ -78,6 +81,14 @@ pub(super) struct Actor {
     outgoing: BTreeMap<PeerKey, Vec<ToPeer>>,
     dialer: Dialer,
     next_key: u64,
+    limits: Arc<Level>,
+    /// Since when everything is here.
+    pub(super) seeding_since: Option<Now>,
+    pub(super) files: FilesState,
+    /// Others come first.
+    pub(super) queued: bool,
+    /// It has seeded as much as it was to.
+    pub(super) seeded: bool,
     status: watch::Sender<TorrentStatus>,
     pub(super) next_status: Now,
     done: Option<oneshot::Sender<()>>,
@@ -110,7 +121,7 @@ pub(super) fn spawn(config: TorrentConfig, gate: Arc<dyn DialTorrent>) -> Torren
         status: watched,
         handshake: Handshake::for_torrent(short.unwrap_or_default(), config.shared.peer_id),
     };
-    let settings = Settings {
+    let rules = machine::Settings {
         hashes,
         private: !config.exchange,
         port: config.port,
@@ -120,7 +131,7 @@ pub(super) fn spawn(config: TorrentConfig, gate: Arc<dyn DialTorrent>) -> Torren
     let mut dialer = Dialer::default();
     config.peers.iter().for_each(|addr| dialer.give(*addr));
     let actor = Actor {
-        machine: Torrent::new(clock.now(), settings),
+        machine: Torrent::new(clock.now(), rules),
         clock,
         content: None,
         metadata: None,
@@ -140,6 +151,11 @@ pub(super) fn spawn(config: TorrentConfig, gate: Arc<dyn DialTorrent>) -> Torren
         outgoing: BTreeMap::new(),
         dialer,
         next_key: 0,
+        limits: Level::new(config.shared.limits.clock(), config.settings.rates),
+        seeding_since: None,
+        files: FilesState::default(),
+        queued: false,
+        seeded: false,
         status,
         next_status: Now::ZERO,
         done: None,
@@ -164,6 +180,7 @@ impl Actor {
         if self.config.paused {
             self.machine.hold(self.clock.now(), true);
         }
+        self.machine.set_slots(self.config.settings.slots);
         while self.done.is_none() {
             let until = tokio::time::Instant::from_std(self.clock.instant(self.poll_timeout()));
             tokio::select! {
@@ -196,11 +213,12 @@ impl Actor {
         let times = [
             read,
             Some(self.machine.poll_timeout()),
-            Some(self.next_status),
+            (self.next_status != Now::MAX).then_some(self.next_status),
             dial,
             self.retry_at,
         ];
-        times.into_iter().flatten().min().unwrap_or_default()
+        let next = times.into_iter().flatten().min();
+        next.unwrap_or_else(|| self.clock.now() + IDLE_TIME)
     }
 
     fn upkeep(&mut self) {
@@ -218,16 +236,42 @@ impl Actor {
             }
         }
         if now >= self.next_status {
-            self.next_status = now + STATUS_TIME;
+            self.next_status = match self.is_idle() {
+                true => Now::MAX,
+                false => now + STATUS_TIME,
+            };
+            if self.is_owing() {
+                self.machine.excuse(now);
+            }
             self.tell_status(now);
         }
     }
 
+    /// Nothing changes until something reaches the actor; a thousand seeds that nobody asks cost nothing.
+    fn is_idle(&self) -> bool {
+        let settled = matches!(self.phase, Phase::Seeding | Phase::Paused | Phase::Queued);
+        let timed = self.config.settings.seed_time.is_some();
+        settled && self.peers.is_empty() && !timed && self.trouble.is_none()
+    }
+
+    /// What did not come may be for our own limits.
+    fn is_owing(&self) -> bool {
+        let peers = self.peers.values().map(|link| &link.limits);
+        let all = [&self.config.shared.limits, &self.limits];
+        all.into_iter()
+            .chain(peers)
+            .any(|level| level.is_owing(Way::Down))
+    }
+
+    pub(super) fn is_resting(&self) -> bool {
+        self.config.paused || self.queued
+    }
+
     fn may_dial(&self) -> bool {
         let seeding = self.phase == Phase::Seeding;
-        !self.config.paused
+        !self.is_resting()
             && self.phase != Phase::Stopped
-            && self.peers.len() < PEERS_MAX
+            && self.peers.len() < self.config.settings.peers_max
             && !seeding
     }
 
@@ -240,7 +284,17 @@ impl Actor {
             ToTorrent::Found(addr) => self.dialer.found(addr),
             ToTorrent::Give(addr) => self.dialer.give(addr),
             ToTorrent::Pause(paused) => self.pause(now, paused),
+            ToTorrent::Queue(waits) => {
+                self.queued = waits;
+                self.rest(now);
+            }
             ToTorrent::Recheck => self.recheck(),
+            ToTorrent::Settings(settings) => self.set(*settings),
+            ToTorrent::Select(selection) => self.select(selection),
+            ToTorrent::Placed(result) => self.placed(now, result),
+            ToTorrent::Move(to, reply) => self.relocate(now, to, reply),
+            ToTorrent::Moved(to, result, reply) => self.moved(now, to, result, reply),
+            ToTorrent::Sweep(from) => self.sweep(from),
             ToTorrent::Peers(reply) => drop(reply.send(self.list_peers(now))),
             ToTorrent::Metadata(reply) => drop(reply.send(self.metadata.clone())),
             ToTorrent::Reader(reply) => drop(reply.send(self.reader())),
@@ -252,9 +306,18 @@ impl Actor {
 
     fn pause(&mut self, now: Now, paused: bool) {
         self.config.paused = paused;
-        let held = paused || self.trouble.is_some();
-        self.machine.hold(now, held);
-        if paused {
+        if !paused && self.phase == Phase::Stopped && self.content.is_some() {
+            // The user has put right what was in the way.
+            self.trouble = None;
+            self.check(false);
+        }
+        self.rest(now);
+    }
+
+    /// Nothing is asked for and nobody is served, or no longer so.
+    fn rest(&mut self, now: Now) {
+        self.hold(now);
+        if self.is_resting() {
             // Those who are served notice as well.
             self.peers
                 .values_mut()
@@ -264,9 +327,23 @@ impl Actor {
         self.next_status = now;
     }
 
+    fn set(&mut self, settings: Settings) {
+        self.limits.set(settings.rates);
+        for link in self.peers.values() {
+            link.limits.set(settings.peer_rates);
+        }
+        self.machine.set_slots(settings.slots);
+        self.machine.set_order(match settings.sequential {
+            true => Order::Sequential,
+            false => Order::RarestFirst,
+        });
+        self.config.settings = settings;
+        self.next_status = self.clock.now();
+    }
+
     fn connected(&mut self, connected: Connected) {
         let now = self.clock.now();
-        let full = self.peers.len() >= PEERS_MAX || self.config.paused;
+        let full = self.peers.len() >= self.config.settings.peers_max || self.is_resting();
         let ourselves = connected.handshake.peer_id == self.config.shared.peer_id;
         if full || ourselves {
             match (connected.called, full) {
@@ -294,12 +371,17 @@ impl Actor {
         let key = PeerKey(self.next_key);
         let (tx, commands) = mpsc::unbounded_channel();
         let fast = handshake.has_fast();
+        let shared = &self.config.shared.limits;
+        let limits = Level::new(shared.clock(), self.config.settings.peer_rates);
         let connection = Connection {
             key,
             stream,
             early,
             fast,
             slabs: self.config.shared.slabs.clone(),
+            limits: Limits {
+                levels: [shared, &self.limits, &limits].map(Arc::clone),
+            },
             events: self.peer_events.clone(),
             commands,
         };
@@ -315,6 +397,7 @@ impl Actor {
             called,
             peer_id: handshake.peer_id,
             dialed: called.then_some(addr),
+            limits,
         };
         self.peers.insert(key, link);
         if let Some(content) = &self.content {
@@ -329,6 +412,7 @@ impl Actor {
             addr: Some(addr),
         };
         self.machine.peer_joined(now, key, new);
+        self.next_status = self.next_status.min(now + STATUS_TIME);
     }
 
     /// Whether the peer is connected already, and stays so. A second connection would count its pieces and its choice of
@@ -369,12 +453,14 @@ impl Actor {
         match event {
             FromPeer::Said(key, messages) => self.said(now, key, messages),
             FromPeer::Served { key, blocks, bytes } => self.machine.served(now, key, blocks, bytes),
+            FromPeer::Unreadable(piece) => self.unreadable(now, piece),
             FromPeer::Down(key, end) => self.down(now, key, &end),
         }
     }
 
     fn down(&mut self, now: Now, key: PeerKey, end: &PeerEnd) {
         self.machine.peer_left(now, key);
+        self.next_status = self.next_status.min(now + STATUS_TIME);
         self.outgoing.remove(&key);
         if let Some(link) = self.peers.remove(&key) {
             tracing::debug!(addr = %link.addr, why = %end, "connection ended");
@@ -437,33 +523,6 @@ impl Actor {
                 self.disk_trouble(now, &error);
             }
         }
-    }
-
-    /// The disk does not do what it should: nothing is asked for, for a while.
-    fn disk_trouble(&mut self, now: Now, error: &std::io::Error) {
-        use std::io::ErrorKind;
-        let full = matches!(
-            error.kind(),
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded
-        );
-        let trouble = match full {
-            true => "the disk is full".to_owned(),
-            false => format!("cannot write to the output folder: {error}"),
-        };
-        tracing::warn!(%error, "a piece could not be written");
-        self.trouble = Some(trouble);
-        self.machine.hold(now, true);
-        self.retry_at = Some(now + DISK_RETRY_TIME);
-        self.next_status = now;
-    }
-
-    fn retry(&mut self, now: Now) {
-        self.retry_at = None;
-        if self.phase == Phase::Stopped {
-            return;
-        }
-        self.trouble = None;
-        self.machine.hold(now, self.config.paused);
     }
 
     /// Does what the machine wants done.
@@ -546,7 +605,8 @@ impl Actor {
 
     fn tell_status(&mut self, now: Now) {
         let summary = self.machine.summary(now);
-        let status = self.describe(&summary);
+        let status = self.describe(now, &summary);
+        self.seeded = status.done_seeding;
         self.status.send_if_modified(|old| {
             let news = *old != status;
             *old = status;

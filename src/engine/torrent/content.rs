@@ -4,29 +4,32 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::actor::Actor;
+use bytes::Bytes;
 use parking_lot::RwLock;
 
+use super::actor::Actor;
 use super::disk::DiskTorrent;
 use super::hashes::PieceHashes;
 use super::resume::{self, Left, ResumeLog};
 use super::storage::Storage;
-use super::{Metadata, Phase, TorrentStatus};
+use super::{Metadata, PARTS_FILE, Phase, TorrentStatus};
 use crate::proto::bitfield::Bitfield;
 use crate::proto::blocks::Layout;
-use crate::proto::picker::{Order, PRIORITY_NORMAL};
-use crate::proto::torrent::Summary;
+use crate::proto::picker::Order;
+use crate::proto::torrent::{Now, Summary};
 
 /// What is known once the metadata is.
 pub(super) struct Content {
     pub(super) disk: Arc<DiskTorrent>,
     /// What is here, for readers that do not ask the actor.
     pub(super) have: Arc<RwLock<Bitfield>>,
-    log: Option<ResumeLog>,
+    pub(super) log: Option<ResumeLog>,
     /// Bytes of files that are wanted, and of those in each piece that has any.
     wanted_bytes: u64,
     wanted_files: u64,
     wanted: Vec<u64>,
+    /// How much each piece is wanted, as its most wanted file.
+    priorities: Vec<u8>,
     /// Symbolic links have been made.
     finished: bool,
 }
@@ -34,6 +37,8 @@ pub(super) struct Content {
 /// What was found on disk.
 pub(super) struct Checked {
     pub(super) have: Bitfield,
+    /// The log of an earlier run says so and was closed in order.
+    pub(super) noted: bool,
     /// The folder could not be prepared.
     pub(super) error: Option<std::io::Error>,
 }
@@ -53,20 +58,13 @@ impl Actor {
         };
         let selection = &self.config.selection;
         let wants = |n: usize| info.files.get(n).is_some_and(|file| selection.wants(file));
-        let parts = self.config.state.join("parts");
-        let storage = Storage::new(info, self.config.dir.clone(), parts, wants);
-        let mut wanted = vec![0; layout.pieces() as usize];
-        let (mut wanted_bytes, mut wanted_files) = (0, 0);
-        for file in info.files.iter().filter(|file| selection.wants(file)) {
-            wanted_bytes += file.length;
-            wanted_files += 1;
-            spread(
-                &mut wanted,
-                file.offset,
-                file.length,
-                u64::from(layout.piece_bytes()),
-            );
-        }
+        let storage = Storage::new(
+            info,
+            self.config.dir.clone(),
+            self.config.state.join(PARTS_FILE),
+            self.config.settings.preallocation,
+            wants,
+        );
         let events = self.disk_events.clone();
         let disk = self
             .config
@@ -77,42 +75,94 @@ impl Actor {
             have: Arc::new(RwLock::new(Bitfield::new(disk.layout.pieces()))),
             disk,
             log: None,
-            wanted_bytes,
-            wanted_files,
-            wanted,
+            wanted_bytes: 0,
+            wanted_files: 0,
+            wanted: Vec::new(),
+            priorities: Vec::new(),
             finished: false,
         });
         self.config.name = String::from_utf8_lossy(info.name.as_bytes()).into_owned();
-        self.machine
-            .set_metadata(metadata.info.raw().to_vec().into());
-        self.metadata = Some(Arc::new(metadata));
+        let metadata = Arc::new(metadata);
+        self.machine.set_metadata(raw_of(&metadata));
+        self.metadata = Some(metadata);
+        self.count_wanted();
         self.check(false);
     }
 
+    /// Finds out what the selection means for pieces.
+    pub(super) fn count_wanted(&mut self) {
+        let (Some(content), Some(metadata)) = (&mut self.content, &self.metadata) else {
+            return;
+        };
+        let pieces = content.disk.layout.pieces() as usize;
+        let piece_bytes = u64::from(content.disk.layout.piece_bytes().max(1));
+        (content.wanted_bytes, content.wanted_files) = (0, 0);
+        content.wanted = vec![0; pieces];
+        content.priorities = vec![0; pieces];
+        for file in &metadata.info.files {
+            let priority = self.config.selection.priority(file);
+            if priority == 0 {
+                continue;
+            }
+            content.wanted_bytes += file.length;
+            content.wanted_files += 1;
+            spread(&mut content.wanted, file.offset, file.length, piece_bytes);
+            let touched =
+                file.offset / piece_bytes..(file.offset + file.length).div_ceil(piece_bytes);
+            if file.length > 0 {
+                for piece in touched {
+                    if let Some(old) = content.priorities.get_mut(piece as usize) {
+                        *old = (*old).max(priority);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells the machine how much each piece is wanted.
+    pub(super) fn want_selected(&mut self, now: Now) {
+        let Some(content) = &self.content else { return };
+        let lazy = self.config.lazy;
+        let priority = |priority: &u8| if lazy { 0 } else { *priority };
+        let wanted: Vec<(u32, u8)> = (0..).zip(content.priorities.iter().map(priority)).collect();
+        self.machine.want(now, wanted);
+    }
+
     /// Finds out which pieces are here. `all`: whatever the log says.
-    fn check(&mut self, all: bool) {
+    pub(super) fn check(&mut self, all: bool) {
         let Some(content) = &self.content else { return };
         self.phase = Phase::Checking;
+        self.next_status = self.clock.now();
         let (disk, path) = (Arc::clone(&content.disk), self.resume_path());
         let (checked, done) = (self.checked.clone(), Arc::clone(&self.checked_pieces));
         self.checked_pieces.store(0, Ordering::Relaxed);
         self.checking_pieces = content.disk.layout.pieces().into();
+        let metadata = self.metadata.clone();
+        let selection = self.config.selection.clone();
         tokio::task::spawn_blocking(move || {
-            let result = look(&disk, &path, all, &|n| {
+            let files = metadata.as_ref().map(|metadata| &metadata.info.files);
+            let wants = |n: usize| {
+                files
+                    .and_then(|files| files.get(n))
+                    .is_some_and(|file| selection.wants(file))
+            };
+            let result = look(&disk, wants, &path, all, &|n| {
                 done.fetch_add(n.into(), Ordering::Relaxed);
             });
-            let (have, error) = match result {
-                Ok(have) => (have, None),
-                Err(error) => (Bitfield::new(disk.layout.pieces()), Some(error)),
-            };
+            let looked = result.unwrap_or_else(|error| Checked {
+                have: Bitfield::new(disk.layout.pieces()),
+                noted: false,
+                error: Some(error),
+            });
             // An error means that the torrent was closed meanwhile.
-            drop(checked.send(Checked { have, error }));
+            drop(checked.send(looked));
         });
     }
 
     pub(super) fn recheck(&mut self) {
         // While a check runs there is nothing to check again.
         if self.phase != Phase::Checking && self.content.is_some() {
+            self.trouble = None;
             self.check(true);
         }
     }
@@ -120,35 +170,26 @@ impl Actor {
     /// The look at the disk is over: from here on pieces are asked for.
     pub(super) fn begin(&mut self, checked: Checked) {
         let now = self.clock.now();
-        if let Some(error) = checked.error {
-            return self.stop(format!("cannot use the output folder: {error}"));
+        match &checked.error {
+            // The user makes room, and it goes on.
+            Some(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+                self.phase = Phase::Downloading;
+                return self.disk_trouble(now, error);
+            }
+            Some(error) => return self.stop(format!("cannot use the output folder: {error}")),
+            None => {}
         }
         let path = self.resume_path();
         let (Some(content), Some(metadata)) = (&mut self.content, &self.metadata) else {
             return;
         };
-        match ResumeLog::begin(&path, &checked.have) {
-            Ok(log) => content.log = Some(log),
-            Err(error) => {
-                tracing::warn!(%error, "what is downloaded will be checked at the next start");
-            }
-        }
+        content.log = match checked.noted {
+            // It stays as it is until there is something to add: a thousand seeds that start write nothing.
+            true => Some(ResumeLog::unchanged(&path)),
+            false => begin_log(&path, &checked.have),
+        };
         *content.have.write() = checked.have.clone();
         let layout = content.disk.layout.clone();
-        let lazy = self.config.lazy;
-        let wanted: Vec<(u32, u8)> = (0..)
-            .zip(&content.wanted)
-            .map(|(piece, bytes)| {
-                (
-                    piece,
-                    if *bytes > 0 && !lazy {
-                        PRIORITY_NORMAL
-                    } else {
-                        0
-                    },
-                )
-            })
-            .collect();
         if self.machine.pieces().is_some() {
             let have = checked.have;
             (0..have.len())
@@ -159,14 +200,15 @@ impl Actor {
             have.iter()
                 .for_each(|piece| self.machine.piece_verified(now, piece));
         } else {
-            let raw = metadata.info.raw().to_vec().into();
+            let raw = raw_of(metadata);
             let private = metadata.info.private;
             self.machine.begin(now, layout, raw, private, checked.have);
-            if self.config.sequential {
+            if self.config.settings.sequential {
                 self.machine.set_order(Order::Sequential);
             }
-            self.machine.want(now, wanted);
+            self.want_selected(now);
         }
+        self.hold(now);
         self.announce_disk();
         self.answer_reads(None);
         self.set_phase();
@@ -188,10 +230,15 @@ impl Actor {
         let begun = self.machine.pieces().is_some();
         self.phase = match (&self.content, begun) {
             _ if self.config.paused => Phase::Paused,
+            _ if self.queued => Phase::Queued,
             (None, _) => Phase::Metadata,
             (Some(_), false) => Phase::Checking,
             (Some(_), true) if self.machine.is_finished() => Phase::Seeding,
             (Some(_), true) => Phase::Downloading,
+        };
+        self.seeding_since = match self.phase {
+            Phase::Seeding => self.seeding_since.or_else(|| Some(self.clock.now())),
+            _ => None,
         };
         if let (Phase::Seeding, Some(content)) = (self.phase, &mut self.content)
             && !std::mem::replace(&mut content.finished, true)
@@ -202,12 +249,23 @@ impl Actor {
     }
 
     pub(super) fn log_piece(&mut self, piece: u32) {
+        let have = self.machine.have();
         let log = self
             .content
             .as_mut()
             .and_then(|content| content.log.as_mut());
-        if let Some(Err(error)) = log.map(|log| log.verified(piece)) {
+        if let (Some(have), Some(log)) = (have, log)
+            && let Err(error) = log.verified(piece, have)
+        {
             tracing::warn!(%error, piece, "a piece could not be noted; it may be fetched again");
+        }
+    }
+
+    /// Pieces have gone that were noted.
+    pub(super) fn rewrite_log(&mut self) {
+        let path = self.resume_path();
+        if let (Some(content), Some(have)) = (&mut self.content, self.machine.have()) {
+            content.log = begin_log(&path, have);
         }
     }
 
@@ -233,7 +291,7 @@ impl Actor {
     }
 
     /// How it stands, for a user.
-    pub(super) fn describe(&self, summary: &Summary) -> TorrentStatus {
+    pub(super) fn describe(&self, now: Now, summary: &Summary) -> TorrentStatus {
         let content = self.content.as_ref();
         let mut done = 0;
         if let (Some(content), Some(have)) = (content, self.machine.have()) {
@@ -249,7 +307,13 @@ impl Actor {
             done = (share * total.unwrap_or(0) as f64) as u64;
         }
         let finished = self.machine.is_finished();
+        let settings = &self.config.settings;
         let ratio = summary.bytes_up as f64 / total.unwrap_or(0).max(1) as f64;
+        let since = self.seeding_since.unwrap_or(now);
+        let seeded = settings.seed_ratio.is_some_and(|wanted| ratio >= wanted)
+            || settings
+                .seed_time
+                .is_some_and(|wanted| now.saturating_sub(since) >= wanted);
         TorrentStatus {
             name: self.config.name.clone(),
             phase: self.phase,
@@ -265,7 +329,8 @@ impl Actor {
             seeds: summary.seeds,
             note: self.note(summary),
             finished,
-            done_seeding: finished && self.config.seed_ratio.is_some_and(|wanted| ratio >= wanted),
+            // Once it is, it stays so: it is paused then, and time stops.
+            done_seeding: self.seeded || (finished && seeded),
         }
     }
 
@@ -274,13 +339,21 @@ impl Actor {
         if let Some(trouble) = &self.trouble {
             return trouble.clone();
         }
+        if self.files.moving {
+            return "moving files".to_owned();
+        }
+        if let (Some(note), Phase::Downloading) = (&self.files.lost_note, self.phase) {
+            return note.clone();
+        }
         let peers = summary.peers;
         let metadata = format!(
             "waiting for metadata from {} of {peers} peers",
             summary.metadata_sources
         );
         match self.phase {
+            Phase::Paused if self.seeded => "seeded enough".to_owned(),
             Phase::Paused => "paused".to_owned(),
+            Phase::Queued => "waiting until others are done".to_owned(),
             Phase::Checking => "checking files".to_owned(),
             Phase::Seeding => format!("seeding to {} of {peers} peers", summary.leechers),
             Phase::Metadata if peers > 0 => metadata,
@@ -311,24 +384,51 @@ fn spread(pieces: &mut [u64], offset: u64, length: u64, piece_bytes: u64) {
     }
 }
 
+fn begin_log(path: &std::path::Path, have: &Bitfield) -> Option<ResumeLog> {
+    ResumeLog::begin(path, have)
+        .inspect_err(|error| {
+            tracing::warn!(%error, "what is downloaded will be checked at the next start");
+        })
+        .ok()
+}
+
+/// The info dictionary where it lies, without a copy.
+fn raw_of(metadata: &Arc<Metadata>) -> Bytes {
+    struct Raw(Arc<Metadata>);
+    impl AsRef<[u8]> for Raw {
+        fn as_ref(&self) -> &[u8] {
+            self.0.info.raw()
+        }
+    }
+    Bytes::from_owner(Raw(Arc::clone(metadata)))
+}
+
 /// Prepares the output folder and finds out which pieces are in it.
 fn look(
     disk: &DiskTorrent,
+    wants: impl Fn(usize) -> bool,
     resume: &std::path::Path,
     all: bool,
     progress: &(dyn Fn(u32) + Sync),
-) -> std::io::Result<Bitfield> {
+) -> std::io::Result<Checked> {
     let pieces = disk.layout.pieces();
     disk.storage.prepare()?;
+    disk.storage.place(wants)?;
+    disk.storage.preallocate()?;
+    let found = |have, noted| Checked {
+        have,
+        noted,
+        error: None,
+    };
     let some = |have: &Bitfield| have.iter().collect::<Vec<u32>>();
     let check = match resume::read(resume, pieces) {
-        Left::Sure(have)
+        Left::Sure { have, closed }
             if !all && (have.ones() == 0 || disk.storage.is_present(&have, &disk.layout)) =>
         {
-            return Ok(have);
+            return Ok(found(have, closed));
         }
         Left::Unsure(have) if !all => some(&have),
         _ => (0..pieces).collect(),
     };
-    Ok(disk.check_all(&check, progress))
+    Ok(found(disk.check_all(&check, progress), false))
 }

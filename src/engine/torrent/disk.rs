@@ -62,6 +62,8 @@ enum Job {
         torrent: Arc<DiskTorrent>,
         piece: u32,
     },
+    /// Answered once everything before it is done.
+    Barrier(Sender<()>),
 }
 
 /// See the module documentation. Cheap to clone; the threads end with the last clone.
@@ -125,6 +127,17 @@ impl DiskPool {
         self.give(piece, Job::Examine { torrent, piece });
     }
 
+    /// Waits until everything given so far is done.
+    pub(super) fn barrier(&self) {
+        let (done, all) = channel();
+        for thread in self.threads.iter() {
+            // An error means that it has ended, and so has its work.
+            drop(thread.send(Job::Barrier(done.clone())));
+        }
+        drop(done);
+        while all.recv().is_ok() {}
+    }
+
     fn give(&self, piece: u32, job: Job) {
         let thread = self.threads.get(piece as usize % self.threads.len().max(1));
         if thread.is_none_or(|thread| thread.send(job).is_err()) {
@@ -155,6 +168,8 @@ impl Worker {
                     piece,
                     blocks,
                 } => self.blocks(&torrent, piece, blocks),
+                // Who waits may have gone away.
+                Job::Barrier(done) => drop(done.send(())),
                 Job::Examine { torrent, piece } => {
                     let event = match read_digests(&torrent, piece) {
                         Ok(digests) => DiskEvent::Examined { piece, digests },

@@ -1,43 +1,58 @@
 //! Torrents: one actor for each. It owns the machine of `proto::torrent`, the addresses to call and the resume log; connections
 //! are tasks (`peer`), writing and hashing are threads (`disk`), and everything reaches the actor as a message.
 //!
-//! - `storage`: where bytes lie. `hashes`: what they must be. `slab`: the buffers they come in. `resume`: what is here over
-//!   restarts. `select`: which files are wanted. `reader`: reads that wait for pieces. `actor`, `content`: the actor itself.
+//! - `storage`: where bytes lie. `relocate`: files that go elsewhere. `names`: those that a file system cannot tell apart.
+//! - `hashes`: what bytes must be. `slab`: the buffers they come in. `resume`: what is here over restarts.
+//! - `settings`: what a user may decide. `select`: which files are wanted. `reader`: reads that wait for pieces.
+//! - `actor`, `content`, `files`: the actor itself.
 
 mod actor;
 mod content;
 pub mod disk;
+mod files;
 mod hashes;
+mod names;
 mod peer;
 pub mod reader;
+pub mod relocate;
 pub(crate) mod resume;
 pub mod select;
+pub mod settings;
 pub mod slab;
 mod storage;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::disk::DiskPool;
 use self::reader::{ReadJob, TorrentReader};
+use self::relocate::MoveError;
 use self::select::Selection;
+use self::settings::Settings;
 use self::slab::SlabPool;
+use self::storage::Storage;
 use super::gate::Place;
+use super::limits::Level;
 use super::stream::PeerStream;
 use crate::proto::handshake::Handshake;
 use crate::proto::metainfo::merkle::TreeHash;
 use crate::proto::metainfo::{Info, InfoHashes};
 use crate::proto::torrent::PeerSummary;
 
+/// In the state folder: bytes of files that are not wanted.
+const PARTS_FILE: &str = "parts";
+
 /// What all torrents of a daemon share.
 #[derive(Debug, Clone)]
 pub struct Shared {
     pub disk: DiskPool,
     pub slabs: SlabPool,
+    /// What all of them may take of the line together.
+    pub limits: Arc<Level>,
     /// Our name in handshakes.
     pub peer_id: [u8; 20],
 }
@@ -63,13 +78,11 @@ pub struct TorrentConfig {
     /// A folder of ours, for the resume log and the bytes of unwanted files. It exists.
     pub state: PathBuf,
     pub selection: Selection,
-    pub sequential: bool,
+    pub settings: Settings,
     /// Only what is read is fetched.
     pub lazy: bool,
     /// Nothing is asked for and nobody is called.
     pub paused: bool,
-    /// Stop serving once this many bytes were sent for every byte of content.
-    pub seed_ratio: Option<f64>,
     /// Peers the user named: tried for ever.
     pub peers: Vec<SocketAddr>,
     /// Exchange addresses with peers.
@@ -90,6 +103,8 @@ pub enum Phase {
     Downloading,
     /// All that is wanted is here; others are served.
     Seeding,
+    /// Others come first.
+    Queued,
     Paused,
     /// Something is in the way; see the note.
     Stopped,
@@ -116,7 +131,7 @@ pub struct TorrentStatus {
     pub note: String,
     /// Everything that is wanted is here and can be read.
     pub finished: bool,
-    /// The seed ratio is reached.
+    /// The seed ratio or the time to seed is reached.
     pub done_seeding: bool,
 }
 
@@ -148,7 +163,20 @@ pub(super) enum ToTorrent {
     Found(SocketAddr),
     Give(SocketAddr),
     Pause(bool),
+    Queue(bool),
     Recheck,
+    Settings(Box<Settings>),
+    Select(Selection),
+    /// The files that are wanted now are in the folder, or cannot be.
+    Placed(std::io::Result<()>),
+    Move(PathBuf, oneshot::Sender<Result<(), MoveError>>),
+    Moved(
+        PathBuf,
+        Result<(), MoveError>,
+        oneshot::Sender<Result<(), MoveError>>,
+    ),
+    /// The new place is noted: what a move from there has left may go.
+    Sweep(PathBuf),
     Peers(oneshot::Sender<Vec<TorrentPeer>>),
     Metadata(oneshot::Sender<Option<Arc<Metadata>>>),
     Reader(oneshot::Sender<Option<TorrentReader>>),
@@ -195,9 +223,36 @@ impl TorrentHandle {
         self.tell(ToTorrent::Pause(paused));
     }
 
+    /// Waits until others are done, or goes on.
+    pub fn queue(&self, waits: bool) {
+        self.tell(ToTorrent::Queue(waits));
+    }
+
     /// Reads and hashes everything again.
     pub fn recheck(&self) {
         self.tell(ToTorrent::Recheck);
+    }
+
+    /// From now on.
+    pub fn set(&self, settings: Settings) {
+        self.tell(ToTorrent::Settings(Box::new(settings)));
+    }
+
+    /// Other files are wanted from now on, or more than others.
+    pub fn select(&self, selection: Selection) {
+        self.tell(ToTorrent::Select(selection));
+    }
+
+    /// Moves the files to another folder; then the caller notes it, and calls [`TorrentHandle::sweep`].
+    pub async fn relocate(&self, to: PathBuf) -> Result<(), MoveError> {
+        let (tx, rx) = oneshot::channel();
+        self.tell(ToTorrent::Move(to, tx));
+        rx.await.unwrap_or(Err(MoveError::Gone))
+    }
+
+    /// Removes what a move from that folder has left behind.
+    pub fn sweep(&self, from: PathBuf) {
+        self.tell(ToTorrent::Sweep(from));
     }
 
     pub async fn peers(&self) -> Vec<TorrentPeer> {
@@ -233,6 +288,27 @@ impl TorrentHandle {
             tracing::debug!("a torrent that has ended was spoken to");
         }
     }
+}
+
+/// Goes on with a move that was cut off, before the torrent is opened.
+pub fn finish_move(
+    info: &Info,
+    selection: &Selection,
+    state: &Path,
+    from: &Path,
+    to: &Path,
+) -> Result<(), MoveError> {
+    let wants = |n: usize| info.files.get(n).is_some_and(|file| selection.wants(file));
+    let storage = Storage::new(
+        info,
+        from.to_owned(),
+        state.join(PARTS_FILE),
+        settings::Preallocation::default(),
+        wants,
+    );
+    storage.relocate(to, true)?;
+    storage.sweep(from);
+    Ok(())
 }
 
 /// Starts the actor of a torrent.

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use thiserror::Error;
@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use super::disk::DiskTorrent;
 use super::slab::{SLAB_BYTES, Slab, SlabPool};
 use super::storage::Part;
+use crate::engine::limits::{Limits, Way};
 use crate::engine::stream::PeerStream;
 use crate::proto::blocks::Block;
 use crate::proto::scheduler::PeerKey;
@@ -48,6 +49,8 @@ pub(super) enum FromPeer {
         blocks: u32,
         bytes: u64,
     },
+    /// The piece is not on disk as it should be.
+    Unreadable(u32),
     Down(PeerKey, PeerEnd),
 }
 
@@ -84,6 +87,7 @@ pub(super) struct Connection {
     pub(super) early: Vec<u8>,
     pub(super) fast: bool,
     pub(super) slabs: SlabPool,
+    pub(super) limits: Limits,
     pub(super) events: mpsc::Sender<FromPeer>,
     pub(super) commands: mpsc::UnboundedReceiver<Vec<ToPeer>>,
 }
@@ -92,23 +96,27 @@ pub(super) struct Connection {
 pub(super) async fn run(mut connection: Connection) {
     let mut task = Task {
         fast: connection.fast,
+        limits: connection.limits.clone(),
         carry: std::mem::take(&mut connection.early),
         out: BytesMut::new(),
         queue: VecDeque::new(),
         sending: None,
         disk: None,
         served: (0, 0),
+        unreadable: None,
     };
     let end = match task.run(&mut connection).await {
         Ok(()) => PeerEnd::Closed,
         Err(end) => end,
     };
+    task.report(&connection).await;
     let down = FromPeer::Down(connection.key, end);
     drop(connection.events.send(down).await);
 }
 
 struct Task {
     fast: bool,
+    limits: Limits,
     /// The beginning of a message whose rest has not come.
     carry: Vec<u8>,
     out: BytesMut,
@@ -117,6 +125,8 @@ struct Task {
     disk: Option<Arc<DiskTorrent>>,
     /// Blocks and bytes not reported yet.
     served: (u32, u64),
+    /// A piece that could not be read, not reported yet.
+    unreadable: Option<u32>,
 }
 
 /// A block on its way out. Until it is done, messages wait.
@@ -134,26 +144,23 @@ impl Task {
         }
         loop {
             self.report(connection).await;
-            let writes = self.wants_to_write() || connection.stream.owes();
-            let interest = match writes {
-                true => Interest::READABLE | Interest::WRITABLE,
-                false => Interest::READABLE,
-            };
+            let (interest, wake) = self.interest(connection.stream.owes());
             tokio::select! {
                 biased;
                 commands = connection.commands.recv() => match commands {
                     Some(commands) => self.commands(commands)?,
                     None => return self.flush(&mut connection.stream).await,
                 },
-                ready = connection.stream.ready(interest) => {
+                ready = connection.stream.ready(interest.unwrap_or(Interest::READABLE)), if interest.is_some() => {
                     let ready = ready?;
-                    if ready.is_writable() && writes {
+                    if ready.is_writable() && (self.wants_to_write() || connection.stream.owes()) {
                         self.write(&mut connection.stream)?;
                     }
-                    if ready.is_readable() {
+                    if ready.is_readable() && self.limits.ready_at(Way::Down).is_none() {
                         self.read(connection).await?;
                     }
                 }
+                () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now).into()), if wake.is_some() => {}
             }
             if !self.out.is_empty() {
                 self.write(&mut connection.stream)?;
@@ -161,8 +168,28 @@ impl Task {
         }
     }
 
+    /// What to wait for on the socket, and when a limit lets more through.
+    fn interest(&self, owes: bool) -> (Option<Interest>, Option<Instant>) {
+        let down = self.limits.ready_at(Way::Down);
+        let up = self
+            .waits_to_serve()
+            .then(|| self.limits.ready_at(Way::Up))
+            .flatten();
+        let read = down.is_none().then_some(Interest::READABLE);
+        let write = (owes || self.wants_to_write()).then_some(Interest::WRITABLE);
+        let interest = match (read, write) {
+            (Some(read), Some(write)) => Some(read | write),
+            (read, write) => read.or(write),
+        };
+        (interest, [down, up].into_iter().flatten().min())
+    }
+
+    fn waits_to_serve(&self) -> bool {
+        self.disk.is_some() && !self.queue.is_empty()
+    }
+
     fn wants_to_write(&self) -> bool {
-        let blocks = self.disk.is_some() && !self.queue.is_empty();
+        let blocks = self.waits_to_serve() && self.limits.ready_at(Way::Up).is_none();
         !self.out.is_empty() || self.sending.is_some() || blocks
     }
 
@@ -209,6 +236,9 @@ impl Task {
             let served = FromPeer::Served { key, blocks, bytes };
             drop(connection.events.send(served).await);
         }
+        if let Some(piece) = self.unreadable.take() {
+            drop(connection.events.send(FromPeer::Unreadable(piece)).await);
+        }
     }
 
     /// Reads what is there and hands it on.
@@ -224,9 +254,13 @@ impl Task {
         if let Some(begin) = slab.as_mut().get_mut(..filled) {
             begin.copy_from_slice(&self.carry);
         }
+        let carried = self.carry.len();
         self.carry.clear();
+        let full = carried
+            .saturating_add(self.limits.turn_bytes(Way::Down))
+            .min(SLAB_BYTES);
         let ended = loop {
-            let room = slab.as_mut().get_mut(filled..).unwrap_or_default();
+            let room = slab.as_mut().get_mut(filled..full).unwrap_or_default();
             if room.is_empty() {
                 break None;
             }
@@ -237,6 +271,7 @@ impl Task {
                 Err(error) => break Some(error.into()),
             }
         };
+        self.limits.passed(Way::Down, (filled - carried) as u64);
         self.take(connection, Some(slab), filled).await?;
         ended.map_or(Ok(()), Err)
     }
@@ -251,9 +286,11 @@ impl Task {
         let mut chunk = vec![0; (needed - self.carry.len()).min(SLAB_BYTES)];
         match connection.stream.try_read(&mut chunk) {
             Ok(0) => return Err(PeerEnd::Eof),
-            Ok(n) => self
-                .carry
-                .extend_from_slice(chunk.get(..n).unwrap_or_default()),
+            Ok(n) => {
+                self.limits.passed(Way::Down, n as u64);
+                self.carry
+                    .extend_from_slice(chunk.get(..n).unwrap_or_default());
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             Err(error) => return Err(error.into()),
         }
@@ -269,7 +306,15 @@ impl Task {
     ) -> Result<(), PeerEnd> {
         let bytes = match slab {
             Some(slab) if filled >= SHARE_BYTES_MIN => slab.freeze().slice(..filled),
-            Some(slab) => Bytes::copy_from_slice(slab.as_slice().get(..filled).unwrap_or_default()),
+            Some(slab) => {
+                let bytes = slab.as_slice().get(..filled).unwrap_or_default().to_vec();
+                // Others may read while this one waits.
+                drop(slab);
+                match connection.slabs.keep(bytes).await {
+                    Some(bytes) => bytes,
+                    None => return Err(PeerEnd::Closed),
+                }
+            }
             None => std::mem::take(&mut self.carry).into(),
         };
         let limits = WireLimits {
@@ -317,15 +362,30 @@ impl Task {
             let Some(disk) = &self.disk else {
                 return Ok(());
             };
+            if self.limits.ready_at(Way::Up).is_some() {
+                return Ok(());
+            }
             let Some(block) = self.queue.pop_front() else {
                 return Ok(());
             };
             let offset = disk.layout.offset(block.piece) + u64::from(block.begin);
+            let parts = disk.storage.parts(offset, block.length.into());
+            // Found out before the head is sent: what follows it cannot be taken back.
+            if !disk.storage.is_readable(&parts) {
+                self.unreadable = Some(block.piece);
+                if !self.fast {
+                    // It knows no word for this and would wait.
+                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+                }
+                self.refuse(block);
+                continue;
+            }
+            self.limits.passed(Way::Up, block.length.into());
             let mut head = BytesMut::new();
             wire::put_piece_head(&mut head, &block);
             self.sending = Some(Sending {
                 head,
-                parts: disk.storage.parts(offset, block.length.into()).into(),
+                parts: parts.into(),
                 bytes: block.length.into(),
             });
         }
@@ -375,7 +435,7 @@ fn send_block(
     while let Some(part) = sending.parts.front_mut() {
         let sent = match part.file {
             Some(number) => {
-                let file = disk.storage.file(number, false)?;
+                let file = disk.storage.file(number)?;
                 send_file(stream, &file, part.at, part.len)
             }
             None => {

@@ -21,8 +21,8 @@ const HEADER_BYTES: usize = 8 + BOOT_BYTES + 1 + 4;
 pub(crate) enum Left {
     /// Nothing, or nothing that can be read.
     Nothing,
-    /// These pieces are here.
-    Sure(Bitfield),
+    /// These pieces are here. `closed`: the log says so as it is, and nothing was written since.
+    Sure { have: Bitfield, closed: bool },
     /// These pieces were here, if the machine got to write them.
     Unsure(Bitfield),
 }
@@ -31,7 +31,8 @@ pub(crate) enum Left {
 #[derive(Debug)]
 pub(super) struct ResumeLog {
     path: PathBuf,
-    file: File,
+    /// `None`: it is as an earlier run has closed it.
+    file: Option<File>,
 }
 
 impl ResumeLog {
@@ -41,18 +42,32 @@ impl ResumeLog {
         let file = OpenOptions::new().append(true).open(path)?;
         Ok(Self {
             path: path.to_owned(),
-            file,
+            file: Some(file),
         })
     }
 
-    /// A piece has been written and verified.
-    pub(super) fn verified(&mut self, piece: u32) -> io::Result<()> {
-        self.file.write_all(&piece.to_be_bytes())
+    /// The log that an earlier run has closed in order, for as long as nothing is added.
+    pub(super) fn unchanged(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            file: None,
+        }
+    }
+
+    /// A piece has been written and verified. `have`: all that are.
+    pub(super) fn verified(&mut self, piece: u32, have: &Bitfield) -> io::Result<()> {
+        match &mut self.file {
+            Some(file) => file.write_all(&piece.to_be_bytes()),
+            None => Self::begin(&self.path, have).map(|begun| *self = begun),
+        }
     }
 
     /// Everything in `have` is durable; nothing will be added.
     pub(super) fn close(self, have: &Bitfield) -> io::Result<()> {
-        write(&self.path, have, true)
+        match self.file {
+            Some(_) => write(&self.path, have, true),
+            None => Ok(()),
+        }
     }
 }
 
@@ -77,9 +92,9 @@ pub(crate) fn parse(bytes: &[u8], pieces: u32, boot: &[u8]) -> Option<Left> {
     for piece in log.as_chunks::<4>().0 {
         have.set(u32::from_be_bytes(*piece));
     }
-    let sure = *closed == 1 || logged_boot == boot;
-    Some(if sure {
-        Left::Sure(have)
+    let closed = *closed == 1;
+    Some(if closed || logged_boot == boot {
+        Left::Sure { have, closed }
     } else {
         Left::Unsure(have)
     })
@@ -114,9 +129,13 @@ mod tests {
         let mut have = Bitfield::new(20);
         have.set(3);
         let mut log = ResumeLog::begin(&path, &have).unwrap();
-        log.verified(17).unwrap();
+        let sure = |have: &Bitfield, closed| Left::Sure {
+            have: have.clone(),
+            closed,
+        };
         have.set(17);
-        assert_eq!(read(&path, 20), Left::Sure(have.clone()));
+        log.verified(17, &have).unwrap();
+        assert_eq!(read(&path, 20), sure(&have, false));
         assert_eq!(read(&path, 21), Left::Nothing, "another torrent");
         let bytes = std::fs::read(&path).unwrap();
         let other_boot = [b'x'; BOOT_BYTES];
@@ -125,13 +144,21 @@ mod tests {
             Some(Left::Unsure(have.clone()))
         );
         let torn = &bytes[..bytes.len() - 1];
-        let Some(Left::Sure(before)) = parse(torn, 20, &boot_id()) else {
+        let Some(Left::Sure { have: before, .. }) = parse(torn, 20, &boot_id()) else {
             panic!("a torn entry costs only itself")
         };
         assert_eq!(before.iter().collect::<Vec<_>>(), [3]);
         log.close(&have).unwrap();
         let bytes = std::fs::read(&path).unwrap();
-        assert_eq!(parse(&bytes, 20, &other_boot), Some(Left::Sure(have)));
+        assert_eq!(parse(&bytes, 20, &other_boot), Some(sure(&have, true)));
+        ResumeLog::unchanged(&path)
+            .close(&Bitfield::new(20))
+            .unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), bytes, "nothing was added");
+        let mut again = ResumeLog::unchanged(&path);
+        have.set(5);
+        again.verified(5, &have).unwrap();
+        assert_eq!(read(&path, 20), sure(&have, false));
         for cut in 0..HEADER_BYTES + 3 {
             assert_eq!(parse(&bytes[..cut], 20, &boot_id()), None, "{cut}");
         }

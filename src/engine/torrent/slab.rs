@@ -13,6 +13,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub(super) const SLAB_BYTES: usize = 256 << 10;
 /// Buffers in all: 12 MiB.
 const SLABS: usize = 48;
+/// KiB of small reads that were copied out of buffers and wait for the disk: as much again.
+const COPIES_KIB: usize = 12 << 10;
 
 /// See the module documentation. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -22,6 +24,20 @@ pub struct SlabPool(Arc<Inner>);
 struct Inner {
     free: Mutex<Vec<Box<[u8]>>>,
     permits: Arc<Semaphore>,
+    copies: Arc<Semaphore>,
+}
+
+/// Bytes of a small read, with their part of what may wait.
+#[derive(Debug)]
+struct Copied {
+    bytes: Vec<u8>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Copied {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 impl Default for SlabPool {
@@ -29,6 +45,7 @@ impl Default for SlabPool {
         Self(Arc::new(Inner {
             free: Mutex::default(),
             permits: Arc::new(Semaphore::new(SLABS)),
+            copies: Arc::new(Semaphore::new(COPIES_KIB)),
         }))
     }
 }
@@ -51,6 +68,18 @@ impl SlabPool {
             pool: self.clone(),
             _permit: permit,
         })
+    }
+}
+
+impl SlabPool {
+    /// Keeps a small read without the buffer it came in. Waits while too much of the kind has not reached the disk.
+    pub(super) async fn keep(&self, bytes: Vec<u8>) -> Option<Bytes> {
+        let kib = u32::try_from(bytes.len().div_ceil(1 << 10)).ok()?;
+        let permit = Arc::clone(&self.0.copies).acquire_many_owned(kib).await;
+        Some(Bytes::from_owner(Copied {
+            bytes,
+            _permit: permit.ok()?,
+        }))
     }
 }
 
@@ -100,5 +129,22 @@ mod tests {
         drop(second);
         assert_eq!(pool.0.permits.available_permits(), SLABS);
         assert_eq!(pool.0.free.lock().len(), SLABS);
+    }
+    #[tokio::test]
+    async fn small_reads_that_wait_for_the_disk_are_bounded() {
+        let pool = SlabPool::default();
+        let mut kept = Vec::new();
+        for _ in 0..COPIES_KIB / 40 {
+            kept.push(pool.keep(vec![1; 40 << 10]).await.unwrap().slice(7..9));
+        }
+        let more = pool.keep(vec![2; 40 << 10]);
+        tokio::pin!(more);
+        let soon = std::time::Duration::from_millis(20);
+        assert!(
+            tokio::time::timeout(soon, &mut more).await.is_err(),
+            "there is no bound"
+        );
+        kept.pop();
+        assert_eq!(more.await.unwrap().len(), 40 << 10);
     }
 }

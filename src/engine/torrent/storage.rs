@@ -1,6 +1,9 @@
 //! Where the bytes of a torrent lie: files below the output folder, and one sparse file of ours for what belongs to files
 //! that are not wanted.
 //!
+//! Which files lie in the folder is noted in a file of ours (`placed`): a file that is there stays there though it is not wanted any more,
+//! and one that is wanted later gets its bytes out of ours first. [`relocate`](super::relocate) changes where things are.
+//!
 //! Positions are those of the piece space; gaps (pad files, ends of v2 pieces) read as zeros and swallow what is written.
 //! Nothing is opened through a symbolic link, so no byte can land outside the output folder.
 
@@ -11,9 +14,11 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rustix::fs::{AtFlags, Mode, OFlags};
 
+use super::settings::Preallocation;
+use super::{names, relocate};
 use crate::proto::bitfield::Bitfield;
 use crate::proto::blocks::Layout;
 use crate::proto::metainfo::Info;
@@ -38,25 +43,37 @@ pub(super) struct Part {
 }
 
 #[derive(Debug)]
-struct Slot {
-    path: PathBuf,
-    offset: u64,
-    length: u64,
+pub(super) struct Slot {
+    pub(super) path: PathBuf,
+    pub(super) offset: u64,
+    pub(super) length: u64,
     executable: bool,
-    wanted: bool,
+    /// Its number among the files of the torrent.
+    pub(super) number: usize,
+}
+
+/// What changes while the torrent runs. Who writes holds it for reading, so that nothing is written to where a file has been.
+#[derive(Debug)]
+pub(super) struct Ground {
+    pub(super) root: PathBuf,
+    /// While files are on the move, some are still here.
+    pub(super) former: Option<PathBuf>,
+    /// Of each slot: it lies in the folder.
+    pub(super) placed: Vec<bool>,
 }
 
 /// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Storage {
-    root: PathBuf,
+    pub(super) ground: RwLock<Ground>,
     /// With at least one byte, by offset.
-    files: Vec<Slot>,
+    pub(super) files: Vec<Slot>,
     /// Symbolic links and empty files, made at the end and at the beginning.
-    links: Vec<(PathBuf, PathBuf)>,
-    empty: Vec<PathBuf>,
+    pub(super) links: Vec<(PathBuf, PathBuf)>,
+    pub(super) empty: Vec<PathBuf>,
     /// Sparse; addressed by the piece space.
-    parts: PathBuf,
+    pub(super) parts: PathBuf,
+    preallocation: Preallocation,
     open: Mutex<Open>,
 }
 
@@ -68,7 +85,7 @@ struct Open {
 }
 
 /// The number of the file of ours among the open ones.
-const PARTS: usize = usize::MAX;
+pub(super) const PARTS: usize = usize::MAX;
 
 impl Storage {
     /// The files of `info` below `root`; `parts` is where the bytes of files that `wanted` refuses go.
@@ -76,41 +93,54 @@ impl Storage {
         info: &Info,
         root: PathBuf,
         parts: PathBuf,
+        preallocation: Preallocation,
         wanted: impl Fn(usize) -> bool,
     ) -> Self {
-        let mut storage = Self {
-            root,
-            files: Vec::new(),
-            links: Vec::new(),
-            empty: Vec::new(),
-            parts,
-            open: Mutex::default(),
-        };
+        let (mut files, mut links, mut empty) = (Vec::new(), Vec::new(), Vec::new());
         for (number, file) in info.files.iter().enumerate() {
             let path = file.path.to_path();
             if let Some(target) = &file.symlink {
-                storage.links.push((path, target.to_path()));
+                links.push((path, target.to_path()));
             } else if file.length == 0 {
-                storage.empty.push(path);
+                empty.push(path);
             } else {
-                storage.files.push(Slot {
+                files.push(Slot {
                     path,
                     offset: file.offset,
                     length: file.length,
                     executable: file.attributes.executable,
-                    wanted: wanted(number),
+                    number,
                 });
             }
         }
-        storage.files.sort_by_key(|slot| slot.offset);
-        storage
+        let paths = files.iter_mut().map(|slot| &mut slot.path);
+        let mut paths: Vec<_> = paths.chain(&mut empty).collect();
+        names::distinct(&root, &mut paths);
+        files.sort_by_key(|slot| slot.offset);
+        let noted = relocate::read_placed(&parts, files.len());
+        let placed =
+            noted.unwrap_or_else(|| files.iter().map(|slot| wanted(slot.number)).collect());
+        Self {
+            ground: RwLock::new(Ground {
+                root,
+                former: None,
+                placed,
+            }),
+            files,
+            links,
+            empty,
+            parts,
+            preallocation,
+            open: Mutex::default(),
+        }
     }
 
     /// Makes the output folder and the files without bytes.
     pub(super) fn prepare(&self) -> io::Result<()> {
-        std::fs::create_dir_all(&self.root)?;
+        let ground = self.ground.read();
+        std::fs::create_dir_all(&ground.root)?;
         for path in &self.empty {
-            drop(self.open_at(path, true, false)?);
+            drop(open_at(&ground.root, path, true, false)?);
         }
         Ok(())
     }
@@ -120,7 +150,7 @@ impl Storage {
         for (path, target) in &self.links {
             let depth = path.components().count().saturating_sub(1);
             let up: PathBuf = std::iter::repeat_n("..", depth).collect();
-            let (dir, name) = self.folder_of(path, true)?;
+            let (dir, name) = folder_of(&self.ground.read().root, path, true)?;
             match rustix::fs::symlinkat(up.join(target), &dir, name) {
                 Ok(()) | Err(rustix::io::Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
@@ -131,6 +161,10 @@ impl Storage {
 
     /// How the range lies in files, in order.
     pub(super) fn parts(&self, offset: u64, len: u64) -> Vec<Part> {
+        self.parts_on(&self.ground.read(), offset, len)
+    }
+
+    fn parts_on(&self, ground: &Ground, offset: u64, len: u64) -> Vec<Part> {
         let (mut at, end) = (offset, offset + len);
         let mut out = Vec::new();
         let mut number = self
@@ -154,13 +188,13 @@ impl Storage {
                 at = slot.offset;
             }
             let len = end.min(slot.offset + slot.length) - at;
-            let part = match slot.wanted {
-                true => Part {
+            let part = match ground.placed.get(number) {
+                Some(true) => Part {
                     file: Some(number),
                     at: at - slot.offset,
                     len,
                 },
-                false => Part {
+                _ => Part {
                     file: Some(PARTS),
                     at,
                     len,
@@ -176,11 +210,12 @@ impl Storage {
     /// Writes what lies one behind the other.
     pub(super) fn write(&self, offset: u64, data: &[&[u8]]) -> io::Result<()> {
         let total: usize = data.iter().map(|slice| slice.len()).sum();
+        let ground = self.ground.read();
         let mut skip = 0;
-        for part in self.parts(offset, total as u64) {
+        for part in self.parts_on(&ground, offset, total as u64) {
             let len = part.len as usize;
             if let Some(number) = part.file {
-                let file = self.file(number, true)?;
+                let file = self.file_on(&ground, number, true)?;
                 write_all(&file, part.at, &cut(data, skip, len))?;
             }
             skip += len;
@@ -191,11 +226,14 @@ impl Storage {
     /// Fills `buf`. A file that is missing or too short is an error.
     pub(super) fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         use std::os::unix::fs::FileExt;
+        let ground = self.ground.read();
         let mut rest = buf;
-        for part in self.parts(offset, rest.len() as u64) {
+        for part in self.parts_on(&ground, offset, rest.len() as u64) {
             let (now, later) = rest.split_at_mut(part.len as usize);
             match part.file {
-                Some(number) => self.file(number, false)?.read_exact_at(now, part.at)?,
+                Some(number) => self
+                    .file_on(&ground, number, false)?
+                    .read_exact_at(now, part.at)?,
                 None => now.fill(0),
             }
             rest = later;
@@ -204,26 +242,24 @@ impl Storage {
     }
 
     /// The open file of a [`Part`], to send from.
-    pub(super) fn file(&self, number: usize, write: bool) -> io::Result<Arc<File>> {
+    pub(super) fn file(&self, number: usize) -> io::Result<Arc<File>> {
+        self.file_on(&self.ground.read(), number, false)
+    }
+
+    pub(super) fn file_on(
+        &self,
+        ground: &Ground,
+        number: usize,
+        write: bool,
+    ) -> io::Result<Arc<File>> {
         if let Some((file, writable)) = self.open.lock().files.get(&number)
             && (*writable || !write)
         {
             return Ok(Arc::clone(file));
         }
         let file = Arc::new(match self.files.get(number) {
-            Some(slot) => {
-                let file = self.open_at(&slot.path, write, slot.executable)?;
-                if write && file.metadata()?.len() < slot.length {
-                    file.set_len(slot.length)?;
-                }
-                file
-            }
-            None => std::fs::OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(write)
-                .truncate(false)
-                .open(&self.parts)?,
+            Some(slot) => self.open_slot(ground, slot, write)?,
+            None => self.open_parts(write)?,
         });
         let mut open = self.open.lock();
         let entry = (Arc::clone(&file), write || number == PARTS);
@@ -238,21 +274,113 @@ impl Storage {
         Ok(file)
     }
 
-    /// Whether every file in which one of these pieces lies is there and has its length.
+    fn open_slot(&self, ground: &Ground, slot: &Slot, write: bool) -> io::Result<File> {
+        // What is on the move may be in either place.
+        let former = ground.former.as_deref().into_iter();
+        let mut found = Err(io::ErrorKind::NotFound.into());
+        for root in former.chain([ground.root.as_path()]) {
+            let make = write && root == ground.root;
+            found = open_at(root, &slot.path, make, slot.executable);
+            if !matches!(&found, Err(error) if error.kind() == io::ErrorKind::NotFound) {
+                break;
+            }
+        }
+        let file = found?;
+        let grows = self.preallocation == Preallocation::None;
+        if write && !grows && file.metadata()?.len() < slot.length {
+            file.set_len(slot.length)?;
+        }
+        Ok(file)
+    }
+
+    pub(super) fn open_parts(&self, write: bool) -> io::Result<File> {
+        std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(write)
+            .truncate(false)
+            .open(&self.parts)
+    }
+
+    /// Whether the bytes of these pieces can be there: every file in which one lies is there and long enough.
     pub(super) fn is_present(&self, have: &Bitfield, layout: &Layout) -> bool {
-        let present = |slot: &Slot| {
-            let path = match slot.wanted {
-                true => &self.root.join(&slot.path),
-                false => &self.parts,
+        self.lacking(have, layout).is_empty()
+    }
+
+    /// The pieces of `have` that lie in files that are missing or too short.
+    pub(super) fn lacking(&self, have: &Bitfield, layout: &Layout) -> Vec<u32> {
+        let ground = self.ground.read();
+        let bytes = u64::from(layout.piece_bytes().max(1));
+        let mut lacking = Vec::new();
+        for (n, slot) in self.files.iter().enumerate() {
+            let placed = ground.placed.get(n) == Some(&true);
+            let here = match (placed, &ground.former) {
+                (false, _) => length_of(&self.parts).map(|_| slot.length),
+                (true, None) => length_of(&ground.root.join(&slot.path)),
+                (true, Some(former)) => length_of(&former.join(&slot.path))
+                    .or_else(|| length_of(&ground.root.join(&slot.path))),
             };
-            let found = std::fs::symlink_metadata(path);
-            found.is_ok_and(|m| m.is_file() && (!slot.wanted || m.len() == slot.length))
-        };
-        let piece = |offset: u64| (offset / u64::from(layout.piece_bytes().max(1))) as u32;
-        self.files.iter().all(|slot| {
-            let mut pieces = piece(slot.offset)..=piece(slot.offset + slot.length - 1);
-            !pieces.any(|piece| have.has(piece)) || present(slot)
+            let pieces = slot.offset / bytes..=(slot.offset + slot.length - 1) / bytes;
+            lacking.extend(pieces.map(|piece| piece as u32).filter(|piece| {
+                let end = (u64::from(*piece) + 1) * bytes;
+                let needed = (end - slot.offset).min(slot.length);
+                have.has(*piece) && here.is_none_or(|here| here < needed)
+            }));
+        }
+        lacking.dedup();
+        lacking
+    }
+
+    /// The bytes a user may still write to the disk of the output folder.
+    pub(super) fn free_bytes(&self) -> io::Result<u64> {
+        free_bytes(&self.ground.read().root)
+    }
+
+    /// The parts can be read in full now.
+    pub(super) fn is_readable(&self, parts: &[Part]) -> bool {
+        let ground = self.ground.read();
+        parts.iter().all(|part| match part.file {
+            Some(number) => self
+                .file_on(&ground, number, false)
+                .and_then(|file| file.metadata())
+                .is_ok_and(|file| file.len() >= part.at + part.len),
+            None => true,
         })
+    }
+
+    /// Takes the disk space that the user wants taken before the start.
+    pub(super) fn preallocate(&self) -> io::Result<()> {
+        if self.preallocation != Preallocation::Full {
+            return Ok(());
+        }
+        let ground = self.ground.read();
+        let (mut wanted, mut needed) = (Vec::new(), 0);
+        for (n, slot) in self.files.iter().enumerate() {
+            if ground.placed.get(n) == Some(&true) {
+                use std::os::unix::fs::MetadataExt;
+                let file = std::fs::symlink_metadata(ground.root.join(&slot.path));
+                let taken = file.map_or(0, |file| file.blocks() * 512);
+                if taken < slot.length {
+                    needed += slot.length - taken;
+                    wanted.push((n, slot));
+                }
+            }
+        }
+        // All or nothing: a disk that is filled to the brim before the first byte comes helps nobody.
+        if needed > free_bytes(&ground.root)? {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        for (n, slot) in wanted {
+            let file = self.file_on(&ground, n, true)?;
+            let flags = rustix::fs::FallocateFlags::empty();
+            match rustix::fs::fallocate(&file, flags, 0, slot.length) {
+                Ok(()) => {}
+                // A file system that cannot; the space is taken as it is written.
+                Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(slot.length)?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Makes what was written durable.
@@ -268,47 +396,63 @@ impl Storage {
     pub(super) fn close(&self) {
         *self.open.lock() = Open::default();
     }
+}
 
-    fn open_at(&self, path: &Path, write: bool, executable: bool) -> io::Result<File> {
-        let (dir, name) = self.folder_of(path, write)?;
-        // What is seeded may be read-only, and then only reading is asked for.
-        let wanted = if write {
-            OFlags::RDWR | OFlags::CREATE
-        } else {
-            OFlags::RDONLY
-        };
-        let mode = if executable {
-            EXECUTABLE_MODE
-        } else {
-            FILE_MODE
-        };
-        let flags = wanted | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&dir, name, flags, Mode::from_raw_mode(mode))?;
-        let file = File::from(fd);
-        match file.metadata()?.is_file() {
-            true => Ok(file),
-            false => Err(io::Error::from(io::ErrorKind::InvalidInput)),
-        }
+/// Opens a file below `root`; `write`: for writing, made if it is missing.
+pub(super) fn open_at(root: &Path, path: &Path, write: bool, executable: bool) -> io::Result<File> {
+    let (dir, name) = folder_of(root, path, write)?;
+    // What is seeded may be read-only, and then only reading is asked for.
+    let wanted = if write {
+        OFlags::RDWR | OFlags::CREATE
+    } else {
+        OFlags::RDONLY
+    };
+    let mode = if executable {
+        EXECUTABLE_MODE
+    } else {
+        FILE_MODE
+    };
+    let flags = wanted | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(&dir, name, flags, Mode::from_raw_mode(mode))?;
+    let file = File::from(fd);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::from(io::ErrorKind::InvalidInput)),
     }
+}
 
-    /// The folder in which `path` lies, made if need be, and the last name. Goes down one name at a time.
-    fn folder_of<'a>(&self, path: &'a Path, make: bool) -> io::Result<(OwnedFd, &'a Path)> {
-        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
-        let mut dir = rustix::fs::open(&self.root, flags, Mode::empty())?;
-        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-        for part in path.parent().into_iter().flat_map(Path::components) {
-            let part = Path::new(part.as_os_str());
-            let found = rustix::fs::statat(&dir, part, AtFlags::SYMLINK_NOFOLLOW);
-            if make && matches!(found, Err(rustix::io::Errno::NOENT)) {
-                match rustix::fs::mkdirat(&dir, part, Mode::from_raw_mode(DIR_MODE)) {
-                    Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-                    Err(error) => return Err(error.into()),
-                }
+/// The folder in which `path` lies, made if need be, and the last name. Goes down one name at a time.
+pub(super) fn folder_of<'a>(
+    root: &Path,
+    path: &'a Path,
+    make: bool,
+) -> io::Result<(OwnedFd, &'a Path)> {
+    let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+    let mut dir = rustix::fs::open(root, flags, Mode::empty())?;
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    for part in path.parent().into_iter().flat_map(Path::components) {
+        let part = Path::new(part.as_os_str());
+        let found = rustix::fs::statat(&dir, part, AtFlags::SYMLINK_NOFOLLOW);
+        if make && matches!(found, Err(rustix::io::Errno::NOENT)) {
+            match rustix::fs::mkdirat(&dir, part, Mode::from_raw_mode(DIR_MODE)) {
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
             }
-            dir = rustix::fs::openat(&dir, part, flags | OFlags::NOFOLLOW, Mode::empty())?;
         }
-        Ok((dir, Path::new(name)))
+        dir = rustix::fs::openat(&dir, part, flags | OFlags::NOFOLLOW, Mode::empty())?;
     }
+    Ok((dir, Path::new(name)))
+}
+
+fn free_bytes(folder: &Path) -> io::Result<u64> {
+    let disk = rustix::fs::statvfs(folder)?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+/// The length of an ordinary file, if there is one.
+fn length_of(path: &Path) -> Option<u64> {
+    let found = std::fs::symlink_metadata(path).ok()?;
+    found.is_file().then_some(found.len())
 }
 
 /// `len` bytes of the slices, after the first `skip`.
@@ -374,7 +518,8 @@ mod tests {
             offset += length + 10;
         }
         let info = info(files, offset);
-        Storage::new(&info, dir.join("out"), dir.join("parts"), |n| {
+        let sparse = Preallocation::Sparse;
+        Storage::new(&info, dir.join("out"), dir.join("parts"), sparse, |n| {
             !unwanted.contains(&n)
         })
     }

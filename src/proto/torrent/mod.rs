@@ -5,10 +5,11 @@
 //!
 //! - [`mod@hello`]: the extension handshake. `peer`: what is known of a peer. `window`: how much is asked of it at once.
 //! - `blame`: who sent a wrong block. `messages`: what a peer says. `upkeep`: what time brings.
-//! - `reading`: pieces that somebody waits for.
+//! - `limits`: what the user's limits change. `reading`: pieces that somebody waits for.
 
 mod blame;
 pub mod hello;
+mod limits;
 mod messages;
 mod peer;
 mod reading;

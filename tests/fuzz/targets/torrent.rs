@@ -2,12 +2,11 @@
 
 use bytes::BytesMut;
 use ccbt::engine::discovery::trackers::TrackerUrl;
-use ccbt::proto::pex as peer_exchange;
-use ccbt::proto::torrent::hello::Hello;
 use ccbt::proto::ip_filter::IpFilter;
 use ccbt::proto::mse::{Encryption, KEY_LEN, Keys, Mse, obfuscated};
 use ccbt::proto::pex as peer_exchange;
 use ccbt::proto::proxy::{Dialogue, ProxyUrl, Target};
+use ccbt::proto::torrent::hello::Hello;
 use ccbt::proto::ut_metadata::{METADATA_PIECE_BYTES, UtMetadata};
 use ccbt::proto::wire::{Message, WireLimits, decode, needed};
 

@@ -1,0 +1,193 @@
+//! How fast connections may receive and send: what is left of the limits of the connection, its torrent and all torrents.
+//!
+//! A connection asks before it takes a buffer or begins a block, and says afterwards how much it was. All limits are buckets on
+//! one clock; the strictest decides. Nothing is queued here: who may not go on sleeps until [`Limits::ready_at`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::clock::Elapsed;
+use crate::proto::rate::Bucket;
+
+/// What may pass at once, in time at the limit, so that connections under one limit take turns.
+const TURN: Duration = Duration::from_millis(50);
+/// The least that may pass at once: a block.
+const TURN_BYTES_MIN: u64 = 16 << 10;
+/// A sleeper looks again at least this often: the limit may have been raised meanwhile.
+const SLEEP_MAX: Duration = Duration::from_millis(500);
+
+/// Bytes per second each way; `None`: without limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Rates {
+    pub down: Option<u64>,
+    pub up: Option<u64>,
+}
+
+/// A way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    Down,
+    Up,
+}
+
+/// The limits of one connection, one torrent, or everything.
+#[derive(Debug)]
+pub struct Level {
+    clock: Elapsed,
+    /// Most levels have no limit, and then nothing is locked.
+    limited: [AtomicBool; 2],
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    rates: Rates,
+    down: Bucket,
+    up: Bucket,
+}
+
+impl Level {
+    /// `clock` is that of all levels it is used together with.
+    pub fn new(clock: Elapsed, rates: Rates) -> Arc<Self> {
+        let now = clock.now();
+        Arc::new(Self {
+            clock,
+            limited: [rates.down, rates.up].map(|rate| AtomicBool::new(rate.is_some())),
+            inner: Mutex::new(Inner {
+                rates,
+                down: Bucket::new(now, rates.down),
+                up: Bucket::new(now, rates.up),
+            }),
+        })
+    }
+
+    /// From now on.
+    pub fn set(&self, rates: Rates) {
+        let now = self.clock.now();
+        let mut inner = self.inner.lock();
+        if inner.rates != rates {
+            inner.rates = rates;
+            inner.down.set_limit(now, rates.down);
+            inner.up.set_limit(now, rates.up);
+            for (limited, rate) in self.limited.iter().zip([rates.down, rates.up]) {
+                limited.store(rate.is_some(), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The clock of this level.
+    pub(super) fn clock(&self) -> Elapsed {
+        self.clock
+    }
+
+    /// `None` without a limit.
+    fn with<T>(
+        &self,
+        way: Way,
+        act: impl FnOnce(&mut Bucket, Option<u64>, Duration) -> T,
+    ) -> Option<T> {
+        let [down, up] = &self.limited;
+        let limited = if way == Way::Down { down } else { up };
+        limited.load(Ordering::Relaxed).then(|| {
+            let now = self.clock.now();
+            let mut inner = self.inner.lock();
+            let rates = inner.rates;
+            match way {
+                Way::Down => act(&mut inner.down, rates.down, now),
+                Way::Up => act(&mut inner.up, rates.up, now),
+            }
+        })
+    }
+
+    /// More has passed than was allowed so far: whoever is under this limit waits for us, not for a peer.
+    pub(super) fn is_owing(&self, way: Way) -> bool {
+        self.with(way, |bucket, _, now| bucket.ready_at(now) > now)
+            .unwrap_or(false)
+    }
+}
+
+/// See the module documentation.
+#[derive(Debug, Clone)]
+pub(super) struct Limits {
+    pub(super) levels: [Arc<Level>; 3],
+}
+
+impl Limits {
+    /// When something may pass, or when to ask again; `None`: now.
+    pub(super) fn ready_at(&self, way: Way) -> Option<Instant> {
+        let waits = self.levels.iter().filter_map(|level| {
+            level.with(way, |bucket, _, now| {
+                bucket.ready_at(now).saturating_sub(now)
+            })
+        });
+        let wait = waits.max().filter(|wait| !wait.is_zero())?;
+        let clock = self.levels.first()?.clock;
+        Some(clock.instant(clock.now() + wait.min(SLEEP_MAX)))
+    }
+
+    /// How much may pass at once.
+    pub(super) fn turn_bytes(&self, way: Way) -> usize {
+        let limits = self
+            .levels
+            .iter()
+            .filter_map(|level| level.with(way, |_, limit, _| limit).flatten());
+        let turn = limits.min().map_or(u64::MAX, |limit| {
+            (limit / (1000 / TURN.as_millis() as u64)).max(TURN_BYTES_MIN)
+        });
+        usize::try_from(turn).unwrap_or(usize::MAX)
+    }
+
+    /// So much has passed.
+    pub(super) fn passed(&self, way: Way, bytes: u64) {
+        for level in &self.levels {
+            level.with(way, |bucket, _, now| bucket.take(now, bytes));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(rates: [Rates; 3]) -> Limits {
+        let clock = Elapsed::start();
+        Limits {
+            levels: rates.map(|rates| Level::new(clock, rates)),
+        }
+    }
+
+    fn down(limit: u64) -> Rates {
+        Rates {
+            down: Some(limit),
+            up: None,
+        }
+    }
+
+    #[test]
+    fn the_strictest_limit_decides_and_each_way_is_its_own() {
+        let limits = limits([down(1_000_000), Rates::default(), down(100_000)]);
+        assert_eq!(limits.ready_at(Way::Down), None);
+        assert_eq!(limits.turn_bytes(Way::Down), 16 << 10);
+        assert_eq!(limits.turn_bytes(Way::Up), usize::MAX);
+        limits.passed(Way::Down, 10_000_000);
+        assert!(limits.ready_at(Way::Down).is_some());
+        assert_eq!(limits.ready_at(Way::Up), None);
+        assert!(limits.levels[0].is_owing(Way::Down) && limits.levels[2].is_owing(Way::Down));
+        assert!(!limits.levels[1].is_owing(Way::Down) && !limits.levels[0].is_owing(Way::Up));
+    }
+
+    #[test]
+    fn nobody_sleeps_through_a_limit_that_was_lifted() {
+        let limits = limits([down(1), Rates::default(), Rates::default()]);
+        limits.passed(Way::Down, 1 << 40);
+        let until = limits.ready_at(Way::Down).unwrap();
+        assert!(until <= Instant::now() + SLEEP_MAX);
+        limits.levels[0].set(Rates::default());
+        assert_eq!(limits.ready_at(Way::Down), None);
+        limits.passed(Way::Down, 1 << 40);
+        assert_eq!(limits.ready_at(Way::Down), None);
+    }
+}
