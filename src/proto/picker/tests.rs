@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
+use super::endgame::ENDGAME_PEERS_MAX;
 use super::*;
 use crate::proto::blocks::BLOCK_BYTES;
 
