@@ -184,10 +184,7 @@ impl Gate {
             .and_then(|hash| hash.try_into().ok());
         let torrent = hash.and_then(|hash: [u8; 20]| self.0.torrents.lock().get(&hash).cloned());
         if let (Some(torrent), Some(hash)) = (torrent, hash) {
-            let ours = Handshake {
-                info_hash: hash,
-                ..torrent.handshake
-            };
+            let ours = torrent.answer(&inbuf, hash);
             return self
                 .join_torrent(
                     stream,
@@ -237,7 +234,7 @@ impl Gate {
             Ok(Ok(())) => Handshake::decode(&inbuf).ok().flatten(),
             _ => None,
         };
-        match theirs.filter(|theirs| theirs.info_hash == ours.info_hash) {
+        match theirs.filter(|theirs| torrent.takes(&ours, theirs)) {
             Some(theirs) if theirs.peer_id == ours.peer_id => {
                 torrent.tell(ToTorrent::DialedOurselves(addr));
             }

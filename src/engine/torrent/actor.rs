@@ -19,7 +19,6 @@ use super::{
 use crate::clock::Elapsed;
 use crate::engine::dial::Dialer;
 use crate::proto::blocks::Block;
-use crate::proto::handshake::Handshake;
 use crate::proto::metainfo::Info;
 use crate::proto::scheduler::PeerKey;
 use crate::proto::torrent::{Action, Fault, NewPeer, Now, Settings, Torrent, Verdict};
@@ -49,6 +48,8 @@ pub(super) struct Actor {
     pub(super) machine: Torrent,
     pub(super) content: Option<Content>,
     pub(super) metadata: Option<Arc<Metadata>>,
+    /// Metadata whose piece hashes are being fetched.
+    pub(super) awaiting: Option<Metadata>,
     pub(super) disk_events: mpsc::UnboundedSender<DiskEvent>,
     pub(super) checked: mpsc::UnboundedSender<Checked>,
     pub(super) phase: Phase,
@@ -70,6 +71,10 @@ pub(super) struct Actor {
     next_key: u64,
     status: watch::Sender<TorrentStatus>,
     pub(super) next_status: Now,
+    /// Something has happened in this turn.
+    stirred: bool,
+    /// Something has happened since the status was told.
+    untold: bool,
     done: Option<oneshot::Sender<()>>,
 }
 
@@ -91,20 +96,20 @@ pub(super) fn spawn(config: TorrentConfig, gate: Arc<dyn DialTorrent>) -> Torren
         ..TorrentStatus::default()
     });
     let hashes = config.hashes;
-    let short = hashes
-        .v1
-        .map(|hash| hash.0)
-        .or_else(|| hashes.v2.map(|hash| hash.short()));
+    let (handshake, upgrade) = super::v2::handshake_of(&hashes, config.shared.peer_id);
     let handle = TorrentHandle {
         tx,
         status: watched,
-        handshake: Handshake::for_torrent(short.unwrap_or_default(), config.shared.peer_id),
+        handshake,
+        upgrade,
+        tracker_key: u32::from_le_bytes(random::bytes()),
     };
     let settings = Settings {
         hashes,
         private: !config.exchange,
         port: config.port,
         lazy: config.lazy,
+        super_seed: false,
         seed: u64::from_le_bytes(random::bytes()),
     };
     let mut dialer = Dialer::default();
@@ -114,6 +119,7 @@ pub(super) fn spawn(config: TorrentConfig, gate: Arc<dyn DialTorrent>) -> Torren
         clock,
         content: None,
         metadata: None,
+        awaiting: None,
         disk_events,
         checked: checked_tx,
         phase: Phase::Metadata,
@@ -132,6 +138,8 @@ pub(super) fn spawn(config: TorrentConfig, gate: Arc<dyn DialTorrent>) -> Torren
         next_key: 0,
         status,
         next_status: Now::ZERO,
+        stirred: true,
+        untold: true,
         done: None,
         config,
     };
@@ -146,6 +154,14 @@ pub(super) fn spawn(config: TorrentConfig, gate: Arc<dyn DialTorrent>) -> Torren
     handle
 }
 
+/// An idle torrent has nothing to wake up for.
+async fn sleep(until: Option<std::time::Instant>) {
+    match until {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Actor {
     async fn run(mut self, mut inputs: Inputs) {
         if let Some(metadata) = self.config.metadata.take() {
@@ -155,13 +171,14 @@ impl Actor {
             self.machine.hold(self.clock.now(), true);
         }
         while self.done.is_none() {
-            let until = tokio::time::Instant::from_std(self.clock.instant(self.poll_timeout()));
+            let until = self.poll_timeout().map(|at| self.clock.instant(at));
+            self.stirred = true;
             tokio::select! {
                 Some(command) = inputs.commands.recv() => self.command(command),
                 Some(event) = inputs.disk.recv() => self.disk_event(event),
                 Some(checked) = inputs.checked.recv() => self.begin(checked),
                 Some(event) = inputs.peers.recv() => self.peer_event(event),
-                () = tokio::time::sleep_until(until) => {}
+                () = sleep(until) => self.stirred = self.is_due(self.clock.now()),
             }
             for _ in 0..BATCH {
                 if let Ok(event) = inputs.disk.try_recv() {
@@ -177,20 +194,31 @@ impl Actor {
         self.close().await;
     }
 
-    fn poll_timeout(&self) -> Now {
+    /// When something is to be done; `None` while nobody is connected, called or read for.
+    fn poll_timeout(&self) -> Option<Now> {
+        let status = (self.untold || self.is_active()).then_some(self.next_status);
+        [self.next_work(), status].into_iter().flatten().min()
+    }
+
+    /// The same, without telling how it stands.
+    fn next_work(&self) -> Option<Now> {
         let dial = self
             .may_dial()
             .then(|| self.dialer.poll_timeout())
             .flatten();
         let read = self.next_read_check();
-        let times = [
-            read,
-            Some(self.machine.poll_timeout()),
-            Some(self.next_status),
-            dial,
-            self.retry_at,
-        ];
-        times.into_iter().flatten().min().unwrap_or_default()
+        let times = [read, self.machine.poll_timeout(), dial, self.retry_at];
+        times.into_iter().flatten().min()
+    }
+
+    fn is_due(&self, now: Now) -> bool {
+        self.next_work().is_some_and(|at| at <= now)
+    }
+
+    /// Rates and progress change without anything reaching the actor.
+    fn is_active(&self) -> bool {
+        let told = self.status.borrow();
+        self.phase == Phase::Checking || told.rate_down > 0 || told.rate_up > 0
     }
 
     fn upkeep(&mut self) {
@@ -202,30 +230,38 @@ impl Actor {
         self.check_reads(now);
         self.apply();
         if self.may_dial() {
-            for addr in self.dialer.due(now) {
+            let machine = &self.machine;
+            for addr in self.dialer.due_by(now, |addr| machine.standing(addr)) {
                 self.gate
                     .dial_torrent(addr, self.handle.handshake, self.handle.clone());
             }
         }
-        if now >= self.next_status {
+        self.untold |= self.stirred;
+        if now >= self.next_status && (self.untold || self.is_active()) {
             self.next_status = now + STATUS_TIME;
+            self.untold = false;
             self.tell_status(now);
         }
     }
 
+    /// Who seeds calls too: some of those who want something cannot be called back. Places are left for those who call.
     fn may_dial(&self) -> bool {
-        let seeding = self.phase == Phase::Seeding;
-        !self.config.paused
-            && self.phase != Phase::Stopped
-            && self.peers.len() < PEERS_MAX
-            && !seeding
+        let max = match self.phase {
+            Phase::Stopped => 0,
+            Phase::Seeding => PEERS_MAX / 2,
+            _ => PEERS_MAX,
+        };
+        !self.config.paused && self.peers.len() < max
     }
 
     fn command(&mut self, command: ToTorrent) {
         let now = self.clock.now();
         match command {
             ToTorrent::Connected(connected) => self.connected(*connected),
-            ToTorrent::DialFailed(addr) => self.dialer.failed(now, addr),
+            ToTorrent::DialFailed(addr) => {
+                self.dialer.failed(now, addr);
+                self.machine.call_failed(now, addr);
+            }
             ToTorrent::DialedOurselves(addr) => self.dialer.ourselves(addr),
             ToTorrent::Found(addr) => self.dialer.found(addr),
             ToTorrent::Give(addr) => self.dialer.give(addr),
@@ -264,7 +300,8 @@ impl Actor {
             early,
             place,
         } = connected;
-        let again = self.peers.len() >= PEERS_MAX || self.config.paused;
+        let full = self.peers.len() >= PEERS_MAX && !self.machine.make_room(addr);
+        let again = full || self.config.paused;
         if again || handshake.peer_id == self.config.shared.peer_id {
             if called && !again {
                 self.dialer.ourselves(addr);
@@ -305,7 +342,10 @@ impl Actor {
         let new = NewPeer {
             fast,
             extended: handshake.has_extensions(),
+            v2: self.is_v2(called, &handshake),
+            called,
             addr: Some(addr),
+            pex_flags: 0,
         };
         self.machine.peer_joined(now, key, new);
     }
@@ -377,6 +417,9 @@ impl Actor {
             }
             DiskEvent::Failed { piece, digests } => self.machine.piece_failed(now, piece, &digests),
             DiskEvent::Examined { piece, digests } => self.machine.examined(now, piece, &digests),
+            DiskEvent::Leaves { key, range, leaves } => {
+                self.machine.leaves_read(now, key, range, leaves);
+            }
             DiskEvent::Broken { piece, error } => {
                 self.machine.piece_lost(now, piece);
                 self.piece_gone(piece);
@@ -433,6 +476,9 @@ impl Actor {
                     }),
                     Err(error) => self.stop(format!("the metadata is no torrent: {error}")),
                 },
+                Action::Layers(layers) => self.layers_known(layers),
+                Action::ServeHashes(key, range, of) => self.serve_hashes(key, range, of),
+                Action::Punch(addr) => self.dialer.at_once(self.clock.now(), addr),
                 Action::Found(addrs) => addrs.into_iter().for_each(|addr| self.dialer.found(addr)),
             }
         }
@@ -458,6 +504,7 @@ impl Actor {
             }
             match fault {
                 Fault::Lie => self.dialer.bar(link.addr),
+                Fault::Redundant => self.dialer.rests(self.clock.now(), link.addr),
                 _ if link.called => self.dialer.failed(self.clock.now(), link.addr),
                 _ => {}
             }

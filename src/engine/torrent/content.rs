@@ -48,8 +48,7 @@ impl Actor {
         let info = &metadata.info;
         let layout = Layout::of(info);
         let Some(hashes) = PieceHashes::new(info, &metadata.layers) else {
-            return self
-                .stop("the hashes of its pieces are not known: use the .torrent file".to_owned());
+            return self.await_layers(metadata);
         };
         let selection = &self.config.selection;
         let wants = |n: usize| info.files.get(n).is_some_and(|file| selection.wants(file));
@@ -85,6 +84,7 @@ impl Actor {
         self.config.name = String::from_utf8_lossy(info.name.as_bytes()).into_owned();
         self.machine
             .set_metadata(metadata.info.raw().to_vec().into());
+        self.hash_trees(&metadata.info, &metadata.layers);
         self.metadata = Some(Arc::new(metadata));
         self.check(false);
     }
@@ -266,6 +266,7 @@ impl Actor {
             note: self.note(summary),
             finished,
             done_seeding: finished && self.config.seed_ratio.is_some_and(|wanted| ratio >= wanted),
+            has_layers: summary.hash_sources.is_none(),
         }
     }
 
@@ -283,6 +284,9 @@ impl Actor {
             Phase::Paused => "paused".to_owned(),
             Phase::Checking => "checking files".to_owned(),
             Phase::Seeding => format!("seeding to {} of {peers} peers", summary.leechers),
+            Phase::Metadata if let Some(sources) = summary.hash_sources => {
+                format!("waiting for piece hashes from {sources} of {peers} peers")
+            }
             Phase::Metadata if peers > 0 => metadata,
             Phase::Metadata => "looking for peers with the metadata".to_owned(),
             _ if peers == 0 => "no peers".to_owned(),

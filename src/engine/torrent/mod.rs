@@ -1,7 +1,7 @@
 //! Torrents: one actor for each. It owns the machine of `proto::torrent`, the addresses to call and the resume log; connections
 //! are tasks (`peer`), writing and hashing are threads (`disk`), and everything reaches the actor as a message.
 //!
-//! - `storage`: where bytes lie. `hashes`: what they must be. `slab`: the buffers they come in. `resume`: what is here over
+//! - `v2`: piece hashes from and for peers. `storage`: where bytes lie. `hashes`: what they must be. `slab`: the buffers they come in. `resume`: what is here over
 //!   restarts. `select`: which files are wanted. `reader`: reads that wait for pieces. `actor`, `content`: the actor itself.
 
 mod actor;
@@ -14,6 +14,7 @@ mod resume;
 pub mod select;
 pub mod slab;
 mod storage;
+mod v2;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -118,6 +119,8 @@ pub struct TorrentStatus {
     pub finished: bool,
     /// The seed ratio is reached.
     pub done_seeding: bool,
+    /// No piece hash of a v2 file is missing.
+    pub has_layers: bool,
 }
 
 /// A connected peer.
@@ -170,12 +173,30 @@ pub struct TorrentHandle {
     tx: mpsc::UnboundedSender<ToTorrent>,
     status: watch::Receiver<TorrentStatus>,
     pub(super) handshake: Handshake,
+    /// What stands for the v2 half of a hybrid torrent.
+    upgrade: Option<[u8; 20]>,
+    tracker_key: u32,
 }
 
 impl TorrentHandle {
     /// How it stands, with news of changes, a few times a second.
     pub fn status(&self) -> watch::Receiver<TorrentStatus> {
         self.status.clone()
+    }
+
+    /// Our name in handshakes, which trackers hear too.
+    pub fn peer_id(&self) -> [u8; 20] {
+        self.handshake.peer_id
+    }
+
+    /// What stands for it in trackers and the DHT, the v1 hash first.
+    pub fn short_hashes(&self) -> impl Iterator<Item = [u8; 20]> + use<> {
+        [self.handshake.info_hash].into_iter().chain(self.upgrade)
+    }
+
+    /// By which trackers know the torrent again when our address changes.
+    pub fn tracker_key(&self) -> u32 {
+        self.tracker_key
     }
 
     /// Somebody says that a peer is at `addr`.

@@ -32,6 +32,8 @@ pub const PRIORITY_NORMAL: u8 = 4;
 pub enum Order {
     RarestFirst,
     Sequential,
+    /// One after the other, going on where the last one was begun, and from the beginning again at the end.
+    RoundRobin,
 }
 
 /// What became of a block that arrived.
@@ -116,6 +118,8 @@ pub struct Picker {
     missing: u32,
     /// No wanted piece before this one is missing.
     first_missing: u32,
+    /// Behind the piece that was begun last, in round robin.
+    next_around: u32,
     random: u64,
 }
 
@@ -146,6 +150,7 @@ impl Picker {
             seeds: 0,
             missing: pieces,
             first_missing: 0,
+            next_around: 0,
             random: seed | 1,
         };
         picker.rebuild();
@@ -185,6 +190,12 @@ impl Picker {
         let wanted = |p: &&Piece| p.state != State::Have && p.priority > 0;
         let rarest = self.pieces.iter().filter(wanted).map(|p| p.available).min();
         rarest.map(|copies| copies + self.seeds)
+    }
+
+    /// Copies of the piece among peers.
+    pub fn copies(&self, piece: u32) -> u32 {
+        let copies = self.pieces.get(piece as usize).map_or(0, |p| p.available);
+        copies + self.seeds
     }
 
     pub fn set_order(&mut self, order: Order) {
@@ -239,6 +250,11 @@ impl Picker {
 
     pub fn has_deadline(&self, piece: u32) -> bool {
         self.deadline_of.contains_key(&piece)
+    }
+
+    /// Whether somebody waits for any piece.
+    pub fn has_deadlines(&self) -> bool {
+        !self.deadlines.is_empty()
     }
 
     /// How much the piece is wanted.
@@ -320,10 +336,13 @@ impl Picker {
             self.pick_due(peer, has, until, out);
             match self.mode {
                 Order::Sequential => self.pick_in_order(peer, has, until, out),
-                Order::RarestFirst => {
+                order => {
                     self.pick_partial(peer, has, until, out, |owner| owner == Some(peer));
                     self.pick_partial(peer, has, until, out, |owner| owner.is_none());
-                    self.pick_new(peer, has, until, out);
+                    match order {
+                        Order::RoundRobin => self.pick_around(peer, has, until, out),
+                        _ => self.pick_new(peer, has, until, out),
+                    }
                     self.pick_partial(peer, has, until, out, |_| true);
                 }
             }
@@ -544,6 +563,23 @@ impl Picker {
                 return;
             }
             self.take(peer, piece, until, out);
+        }
+    }
+
+    fn pick_around(&mut self, peer: PeerKey, has: &Bitfield, until: usize, out: &mut Vec<Block>) {
+        let (begin, end) = (self.next_around, self.layout.pieces());
+        for piece in (begin..end).chain(0..begin) {
+            if out.len() >= until {
+                return;
+            }
+            let idle = self
+                .pieces
+                .get(piece as usize)
+                .is_some_and(|p| p.state == State::Idle);
+            if idle && has.has(piece) && self.needs(piece) {
+                self.take(peer, piece, until, out);
+                self.next_around = piece + 1;
+            }
         }
     }
 

@@ -31,6 +31,8 @@ pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
         "noise" => wire::noise(),
         "session_member" => wire::session_member(),
         "session_stranger" => wire::session_stranger(),
+        "hash_messages" => torrent::hash_messages(),
+        "holepunch" => torrent::holepunch(),
         "peer_wire" => torrent::peer_wire(),
         "pex" => torrent::pex(),
         "udp_tracker" => wire::udp_tracker(),
