@@ -17,6 +17,11 @@ def session():
                        "alert_mask": lt.alert.category_t.all_categories})
 
 
+def only_v2(handle):
+    hashes = handle.info_hashes()
+    return hashes.has_v2() and not hashes.has_v1()
+
+
 def say(value):
     print(json.dumps(value), flush=True)
 
@@ -30,6 +35,11 @@ def seed(torrent, folder, limit=0):
         time.sleep(0.02)
     say({"port": ses.listen_port()})
     sys.stdin.read()
+
+
+# How a peer is to be called (pex_flags): as one that knows v2, beside what connect_peer says by default. Without it libtorrent
+# names a torrent by its v1 hash, which a v2-only one does not have.
+FLAGS, FLAG_V2 = 0x0d, 0x80
 
 
 def leech(torrent, folder, port):
@@ -52,7 +62,8 @@ def leech(torrent, folder, port):
             return
         if status.num_peers == 0 and time.time() - asked > 1:
             asked = time.time()
-            handle.connect_peer(("127.0.0.1", int(port)))
+            flags = FLAGS | (FLAG_V2 if only_v2(handle) else 0)
+            handle.connect_peer(("127.0.0.1", int(port)), 0, flags)
         time.sleep(0.02)
     for alert in ses.pop_alerts():
         print(alert, file=sys.stderr)

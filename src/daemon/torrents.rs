@@ -15,6 +15,7 @@ use super::open::blocking;
 use super::{Daemon, MountOf, place};
 use crate::api::types::*;
 use crate::api::{ApiError, ErrorKind, ProgressSink};
+use crate::engine::discovery::Reach;
 use crate::engine::torrent::disk::DiskPool;
 use crate::engine::torrent::select::Selection;
 use crate::engine::torrent::slab::SlabPool;
@@ -22,6 +23,7 @@ use crate::engine::torrent::{
     self, Metadata, Phase, TorrentConfig, TorrentHandle, TorrentPeer, TorrentStatus,
 };
 use crate::proto::magnet::Magnet;
+use crate::proto::metainfo::wrap::wrap;
 use crate::proto::metainfo::{InfoHashes, TORRENT_BYTES_MAX, Torrent};
 use crate::random;
 use crate::state_file;
@@ -31,6 +33,10 @@ const RECORD_FILE: &str = "torrent.json";
 const METAINFO_FILE: &str = "metainfo.torrent";
 /// Raised when the meaning of a field changes; a newer file is refused.
 const VERSION: u32 = 1;
+/// A magnet link does not say whether its torrent is private (BEP 27), and whoever looks for a private one in the DHT gives it
+/// away. One with trackers is therefore looked for there alone until peers have told the metadata; but if they have not by
+/// then, everywhere: links to public torrents name trackers that are long gone.
+const TRACKERS_FIRST_TIME: Duration = Duration::from_secs(10);
 /// How long a mount waits for peers to say what the torrent is.
 const METADATA_TIME: Duration = Duration::from_secs(60);
 /// Client and version in our peer id (BEP 20).
@@ -62,6 +68,8 @@ pub(super) struct OpenTorrent {
     /// The folder of the record.
     state: PathBuf,
     hash: String,
+    /// Something of the metadata was missing at the start; with the trackers to keep it with.
+    keeps: Option<Vec<Vec<String>>>,
 }
 
 /// What was found out about a torrent before it runs.
@@ -69,7 +77,8 @@ struct Known {
     hashes: InfoHashes,
     name: String,
     private: bool,
-    trackers: Vec<String>,
+    /// In tiers (BEP 12); each tracker of a magnet link is a tier of its own.
+    trackers: Vec<Vec<String>>,
     metadata: Option<Metadata>,
     peers: Vec<(String, u16)>,
 }
@@ -239,20 +248,9 @@ impl Daemon {
     ) -> Result<Arc<OpenTorrent>, ApiError> {
         let bytes = std::fs::read(state.join(METAINFO_FILE)).ok();
         let known = know(bytes.as_deref(), record.magnet.as_deref())?;
+        let reach = first_reach(&known);
         let port = self.listen()?.port();
-        let mut peers: Vec<SocketAddr> = self
-            .0
-            .config
-            .peers
-            .iter()
-            .chain(&record.peers)
-            .copied()
-            .collect();
-        for (host, port) in known.peers.iter().take(16) {
-            if let Ok(ip) = host.parse() {
-                peers.push(SocketAddr::new(ip, *port));
-            }
-        }
+        let peers = self.first_peers(&known, &record);
         let mut selection = record.selection.clone();
         if let Some(magnet) = record
             .magnet
@@ -277,18 +275,22 @@ impl Daemon {
             port,
             shared: self.0.torrent_shared.clone(),
         };
-        let needs_metadata = config.metadata.is_none();
+        let incomplete = config.metadata.as_ref().is_none_or(Metadata::lacks_layers);
         let handle = torrent::spawn(config, self.0.gate.clone());
         let hash = name_of(&known.hashes);
         for short in short_hashes(&known.hashes) {
             self.0.gate.open_torrent(short, handle.clone());
-            self.watch_for_peers(short, known.trackers.clone(), known.private, handle.clone());
+            let tiers = known.trackers.clone();
+            self.watch_for_peers(short, tiers, reach, &handle);
         }
-        if needs_metadata {
-            tokio::spawn(
-                self.clone()
-                    .keep_metadata(handle.clone(), state.clone(), known.trackers),
+        if incomplete {
+            let kept = self.clone().keep_metadata(
+                handle.clone(),
+                state.clone(),
+                known.trackers.clone(),
+                reach,
             );
+            tokio::spawn(kept);
         }
         let open = Arc::new(OpenTorrent {
             handle,
@@ -296,9 +298,28 @@ impl Daemon {
             record: Mutex::new(record),
             state,
             hash: hash.clone(),
+            keeps: incomplete.then_some(known.trackers),
         });
         self.0.torrents.lock().insert(hash, Arc::clone(&open));
         Ok(open)
+    }
+
+    /// Peers that the configuration, the user or the link name.
+    fn first_peers(&self, known: &Known, record: &TorrentRecord) -> Vec<SocketAddr> {
+        let mut peers: Vec<SocketAddr> = self
+            .0
+            .config
+            .peers
+            .iter()
+            .chain(&record.peers)
+            .copied()
+            .collect();
+        for (host, port) in known.peers.iter().take(16) {
+            if let Ok(ip) = host.parse() {
+                peers.push(SocketAddr::new(ip, *port));
+            }
+        }
+        peers
     }
 
     /// Mounts a torrent; what is read is fetched.
@@ -426,27 +447,56 @@ impl Daemon {
 
     /// Keeps what peers said the torrent is, so that the next start need not ask. If it turns out to be private, peers are
     /// looked for at its trackers alone from then on.
-    async fn keep_metadata(self, handle: TorrentHandle, state: PathBuf, trackers: Vec<String>) {
+    async fn keep_metadata(
+        self,
+        handle: TorrentHandle,
+        state: PathBuf,
+        trackers: Vec<Vec<String>>,
+        mut reach: Reach,
+    ) {
         let mut status = handle.status();
-        let known = status.wait_for(|status| status.bytes_total.is_some());
-        if known.await.is_err() {
+        let known = |status: &TorrentStatus| status.bytes_total.is_some();
+        let in_time = tokio::time::timeout(TRACKERS_FIRST_TIME, status.wait_for(known));
+        let late = in_time.await.is_err();
+        if late && reach == Reach::TrackersFirst {
+            reach = Reach::Everywhere;
+            self.look_everywhere(&handle);
+        }
+        if status.wait_for(known).await.is_err() {
             return;
         }
         let Some(metadata) = handle.metadata().await else {
             return;
         };
-        if metadata.info.private {
-            for short in short_hashes(&metadata.info.hashes) {
-                self.watch_for_peers(short, trackers.clone(), true, handle.clone());
+        if metadata.info.private && reach != Reach::TrackersOnly {
+            for short in handle.short_hashes() {
+                self.watch_for_peers(short, trackers.clone(), Reach::TrackersOnly, &handle);
             }
+        } else if reach == Reach::TrackersFirst {
+            self.look_everywhere(&handle);
         }
-        let bytes = metainfo_of(metadata.info.raw(), &trackers);
-        if let Err(error) = save_metainfo(&state, &bytes) {
-            tracing::warn!(error = error.message, "the metadata will be fetched again");
+        keep(&state, &metadata, &trackers);
+        // A hybrid torrent is opened without its piece hashes, and has them later.
+        if metadata.lacks_layers()
+            && status.wait_for(|status| status.has_layers).await.is_ok()
+            && let Some(metadata) = handle.metadata().await
+        {
+            keep(&state, &metadata, &trackers);
         }
     }
 
+    fn look_everywhere(&self, handle: &TorrentHandle) {
+        let shorts = handle.short_hashes();
+        shorts.for_each(|short| self.widen_search(short, handle));
+    }
+
     async fn close_torrent(&self, open: &OpenTorrent) {
+        if let Some(tiers) = &open.keeps
+            && let Some(metadata) = open.handle.metadata().await
+        {
+            // A short download ends before the task that keeps it gets to it.
+            keep(&open.state, &metadata, tiers);
+        }
         for short in short_hashes(&open.hashes) {
             self.0.gate.close_torrent(&short);
             self.stop_looking_for(short);
@@ -470,6 +520,13 @@ impl Daemon {
         for open in torrents.values() {
             self.close_torrent(open).await;
         }
+    }
+}
+
+fn keep(state: &Path, metadata: &Metadata, trackers: &[Vec<String>]) {
+    let bytes = wrap(metadata.info.raw(), trackers, &metadata.layers);
+    if let Err(error) = save_metainfo(state, &bytes) {
+        tracing::warn!(error = error.message, "the metadata will be fetched again");
     }
 }
 
@@ -584,21 +641,14 @@ fn peer_entry(peer: TorrentPeer) -> TorrentPeerEntry {
     }
 }
 
-/// A `.torrent` file of an info dictionary and trackers.
-fn metainfo_of(info: &[u8], trackers: &[String]) -> Vec<u8> {
-    let mut bytes = b"d".to_vec();
-    if let Some(first) = trackers.first() {
-        bytes.extend_from_slice(format!("8:announce{}:{first}", first.len()).as_bytes());
-        bytes.extend_from_slice(b"13:announce-listl");
-        for url in trackers {
-            bytes.extend_from_slice(format!("l{}:{url}e", url.len()).as_bytes());
-        }
-        bytes.push(b'e');
+/// Where a torrent is looked for at first.
+fn first_reach(known: &Known) -> Reach {
+    let unknown = known.metadata.is_none() && !known.trackers.is_empty();
+    match known.private {
+        true => Reach::TrackersOnly,
+        false if unknown => Reach::TrackersFirst,
+        false => Reach::Everywhere,
     }
-    bytes.extend_from_slice(b"4:info");
-    bytes.extend_from_slice(info);
-    bytes.push(b'e');
-    bytes
 }
 
 fn know(bytes: Option<&[u8]>, magnet: Option<&str>) -> Result<Known, ApiError> {
@@ -606,11 +656,18 @@ fn know(bytes: Option<&[u8]>, magnet: Option<&str>) -> Result<Known, ApiError> {
     let magnet = magnet.map_err(|error| ApiError::new(ErrorKind::Usage, error))?;
     let torrent = bytes.map(Torrent::parse).transpose();
     let torrent = torrent.map_err(|error| ApiError::new(ErrorKind::Usage, error))?;
-    let mut trackers: Vec<String> = torrent
+    let mut trackers: Vec<Vec<String>> = torrent
         .iter()
-        .flat_map(|t| t.trackers.iter().flatten().cloned())
+        .flat_map(|t| t.trackers.iter().cloned())
         .collect();
-    trackers.extend(magnet.iter().flat_map(|m| m.trackers.iter().cloned()));
+    let linked = magnet.iter().flat_map(|m| &m.trackers);
+    for url in linked.filter(|url| {
+        !torrent
+            .iter()
+            .any(|t| t.trackers.iter().flatten().any(|u| u == *url))
+    }) {
+        trackers.push(vec![url.clone()]);
+    }
     let peers = magnet
         .iter()
         .flat_map(|m| m.peers.iter().cloned())
@@ -697,22 +754,4 @@ fn save_metainfo(state: &Path, bytes: &[u8]) -> Result<(), ApiError> {
 fn write(path: &Path, bytes: &[u8]) -> Result<(), ApiError> {
     state_file::replace(path, bytes)
         .map_err(|error| ApiError::io(format_args!("cannot write {}", place::shown(path)), &error))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_kept_of_a_magnet_is_a_torrent() {
-        let info = b"d6:lengthi1e4:name1:a12:piece lengthi16384e6:pieces20:aaaaaaaaaaaaaaaaaaaae";
-        for trackers in [
-            vec![],
-            vec!["udp://a:1".to_owned(), "http://b/announce".to_owned()],
-        ] {
-            let torrent = Torrent::parse(&metainfo_of(info, &trackers)).unwrap();
-            assert_eq!(torrent.info.raw(), info);
-            assert_eq!(torrent.trackers.concat(), trackers);
-        }
-    }
 }
