@@ -83,9 +83,10 @@ impl Torrent {
         }
     }
 
-    /// Somebody can be called or has gone: those who were told of others long enough ago hear of it.
+    /// Somebody can be called or has gone: those who were told of others long enough ago hear of it. Nobody is told of anybody
+    /// before the metadata says whether the torrent is private.
     pub(super) fn pex_news(&mut self, now: Now) {
-        if !self.settings.private {
+        if !self.settings.private && self.content.is_some() {
             self.next_pex = Some(now);
         }
     }

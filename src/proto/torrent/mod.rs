@@ -274,6 +274,7 @@ impl Torrent {
             self.say_pieces(now, key);
             self.consider(now, key);
         }
+        self.pex_news(now);
     }
 
     /// The next thing to do.
@@ -606,11 +607,11 @@ impl Torrent {
                 let room = room - blocks.len();
                 content.picker.pick(key, has, room, &mut blocks);
             }
-        } else if !peer.allowed_fast.is_empty() {
-            if let Has::Known(has) = &peer.has {
-                let allowed = has.only(&peer.allowed_fast);
-                content.picker.pick(key, &allowed, room, &mut blocks);
-            }
+        } else if !peer.allowed_fast.is_empty()
+            && let Has::Known(has) = &peer.has
+        {
+            let allowed = has.only(&peer.allowed_fast);
+            content.picker.pick(key, &allowed, room, &mut blocks);
         }
         if peer.asked.is_empty() {
             peer.heard_block = now;

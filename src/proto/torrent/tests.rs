@@ -441,6 +441,40 @@ fn peers_are_told_at_once_of_others_that_can_be_called() {
 }
 
 #[test]
+fn nobody_is_told_of_anybody_while_it_may_be_private() {
+    for private in [false, true] {
+        let hashes = InfoHashes {
+            v1: Some(InfoHashV1([1; 20])),
+            v2: None,
+        };
+        let settings = Settings {
+            hashes,
+            private: false,
+            port: 7,
+            lazy: false,
+            super_seed: false,
+            seed: 3,
+        };
+        let mut t = Torrent::new(Now::ZERO, settings);
+        greet(&mut t, A, true, "10.0.0.1:1", theirs(0));
+        greet(&mut t, B, true, "10.0.0.2:2", theirs(0));
+        t.handle_timeout(Now::ZERO);
+        assert_eq!(extended(&actions(&mut t), A, 21), Vec::<Bytes>::new());
+        let have = Bitfield::new(5);
+        t.begin(
+            Now::ZERO,
+            layout(),
+            Bytes::from_static(b"de"),
+            private,
+            have,
+        );
+        t.handle_timeout(Now::ZERO);
+        let told = extended(&actions(&mut t), A, 21).len();
+        assert_eq!(told, usize::from(!private));
+    }
+}
+
+#[test]
 fn who_has_finished_says_so_and_what_is_lost_is_taken_back() {
     let mut have = Bitfield::full(5);
     have.clear(4);

@@ -283,7 +283,7 @@ async fn becomes_whole(totals: &mut watch::Receiver<Totals>, was: bool) {
         .is_ok();
     if !whole {
         // Nobody will say so any more.
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
