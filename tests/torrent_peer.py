@@ -21,6 +21,11 @@ def session():
     return lt.session(settings | SETTINGS)
 
 
+def only_v2(handle):
+    hashes = handle.info_hashes()
+    return hashes.has_v2() and not hashes.has_v1()
+
+
 def say(value):
     print(json.dumps(value), flush=True)
 
@@ -34,6 +39,11 @@ def seed(torrent, folder, limit=0):
         time.sleep(0.02)
     say({"port": ses.listen_port()})
     sys.stdin.read()
+
+
+# How a peer is to be called (pex_flags): as one that knows v2, beside what connect_peer says by default. Without it libtorrent
+# names a torrent by its v1 hash, which a v2-only one does not have.
+FLAGS, FLAG_V2 = 0x0d, 0x80
 
 
 def leech(torrent, folder, port, host="127.0.0.1"):
@@ -56,7 +66,8 @@ def leech(torrent, folder, port, host="127.0.0.1"):
             return
         if status.num_peers == 0 and time.time() - asked > 1:
             asked = time.time()
-            handle.connect_peer((host, int(port)))
+            flags = FLAGS | (FLAG_V2 if only_v2(handle) else 0)
+            handle.connect_peer((host, int(port)), 0, flags)
         time.sleep(0.02)
     for alert in ses.pop_alerts():
         print(alert, file=sys.stderr)

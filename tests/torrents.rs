@@ -23,13 +23,7 @@ fn from_libtorrent_by_file_and_by_magnet() {
         let file = torrent(&place, &top, flag);
         let (_seeder, port) = Other::seed(&file, &place.path("src"), 0);
         let link = magnet(&place, &file);
-        // Piece hashes of a v2 torrent are not in what a magnet link leads to.
-        let sources = if flag == "--v2" {
-            vec![text(&file)]
-        } else {
-            vec![text(&file), &link]
-        };
-        for (n, source) in sources.iter().enumerate() {
+        for (n, source) in [text(&file), &link].iter().enumerate() {
             let out = place.path(&format!("out{flag}{n}"));
             let state = format!("s{flag}{n}");
             let peer = format!("--peer=127.0.0.1:{port}");
@@ -63,6 +57,55 @@ fn to_libtorrent_by_file_and_by_magnet() {
             same(&top, &out.join("top"));
             fs::remove_dir_all(&out).unwrap();
         }
+    }
+}
+
+#[test]
+fn a_magnet_is_opened_again_without_peers() {
+    let place = Place::new();
+    let top = content(&place, 4);
+    for flag in ["--v1", "--hybrid", "--v2"] {
+        let file = torrent(&place, &top, flag);
+        let (seeder, port) = Other::seed(&file, &place.path("src"), 0);
+        let (link, out) = (magnet(&place, &file), place.path(&format!("out{flag}")));
+        let peer = format!("--peer=127.0.0.1:{port}");
+        let state = format!("s{flag}");
+        let args = ["download", &link, "-o", text(&out), &peer];
+        Ccbt::start(&place, &state, 0, &args).finish();
+        drop(seeder);
+        // What is kept is a torrent file like any other, with the piece hashes that peers have told.
+        let kept = fs::read_dir(place.path(&state).join("torrents")).unwrap();
+        let kept = kept
+            .map(|dir| dir.unwrap().path().join("metainfo.torrent"))
+            .next()
+            .unwrap();
+        let (run, original) = (
+            place.run(&["info", text(&kept)]),
+            place.run(&["info", text(&file)]),
+        );
+        assert_eq!(run.code, 0, "{run:?}");
+        let line = |text: &str| {
+            text.lines()
+                .find(|l| l.contains("btmh") || l.contains("v2"))
+                .map(str::to_owned)
+        };
+        assert_eq!(line(&run.stdout), line(&original.stdout));
+        if flag != "--v1" {
+            let find = |bytes: &[u8]| bytes.windows(15).any(|at| at == b"12:piece layers");
+            assert!(
+                find(&fs::read(&kept).unwrap()),
+                "{flag}: the piece hashes were not kept"
+            );
+        }
+        fs::remove_file(place.path(&format!("{state}.log"))).unwrap();
+        let args = ["download", &link, "-o", text(&out), "--seed"];
+        let mut again = Ccbt::start(&place, &state, 0, &args);
+        again.wait_for("Downloaded top");
+        assert!(
+            !again.log().contains("torrent not opened"),
+            "{}",
+            again.log()
+        );
     }
 }
 

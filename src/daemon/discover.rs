@@ -3,14 +3,15 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::Daemon;
 use super::open::{EPOCH, OpenFolder};
 use crate::engine::discovery::dht::{self, DhtConfig};
 use crate::engine::discovery::item::ItemKeys;
+use crate::engine::discovery::trackers::{Announce, Totals};
 use crate::engine::discovery::{Config, Discovery, Found, Reach};
-use crate::engine::torrent::TorrentHandle;
+use crate::engine::torrent::{Phase, TorrentHandle, TorrentStatus};
 use crate::net::{self, Bind};
 use crate::share::{Capability, SwarmId};
 
@@ -44,26 +45,35 @@ impl Daemon {
     pub(super) fn watch_for_peers(
         &self,
         info_hash: [u8; 20],
-        mut trackers: Vec<String>,
-        private: bool,
-        torrent: TorrentHandle,
+        mut tiers: Vec<Vec<String>>,
+        reach: Reach,
+        torrent: &TorrentHandle,
     ) {
         let mut discovery = self.0.discovery.lock();
         let discovery = discovery.get_or_insert_with(|| self.start_discovery());
-        let (sink, mut found) = mpsc::channel::<Found>(FOUND_MAX);
-        let reach = match private {
-            true => Reach::TrackersOnly,
-            false => Reach::Everywhere,
-        };
-        if !private {
-            trackers.extend(self.0.config.trackers.iter().cloned());
+        if reach == Reach::Everywhere {
+            tiers.extend(self.trackers_of_ours());
         }
-        discovery.watch_within(SwarmId::from_bytes(info_hash), trackers, sink, reach);
-        tokio::spawn(async move {
-            while let Some((_, addr, _)) = found.recv().await {
-                torrent.found(addr);
-            }
-        });
+        let (announce, sink) = (announce(torrent, tiers), sink(torrent));
+        discovery.watch_within(SwarmId::from_bytes(info_hash), announce, sink, reach);
+    }
+
+    /// A torrent that was looked for at its trackers first is looked for everywhere from now on.
+    pub(super) fn widen_search(&self, info_hash: [u8; 20], torrent: &TorrentHandle) {
+        if let Some(discovery) = &*self.0.discovery.lock() {
+            let more = announce(torrent, self.trackers_of_ours());
+            discovery.widen(SwarmId::from_bytes(info_hash), &more, sink(torrent));
+        }
+    }
+
+    /// Those of the configuration.
+    fn trackers_of_ours(&self) -> Vec<Vec<String>> {
+        self.0
+            .config
+            .trackers
+            .iter()
+            .map(|url| vec![url.clone()])
+            .collect()
     }
 
     pub(super) fn stop_looking_for(&self, info_hash: [u8; 20]) {
@@ -124,6 +134,61 @@ impl Daemon {
             },
             port,
         )
+    }
+}
+
+fn announce(torrent: &TorrentHandle, tiers: Vec<Vec<String>>) -> Announce {
+    Announce {
+        tiers,
+        peer_id: torrent.peer_id(),
+        key: torrent.tracker_key(),
+        totals: totals(torrent),
+    }
+}
+
+/// Takes what is found, for the torrent.
+fn sink(torrent: &TorrentHandle) -> mpsc::Sender<Found> {
+    let (sink, mut found) = mpsc::channel::<Found>(FOUND_MAX);
+    let torrent = torrent.clone();
+    tokio::spawn(async move {
+        while let Some((_, addr, _)) = found.recv().await {
+            torrent.found(addr);
+        }
+    });
+    sink
+}
+
+/// How far a torrent is, as its trackers are told; ends with the torrent or when nobody listens any more.
+fn totals(torrent: &TorrentHandle) -> watch::Receiver<Totals> {
+    let mut status = torrent.status();
+    let mut before = totals_of(&status.borrow(), Totals::default(), false);
+    let (sender, receiver) = watch::channel(before);
+    tokio::spawn(async move {
+        let mut downloading = false;
+        loop {
+            tokio::select! {
+                changed = status.changed() => if changed.is_err() { return },
+                () = sender.closed() => return,
+            }
+            let now = status.borrow_and_update();
+            downloading |= now.phase == Phase::Downloading;
+            before = totals_of(&now, before, downloading);
+            drop(now);
+            sender.send_replace(before);
+        }
+    });
+    receiver
+}
+
+fn totals_of(status: &TorrentStatus, before: Totals, downloading: bool) -> Totals {
+    let left = status
+        .bytes_total
+        .filter(|_| status.phase != Phase::Checking);
+    Totals {
+        uploaded: status.bytes_up,
+        downloaded: status.bytes_down,
+        left: left.map_or(before.left, |total| total.saturating_sub(status.bytes_done)),
+        completed: before.completed || (downloading && status.finished),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Whom to call next: known addresses of one folder's members, with back-off.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -67,16 +68,30 @@ impl Dialer {
 
     /// Addresses to call now; each must be answered by [`Self::connected`] or [`Self::failed`].
     pub(super) fn due(&mut self, now: Now) -> Vec<SocketAddr> {
+        self.due_by(now, |_| ())
+    }
+
+    /// The same, those that the user gave first, then those of the highest worth.
+    pub(super) fn due_by<W: Ord>(
+        &mut self,
+        now: Now,
+        worth: impl Fn(&SocketAddr) -> W,
+    ) -> Vec<SocketAddr> {
         let room = DIALING_MAX.saturating_sub(self.busy.len());
-        let due: Vec<SocketAddr> = self
+        if room == 0 {
+            return Vec::new();
+        }
+        let mut due: Vec<(Reverse<(bool, W)>, SocketAddr)> = self
             .known
             .iter()
             .filter(|(addr, a)| {
                 a.next_try <= now && !self.busy.contains(addr) && !self.connected.contains(addr)
             })
-            .map(|(addr, _)| *addr)
-            .take(room)
+            .map(|(addr, a)| (Reverse((a.given, worth(addr))), *addr))
             .collect();
+        due.sort_unstable();
+        due.truncate(room);
+        let due: Vec<SocketAddr> = due.into_iter().map(|(_, addr)| addr).collect();
         self.busy.extend(&due);
         due
     }
@@ -117,6 +132,23 @@ impl Dialer {
         a.failures += 1;
         if !a.given && a.failures > FAILURES_MAX {
             self.known.remove(&addr);
+        }
+    }
+
+    /// Whoever is there wants nothing of us and we nothing of it: it is called again when that may have changed.
+    pub(super) fn rests(&mut self, now: Now, addr: SocketAddr) {
+        self.busy.remove(&addr);
+        self.connected.remove(&addr);
+        if let Some(a) = self.known.get_mut(&addr) {
+            a.next_try = now + RETRY_TIME_MAX_FOUND;
+        }
+    }
+
+    /// Now is the moment to call.
+    pub(super) fn at_once(&mut self, now: Now, addr: SocketAddr) {
+        self.found(addr);
+        if let Some(a) = self.known.get_mut(&addr) {
+            a.next_try = a.next_try.min(now);
         }
     }
 
@@ -178,6 +210,24 @@ mod tests {
         let mut due = dialer.due(secs(0));
         due.sort();
         assert_eq!(due, [addr(7), "[2001:db8::1]:7".parse().unwrap()]);
+    }
+
+    #[test]
+    fn the_given_are_called_first_then_the_worthy_and_the_redundant_much_later() {
+        let mut dialer = Dialer::default();
+        for n in 1..20 {
+            dialer.found(addr(n));
+        }
+        dialer.give(addr(1));
+        let due = dialer.due_by(secs(0), |addr| addr.port());
+        assert_eq!(due, [1, 19, 18, 17, 16, 15, 14, 13].map(addr));
+        dialer.connected(addr(19));
+        dialer.rests(secs(5), addr(19));
+        let due = dialer.due_by(secs(500), |addr| addr.port());
+        assert_eq!(due, [addr(12)]);
+        dialer.at_once(secs(500), addr(19));
+        dialer.failed(secs(500), addr(12));
+        assert_eq!(dialer.due_by(secs(500), |addr| addr.port()), [addr(19)]);
     }
 
     #[test]

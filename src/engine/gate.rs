@@ -254,10 +254,7 @@ impl Gate {
             let meet = Meet {
                 addr,
                 called: false,
-                ours: Handshake {
-                    info_hash,
-                    ..torrent.handshake
-                },
+                ours: torrent.answer(&inbuf, info_hash),
                 said: false,
             };
             return self.join_torrent(stream, inbuf, meet, torrent, place).await;
@@ -349,7 +346,7 @@ impl Gate {
             Ok(Ok(())) => Handshake::decode(&inbuf).ok().flatten(),
             _ => None,
         };
-        match theirs.filter(|theirs| theirs.info_hash == ours.info_hash) {
+        match theirs.filter(|theirs| torrent.takes(&ours, theirs)) {
             Some(theirs) if theirs.peer_id == ours.peer_id => {
                 torrent.tell(ToTorrent::DialedOurselves(addr));
             }

@@ -101,6 +101,15 @@ impl Bitfield {
         piece < self.len && word.is_some_and(|word| word >> (63 - piece % 64) & 1 == 1)
     }
 
+    /// Those of `pieces` that are in it.
+    pub fn only(&self, pieces: &[u32]) -> Self {
+        let mut only = Self::new(self.len());
+        for piece in pieces.iter().filter(|piece| self.has(**piece)) {
+            only.set(*piece);
+        }
+        only
+    }
+
     /// Sets `piece`; true if it was not set before.
     pub fn set(&mut self, piece: u32) -> bool {
         if piece >= self.len || self.has(piece) {

@@ -98,10 +98,17 @@ impl Layout {
         }
     }
 
-    /// Whether a peer may ask for this range: it lies in its piece and is not empty.
-    pub fn contains(&self, block: &Block) -> bool {
+    /// Whether a peer may ask for this range: it lies in its piece, or in the gap between that and the next one. libtorrent 2.0 asks
+    /// for all of a v2 piece, however little of it is file; what lies in a gap are zeros.
+    pub fn may_be_asked(&self, block: &Block) -> bool {
+        let last = block.piece.checked_add(1) == Some(self.pieces);
+        let most = match self.piece_len(block.piece) {
+            0 => 0,
+            len if last => len,
+            _ => self.piece_bytes,
+        };
         let end = u64::from(block.begin) + u64::from(block.length);
-        block.length > 0 && end <= u64::from(self.piece_len(block.piece))
+        block.length > 0 && end <= u64::from(most)
     }
 
     /// Whether this is a block as we ask for them.
@@ -120,6 +127,34 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_asked_for_may_lie_in_the_gap_behind_a_file() {
+        let mut layout = Layout::new(40_000, 100_000);
+        layout.short.insert(0, 35_000);
+        let range = |piece, begin, length| Block {
+            piece,
+            begin,
+            length,
+        };
+        for block in [
+            range(0, 32_768, 2_232),
+            range(0, 32_768, 7_232),
+            range(0, 35_000, 1),
+            range(2, 16_384, 3_616),
+        ] {
+            assert!(layout.may_be_asked(&block), "{block:?}");
+        }
+        for block in [
+            range(0, 32_768, 7_233),
+            range(0, 0, 0),
+            range(2, 16_384, 3_617),
+            range(3, 0, 1),
+            range(u32::MAX, 0, 1),
+        ] {
+            assert!(!layout.may_be_asked(&block), "{block:?}");
+        }
+    }
+
+    #[test]
     fn only_the_last_piece_is_short() {
         let layout = Layout::new(40_000, 100_000);
         assert_eq!(
@@ -129,19 +164,19 @@ mod tests {
         assert_eq!([0, 2].map(|p| layout.blocks(p)), [3, 2]);
         let last = layout.block(0, 2);
         assert_eq!((last.begin, last.length), (32_768, 7_232));
-        assert!(layout.is_block(&last) && layout.contains(&last));
+        assert!(layout.is_block(&last) && layout.may_be_asked(&last));
         let odd = Block {
             piece: 0,
             begin: 1,
             length: 39_999,
         };
-        assert!(layout.contains(&odd) && !layout.is_block(&odd));
+        assert!(layout.may_be_asked(&odd) && !layout.is_block(&odd));
         let beyond = Block {
             piece: 2,
             begin: 16_384,
             length: 16_384,
         };
-        assert!(!layout.contains(&beyond));
+        assert!(!layout.may_be_asked(&beyond));
         assert_eq!(layout.block(7, 0).length, 0);
         assert_eq!(Layout::new(10, 20).piece_len(1), 10);
     }

@@ -1,5 +1,6 @@
 //! Whom we serve: tit for tat with optimistic unchoking (BEP 3), decided once a round; a free place is given at once.
 
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use super::scheduler::PeerKey;
@@ -28,6 +29,8 @@ pub struct Candidate {
     pub choked_since: Now,
     /// It has sent us nothing for long although we asked.
     pub snubs: bool,
+    /// How well it behaves; decides among those who give the same.
+    pub score: i64,
 }
 
 /// Decides who is unchoked.
@@ -81,7 +84,7 @@ impl Choker {
                 false => (1, c.choked_since.as_nanos(), c.peer),
             });
         } else {
-            ranked.sort_by_key(|c| (u64::MAX - c.gives, c.choked_since, c.peer));
+            ranked.sort_by_key(|c| (Reverse((c.gives, c.score)), c.choked_since, c.peer));
         }
         if seeding {
             self.optimistic = None;
@@ -117,6 +120,7 @@ mod tests {
             unchoked_since: None,
             choked_since: Duration::ZERO,
             snubs: false,
+            score: 0,
         }
     }
 
@@ -132,6 +136,16 @@ mod tests {
             tried.insert(chosen[3]);
         }
         assert_eq!(tried, (0..7).map(PeerKey).collect());
+    }
+
+    #[test]
+    fn among_equals_the_one_that_behaves_better_is_served() {
+        let mut choker = Choker::new(1);
+        let mut candidates: Vec<Candidate> = (0..3).map(|n| candidate(n, 5)).collect();
+        candidates[1].score = 1;
+        assert_eq!(choker.round(ROUND, &candidates, false, 0)[0], PeerKey(1));
+        candidates[2].gives = 6;
+        assert_eq!(choker.round(ROUND, &candidates, false, 0)[0], PeerKey(2));
     }
 
     #[test]

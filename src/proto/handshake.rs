@@ -13,6 +13,9 @@ const EXTENSIONS: (usize, u8) = (5, 0x10);
 /// The sender knows BEP 6, the fast extension.
 const FAST: (usize, u8) = (7, 0x04);
 
+/// The sender names a hybrid torrent by its v1 hash and knows BEP 52: who has the v2 half may answer with that hash.
+const UPGRADE: (usize, u8) = (7, 0x10);
+
 /// One side's handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Handshake {
@@ -46,6 +49,17 @@ impl Handshake {
         let mut handshake = Self::with_extensions(info_hash, peer_id);
         handshake.reserved[FAST.0] |= FAST.1;
         handshake
+    }
+
+    /// The same, of a hybrid torrent.
+    pub fn offering_v2(mut self) -> Self {
+        self.reserved[UPGRADE.0] |= UPGRADE.1;
+        self
+    }
+
+    /// Whether the sender lets us answer with the v2 hash.
+    pub fn offers_v2(&self) -> bool {
+        self.reserved[UPGRADE.0] & UPGRADE.1 != 0
     }
 
     /// Whether the sender knows BEP 6.
@@ -106,7 +120,10 @@ mod tests {
         assert_eq!(Handshake::decode(&longer), Ok(Some(handshake)));
         assert!(handshake.has_extensions() && !handshake.has_fast());
         let torrent = Handshake::for_torrent([7; 20], [8; 20]);
-        assert!(torrent.has_extensions() && torrent.has_fast());
+        assert!(torrent.has_extensions() && torrent.has_fast() && !torrent.offers_v2());
+        let hybrid = torrent.offering_v2();
+        assert!(hybrid.has_fast() && hybrid.offers_v2());
+        assert_eq!(hybrid.encode()[27], 0x14);
     }
 
     #[test]

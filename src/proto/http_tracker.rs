@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use thiserror::Error;
 
 use super::bencode::{BencodeError, Document, Strictness, Value};
-use super::tracker::{AnnounceRequest, Announced, Event, compact_v4, compact_v6, reason};
+use super::tracker::{AnnounceRequest, Announced, Event, Scraped, compact_v4, compact_v6, reason};
+use crate::share::SwarmId;
 
 /// Longest answer read. 500 peers as dictionaries are below 50 KiB.
 pub const ANSWER_LEN_MAX: usize = 1 << 20;
@@ -21,6 +22,9 @@ pub enum HttpAnswerError {
     /// Bencode, but not a dictionary with peers.
     #[error("the answer has no list of peers")]
     NoPeers,
+    /// Bencode, but nothing about the swarm asked about.
+    #[error("the answer does not speak of the torrent")]
+    NoSwarm,
     /// The tracker says no.
     #[error("the tracker refuses: {reason}")]
     Refused {
@@ -75,10 +79,51 @@ pub fn parse_answer(body: &[u8]) -> Result<Announced, HttpAnswerError> {
         .into_iter()
         .flatten()
         .filter_map(named_peer);
-    Ok(Announced::new(
-        interval.max(least),
-        v4.chain(v6).chain(named),
-    ))
+    let count = |key| u32::try_from(root.get(key)?.integer()?).ok();
+    let warning = root.get(b"warning message").and_then(|text| text.bytes());
+    Ok(Announced {
+        seeds: count(b"complete".as_slice()),
+        leechers: count(b"incomplete".as_slice()),
+        warning: warning.map(reason).filter(|text| !text.is_empty()),
+        ..Announced::new(interval.max(least), v4.chain(v6).chain(named))
+    })
+}
+
+/// Path and query that scrape a swarm (BEP 48): the last part of the announce URL's path begins with `announce`, which
+/// `scrape` replaces. `None`: the tracker cannot be scraped.
+pub fn scrape_path_and_query(of_url: &str, swarm: SwarmId) -> Option<String> {
+    let (path, query) = match of_url.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (of_url, None),
+    };
+    let (before, last) = path.rsplit_once('/')?;
+    let rest = last.strip_prefix("announce")?;
+    let query = query.map(|query| format!("{query}&")).unwrap_or_default();
+    let hash = percent(swarm.as_bytes());
+    Some(format!("{before}/scrape{rest}?{query}info_hash={hash}"))
+}
+
+/// Reads the answer to a scrape.
+pub fn parse_scrape(body: &[u8], swarm: SwarmId) -> Result<Scraped, HttpAnswerError> {
+    let document = Document::parse(body, Strictness::AsFound)?;
+    let root = document.root();
+    if let Some(text) = root.get(b"failure reason") {
+        return Err(HttpAnswerError::Refused {
+            reason: reason(text.bytes().unwrap_or_default()),
+        });
+    }
+    let files = root.get(b"files");
+    let file = files.and_then(|files| files.get(swarm.as_bytes()));
+    let file = file.ok_or(HttpAnswerError::NoSwarm)?;
+    let count = |key: &[u8]| {
+        let number = file.get(key).and_then(|v| v.integer());
+        number.and_then(|n| u32::try_from(n).ok()).unwrap_or(0)
+    };
+    Ok(Scraped {
+        seeds: count(b"complete"),
+        leechers: count(b"incomplete"),
+        downloads: count(b"downloaded"),
+    })
 }
 
 /// A peer as a dictionary. Host names are not looked up: a tracker could make us ask for any.
@@ -156,6 +201,62 @@ mod tests {
             Duration::from_secs(3600),
             "the larger of the two"
         );
+    }
+
+    #[test]
+    fn counts_and_a_warning_are_read() {
+        let body = b"d8:completei5e10:incompletei7e5:peers0:15:warning message4:slowe";
+        let answer = parse_answer(body).unwrap();
+        assert_eq!((answer.seeds, answer.leechers), (Some(5), Some(7)));
+        assert_eq!(answer.warning.as_deref(), Some("slow"));
+        let body = b"d8:completei-5e10:incompletei7777777777e5:peers0:e";
+        let answer = parse_answer(body).unwrap();
+        assert_eq!(
+            (answer.seeds, answer.leechers, answer.warning),
+            (None, None, None)
+        );
+    }
+
+    #[test]
+    fn a_scrape_goes_where_bep_48_says() {
+        let swarm = SwarmId::from_bytes([b'a'; 20]);
+        let hash = "info_hash=aaaaaaaaaaaaaaaaaaaa";
+        for (announce, scrape) in [
+            ("/announce", Some("/scrape?")),
+            ("/x/announce", Some("/x/scrape?")),
+            ("/announce.php", Some("/scrape.php?")),
+            ("/announce?x2%0644", Some("/scrape?x2%0644&")),
+            (
+                "/announce.php?x=announce/y",
+                Some("/scrape.php?x=announce/y&"),
+            ),
+            ("/a", None),
+            ("/x%064announce", None),
+            ("/announce/x", None),
+            ("", None),
+        ] {
+            let expected = scrape.map(|scrape| format!("{scrape}{hash}"));
+            assert_eq!(
+                scrape_path_and_query(announce, swarm),
+                expected,
+                "{announce}"
+            );
+        }
+        let body =
+            b"d5:filesd20:aaaaaaaaaaaaaaaaaaaad8:completei5e10:downloadedi50e10:incompletei10eeee";
+        let scraped = Scraped {
+            seeds: 5,
+            leechers: 10,
+            downloads: 50,
+        };
+        assert_eq!(parse_scrape(body, swarm), Ok(scraped));
+        let other = SwarmId::from_bytes([b'b'; 20]);
+        assert_eq!(parse_scrape(body, other), Err(HttpAnswerError::NoSwarm));
+        assert_eq!(parse_scrape(b"le", swarm), Err(HttpAnswerError::NoSwarm));
+        assert!(matches!(
+            parse_scrape(b"x", swarm),
+            Err(HttpAnswerError::NotBencode(_))
+        ));
     }
 
     #[test]

@@ -68,6 +68,23 @@ pub struct Announced {
     pub interval: Duration,
     /// At most [`PEERS_MAX`] addresses that can be called.
     pub peers: Vec<SocketAddr>,
+    /// Peers that have everything, as far as the tracker says.
+    pub seeds: Option<u32>,
+    /// Peers that do not.
+    pub leechers: Option<u32>,
+    /// What the tracker wants the user to know.
+    pub warning: Option<String>,
+}
+
+/// What a tracker knows of a swarm (BEP 48).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scraped {
+    /// Peers that have everything.
+    pub seeds: u32,
+    /// Peers that do not.
+    pub leechers: u32,
+    /// Times the content became whole somewhere.
+    pub downloads: u32,
 }
 
 impl Announced {
@@ -76,6 +93,9 @@ impl Announced {
         Self {
             interval,
             peers: peers.filter(callable).take(PEERS_MAX).collect(),
+            seeds: None,
+            leechers: None,
+            warning: None,
         }
     }
 }

@@ -1,13 +1,14 @@
-//! One announce to a UDP tracker (BEP 15, with the URL option of BEP 41): connect, announce, repeat what got lost.
+//! One announce to a UDP tracker, or one scrape (BEP 15, with the URL option of BEP 41): connect, ask, repeat what got lost.
 //!
-//! [`UdpAnnounce`] is driven with datagrams and time and says what to send. Only a datagram that answers the open
+//! [`UdpExchange`] is driven with datagrams and time and says what to send. Only a datagram that answers the open
 //! transaction moves it; anything else is ignored, so a stranger who does not see our packets cannot end it.
 
 use std::time::Duration;
 
 use thiserror::Error;
 
-use super::tracker::{AnnounceRequest, Announced, Event, compact_v4, compact_v6, reason};
+use super::tracker::{AnnounceRequest, Announced, Event, Scraped, compact_v4, compact_v6, reason};
+use crate::share::SwarmId;
 
 /// Time since a start the caller chose.
 type Now = Duration;
@@ -19,6 +20,7 @@ pub const DATAGRAM_LEN_MAX: usize = 4096;
 const PROTOCOL: u64 = 0x0417_2710_1980;
 const CONNECT: u32 = 0;
 const ANNOUNCE: u32 = 1;
+const SCRAPE: u32 = 2;
 const ERROR: u32 = 3;
 /// Option of BEP 41 that carries path and query of the tracker's URL.
 const OPTION_URL: u8 = 2;
@@ -76,38 +78,46 @@ pub enum UdpTrackerError {
 #[derive(Debug)]
 enum Phase {
     Connecting,
-    Announcing(Connection),
+    Asking(Connection),
     Done,
 }
 
-/// One announce under way.
+/// What a UDP tracker is asked.
+#[derive(Debug, Clone)]
+pub enum Question {
+    Announce {
+        request: AnnounceRequest,
+        /// Path and query of the tracker's URL.
+        url_data: String,
+        family: Family,
+    },
+    Scrape(SwarmId),
+}
+
+/// What it answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UdpAnswer {
+    Announced(Announced),
+    Scraped(Scraped),
+}
+
+/// One question under way.
 #[derive(Debug)]
-pub struct UdpAnnounce {
-    request: AnnounceRequest,
-    /// Path and query of the tracker's URL.
-    url_data: String,
-    family: Family,
+pub struct UdpExchange {
+    question: Question,
     phase: Phase,
     transaction: u32,
     attempts: u32,
     deadline: Now,
     transmit: Option<Vec<u8>>,
-    outcome: Option<Result<Announced, UdpTrackerError>>,
+    outcome: Option<Result<UdpAnswer, UdpTrackerError>>,
 }
 
-impl UdpAnnounce {
+impl UdpExchange {
     /// Starts with a connect request.
-    pub fn new(
-        now: Now,
-        request: AnnounceRequest,
-        url_data: String,
-        family: Family,
-        random: &mut dyn FnMut(&mut [u8]),
-    ) -> Self {
+    pub fn new(now: Now, question: Question, random: &mut dyn FnMut(&mut [u8])) -> Self {
         let mut this = Self {
-            request,
-            url_data,
-            family,
+            question,
             phase: Phase::Connecting,
             transaction: 0,
             attempts: 0,
@@ -138,12 +148,14 @@ impl UdpAnnounce {
                     id,
                     expires: now + CONNECTION_TIME,
                 };
-                self.phase = Phase::Announcing(connection);
+                self.phase = Phase::Asking(connection);
                 self.attempts = 0;
                 self.begin_transaction(random);
                 self.send(now, random);
             }
-            (Phase::Announcing(_), ANNOUNCE) if let Some(answer) = self.answer(body) => {
+            (Phase::Asking(_), ANNOUNCE | SCRAPE)
+                if let Some(answer) = self.answer(action, body) =>
+            {
                 self.finish(Ok(answer));
             }
             (_, ERROR) => {
@@ -182,7 +194,7 @@ impl UdpAnnounce {
     }
 
     /// How it ended, once.
-    pub fn poll_outcome(&mut self) -> Option<Result<Announced, UdpTrackerError>> {
+    pub fn poll_outcome(&mut self) -> Option<Result<UdpAnswer, UdpTrackerError>> {
         self.outcome.take()
     }
 
@@ -194,19 +206,19 @@ impl UdpAnnounce {
     }
 
     fn send(&mut self, now: Now, random: &mut dyn FnMut(&mut [u8])) {
-        if matches!(&self.phase, Phase::Announcing(connection) if now >= connection.expires) {
+        if matches!(&self.phase, Phase::Asking(connection) if now >= connection.expires) {
             self.phase = Phase::Connecting;
             self.begin_transaction(random);
         }
         self.deadline = now + RETRY_TIME * 2_u32.pow(self.attempts.min(ATTEMPTS_MAX));
         self.attempts += 1;
         self.transmit = Some(match &self.phase {
-            Phase::Announcing(connection) => self.announce_datagram(connection.id),
+            Phase::Asking(connection) => self.question_datagram(connection.id),
             Phase::Connecting | Phase::Done => self.connect_datagram(),
         });
     }
 
-    fn finish(&mut self, outcome: Result<Announced, UdpTrackerError>) {
+    fn finish(&mut self, outcome: Result<UdpAnswer, UdpTrackerError>) {
         self.phase = Phase::Done;
         self.transmit = None;
         self.outcome = Some(outcome);
@@ -220,8 +232,19 @@ impl UdpAnnounce {
         out
     }
 
-    fn announce_datagram(&self, connection: u64) -> Vec<u8> {
-        let request = &self.request;
+    fn question_datagram(&self, connection: u64) -> Vec<u8> {
+        let (request, url_data) = match &self.question {
+            Question::Announce {
+                request, url_data, ..
+            } => (request, url_data),
+            Question::Scrape(swarm) => {
+                let mut out = connection.to_be_bytes().to_vec();
+                out.extend_from_slice(&SCRAPE.to_be_bytes());
+                out.extend_from_slice(&self.transaction.to_be_bytes());
+                out.extend_from_slice(swarm.as_bytes());
+                return out;
+            }
+        };
         let event: u32 = match request.event {
             Event::Regular => 0,
             Event::Completed => 1,
@@ -243,7 +266,7 @@ impl UdpAnnounce {
         out.extend_from_slice(&request.key.to_be_bytes());
         out.extend_from_slice(&u32::from(request.wanted()).to_be_bytes());
         out.extend_from_slice(&request.port.to_be_bytes());
-        for part in self.url_data.as_bytes().chunks(OPTION_LEN_MAX) {
+        for part in url_data.as_bytes().chunks(OPTION_LEN_MAX) {
             out.push(OPTION_URL);
             out.push(part.len() as u8);
             out.extend_from_slice(part);
@@ -251,15 +274,44 @@ impl UdpAnnounce {
         out
     }
 
-    /// Reads interval, leechers, seeders and peers.
-    fn answer(&self, body: &[u8]) -> Option<Announced> {
-        let (interval, rest) = word(body)?;
-        let (_leechers, rest) = word(rest)?;
-        let (_seeders, peers) = word(rest)?;
-        Some(match self.family {
-            Family::V4 => Announced::new(u64::from(interval), compact_v4(peers)),
-            Family::V6 => Announced::new(u64::from(interval), compact_v6(peers)),
-        })
+    /// Reads what answers our question: interval, leechers, seeders and peers, or seeders, downloads and leechers.
+    fn answer(&self, action: u32, body: &[u8]) -> Option<UdpAnswer> {
+        let (first, rest) = word(body)?;
+        let (second, rest) = word(rest)?;
+        let (third, peers) = word(rest)?;
+        let announced = |announced: Announced| {
+            UdpAnswer::Announced(Announced {
+                seeds: Some(third),
+                leechers: Some(second),
+                ..announced
+            })
+        };
+        match (&self.question, action) {
+            (
+                Question::Announce {
+                    family: Family::V4, ..
+                },
+                ANNOUNCE,
+            ) => Some(announced(Announced::new(
+                u64::from(first),
+                compact_v4(peers),
+            ))),
+            (
+                Question::Announce {
+                    family: Family::V6, ..
+                },
+                ANNOUNCE,
+            ) => Some(announced(Announced::new(
+                u64::from(first),
+                compact_v6(peers),
+            ))),
+            (Question::Scrape(_), SCRAPE) => Some(UdpAnswer::Scraped(Scraped {
+                seeds: first,
+                downloads: second,
+                leechers: third,
+            })),
+            _ => None,
+        }
     }
 }
 
@@ -290,15 +342,46 @@ mod tests {
         }
     }
 
-    fn start(random: &mut dyn FnMut(&mut [u8])) -> UdpAnnounce {
-        let url_data = "/announce?pass=1".to_owned();
-        UdpAnnounce::new(
-            secs(0),
-            request(Event::Started),
-            url_data,
-            Family::V4,
-            random,
-        )
+    fn start(random: &mut dyn FnMut(&mut [u8])) -> UdpExchange {
+        let question = Question::Announce {
+            request: request(Event::Started),
+            url_data: "/announce?pass=1".to_owned(),
+            family: Family::V4,
+        };
+        UdpExchange::new(secs(0), question, random)
+    }
+
+    fn announced(udp: &mut UdpExchange) -> Announced {
+        match udp.poll_outcome() {
+            Some(Ok(UdpAnswer::Announced(announced))) => announced,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_scrape_has_the_layout_of_bep_15() {
+        let mut random = counting();
+        let swarm = SwarmId::from_bytes([7; 20]);
+        let mut udp = UdpExchange::new(secs(0), Question::Scrape(swarm), &mut random);
+        udp.handle_datagram(secs(0), &words(&[0, 1, 0xaabb, 0xccdd]), &mut random);
+        let mut want = words(&[0xaabb, 0xccdd, 2, 2]);
+        want.extend([7; 20]);
+        assert_eq!(udp.poll_transmit(), Some(want));
+        udp.handle_datagram(secs(1), &words(&[2, 2, 5, 50, 10]), &mut random);
+        let scraped = Scraped {
+            seeds: 5,
+            leechers: 10,
+            downloads: 50,
+        };
+        assert_eq!(udp.poll_outcome(), Some(Ok(UdpAnswer::Scraped(scraped))));
+        let mut udp = UdpExchange::new(secs(0), Question::Scrape(swarm), &mut counting());
+        let mut random = counting();
+        udp.handle_datagram(secs(0), &words(&[0, 1, 0, 7]), &mut random);
+        udp.handle_datagram(secs(0), &words(&[1, 1, 900, 0, 0]), &mut random);
+        assert!(matches!(
+            udp.poll_outcome(),
+            Some(Err(UdpTrackerError::Nonsense { .. }))
+        ));
     }
 
     fn words(words: &[u32]) -> Vec<u8> {
@@ -325,8 +408,9 @@ mod tests {
         let mut answer = words(&[1, 2, 900, 5, 6]);
         answer.extend([10, 0, 0, 1, 0, 80]);
         udp.handle_datagram(secs(2), &answer, &mut random);
-        let announced = udp.poll_outcome().unwrap().unwrap();
+        let announced = announced(&mut udp);
         assert_eq!(announced.interval, secs(900));
+        assert_eq!((announced.seeds, announced.leechers), (Some(6), Some(5)));
         assert_eq!(announced.peers, ["10.0.0.1:80".parse().unwrap()]);
         assert_eq!((udp.poll_timeout(), udp.poll_transmit()), (None, None));
     }
@@ -419,13 +503,18 @@ mod tests {
     fn who_leaves_wants_no_peers_and_a_tracker_at_ipv6_lists_those() {
         let mut random = counting();
         let stop = request(Event::Stopped);
-        let mut udp = UdpAnnounce::new(secs(0), stop, String::new(), Family::V6, &mut random);
+        let question = Question::Announce {
+            request: stop,
+            url_data: String::new(),
+            family: Family::V6,
+        };
+        let mut udp = UdpExchange::new(secs(0), question, &mut random);
         udp.handle_datagram(secs(0), &words(&[0, 1, 0, 7]), &mut random);
         let sent = udp.poll_transmit().unwrap();
         assert_eq!((sent.len(), &sent[92..96]), (98, &words(&[0])[..]));
         let answer = [words(&[1, 2, 900, 0, 0, 0, 0, 0, 1]), vec![0, 81]].concat();
         udp.handle_datagram(secs(1), &answer, &mut random);
-        let announced = udp.poll_outcome().unwrap().unwrap();
+        let announced = announced(&mut udp);
         assert_eq!(announced.peers, ["[::1]:81".parse().unwrap()]);
     }
 
@@ -438,8 +527,9 @@ mod tests {
         ) {
             let mut random = counting();
             let family = if v6 { Family::V6 } else { Family::V4 };
-            let mut udp = UdpAnnounce::new(
-                secs(0), request(Event::Regular), String::new(), family, &mut random);
+            let request = request(Event::Regular);
+            let question = Question::Announce { request, url_data: String::new(), family };
+            let mut udp = UdpExchange::new(secs(0), question, &mut random);
             for (n, (action, transaction, rest)) in datagrams.iter().enumerate() {
                 let datagram = [words(&[*action, *transaction]), rest.clone()].concat();
                 udp.handle_datagram(secs(n as u64), &datagram, &mut random);

@@ -16,6 +16,7 @@ use super::record::{METAINFO_FILE, TorrentRecord, save, save_metainfo};
 use super::{OpenTorrent, name_of, short_hashes};
 use crate::api::types::*;
 use crate::api::{ApiError, ErrorKind, ProgressSink};
+use crate::engine::discovery::Reach;
 use crate::engine::torrent::select::Selection;
 use crate::engine::torrent::{self, Metadata, Phase, TorrentConfig, TorrentHandle, TorrentStatus};
 use crate::proto::magnet::Magnet;
@@ -30,7 +31,8 @@ pub(super) struct Known {
     hashes: InfoHashes,
     name: String,
     private: bool,
-    pub(super) trackers: Vec<String>,
+    /// In tiers (BEP 12); each tracker of a magnet link is a tier of its own.
+    pub(super) trackers: Vec<Vec<String>>,
     pub(super) metadata: Option<Metadata>,
     peers: Vec<(String, u16)>,
 }
@@ -117,20 +119,9 @@ impl Daemon {
     ) -> Result<Arc<OpenTorrent>, ApiError> {
         let bytes = std::fs::read(state.join(METAINFO_FILE)).ok();
         let known = know(bytes.as_deref(), record.magnet.as_deref())?;
+        let reach = first_reach(&known);
         let port = self.listen()?.port();
-        let mut peers: Vec<SocketAddr> = self
-            .0
-            .config
-            .peers
-            .iter()
-            .chain(&record.peers)
-            .copied()
-            .collect();
-        for (host, port) in known.peers.iter().take(16) {
-            if let Ok(ip) = host.parse() {
-                peers.push(SocketAddr::new(ip, *port));
-            }
-        }
+        let peers = self.first_peers(&known, &record);
         let selection = selection_of(&record);
         let config = TorrentConfig {
             hashes: known.hashes,
@@ -147,18 +138,22 @@ impl Daemon {
             port,
             shared: self.0.torrent_shared.clone(),
         };
-        let needs_metadata = config.metadata.is_none();
+        let incomplete = config.metadata.as_ref().is_none_or(Metadata::lacks_layers);
         let handle = torrent::spawn(config, self.0.gate.clone());
         let hash = name_of(&known.hashes);
         for short in short_hashes(&known.hashes) {
             self.0.gate.open_torrent(short, handle.clone());
-            self.watch_for_peers(short, known.trackers.clone(), known.private, handle.clone());
+            let tiers = known.trackers.clone();
+            self.watch_for_peers(short, tiers, reach, &handle);
         }
-        if needs_metadata {
-            tokio::spawn(
-                self.clone()
-                    .keep_metadata(handle.clone(), state.clone(), known.trackers),
+        if incomplete {
+            let kept = self.clone().keep_metadata(
+                handle.clone(),
+                state.clone(),
+                known.trackers.clone(),
+                reach,
             );
+            tokio::spawn(kept);
         }
         let open = Arc::new(OpenTorrent {
             handle,
@@ -166,12 +161,31 @@ impl Daemon {
             record: Mutex::new(record),
             state,
             hash: hash.clone(),
+            keeps: incomplete.then_some(known.trackers),
             waits: AtomicBool::new(false),
             rested: AtomicBool::new(false),
             counted: Mutex::default(),
         });
         self.0.torrents.lock().insert(hash, Arc::clone(&open));
         Ok(open)
+    }
+
+    /// Peers that the configuration, the user or the link name.
+    fn first_peers(&self, known: &Known, record: &TorrentRecord) -> Vec<SocketAddr> {
+        let mut peers: Vec<SocketAddr> = self
+            .0
+            .config
+            .peers
+            .iter()
+            .chain(&record.peers)
+            .copied()
+            .collect();
+        for (host, port) in known.peers.iter().take(16) {
+            if let Ok(ip) = host.parse() {
+                peers.push(SocketAddr::new(ip, *port));
+            }
+        }
+        peers
     }
 
     /// Mounts a torrent; what is read is fetched.
@@ -343,16 +357,33 @@ fn same_place(open: Arc<OpenTorrent>, dir: &ApiPath) -> Result<Arc<OpenTorrent>,
     Ok(open)
 }
 
+/// Where a torrent is looked for at first.
+fn first_reach(known: &Known) -> Reach {
+    let unknown = known.metadata.is_none() && !known.trackers.is_empty();
+    match known.private {
+        true => Reach::TrackersOnly,
+        false if unknown => Reach::TrackersFirst,
+        false => Reach::Everywhere,
+    }
+}
+
 pub(super) fn know(bytes: Option<&[u8]>, magnet: Option<&str>) -> Result<Known, ApiError> {
     let magnet = magnet.map(Magnet::parse).transpose();
     let magnet = magnet.map_err(|error| ApiError::new(ErrorKind::Usage, error))?;
     let torrent = bytes.map(Torrent::parse).transpose();
     let torrent = torrent.map_err(|error| ApiError::new(ErrorKind::Usage, error))?;
-    let mut trackers: Vec<String> = torrent
+    let mut trackers: Vec<Vec<String>> = torrent
         .iter()
-        .flat_map(|t| t.trackers.iter().flatten().cloned())
+        .flat_map(|t| t.trackers.iter().cloned())
         .collect();
-    trackers.extend(magnet.iter().flat_map(|m| m.trackers.iter().cloned()));
+    let linked = magnet.iter().flat_map(|m| &m.trackers);
+    for url in linked.filter(|url| {
+        !torrent
+            .iter()
+            .any(|t| t.trackers.iter().flatten().any(|u| u == *url))
+    }) {
+        trackers.push(vec![url.clone()]);
+    }
     let peers = magnet
         .iter()
         .flat_map(|m| m.peers.iter().cloned())

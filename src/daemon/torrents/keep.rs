@@ -1,6 +1,7 @@
 //! From one run of the daemon to the next: torrents are opened again, their metadata is kept, and they are closed.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 
@@ -10,7 +11,14 @@ use super::add::{know, selection_of};
 use super::record::{METAINFO_FILE, TorrentRecord, load, save, save_metainfo};
 use super::{OpenTorrent, short_hashes};
 use crate::api::{ApiError, ErrorKind};
-use crate::engine::torrent::{self, TorrentHandle};
+use crate::engine::discovery::Reach;
+use crate::engine::torrent::{self, Metadata, TorrentHandle, TorrentStatus};
+use crate::proto::metainfo::wrap::wrap;
+
+/// A magnet link does not say whether its torrent is private (BEP 27), and whoever looks for a private one in the DHT gives it
+/// away. One with trackers is therefore looked for there alone until peers have told the metadata; but if they have not by
+/// then, everywhere: links to public torrents name trackers that are long gone.
+const TRACKERS_FIRST_TIME: Duration = Duration::from_secs(10);
 
 impl Daemon {
     /// Opens every torrent that was here before.
@@ -56,28 +64,52 @@ impl Daemon {
         self,
         handle: TorrentHandle,
         state: PathBuf,
-        trackers: Vec<String>,
+        trackers: Vec<Vec<String>>,
+        mut reach: Reach,
     ) {
         let mut status = handle.status();
-        let known = status.wait_for(|status| status.bytes_total.is_some());
-        if known.await.is_err() {
+        let known = |status: &TorrentStatus| status.bytes_total.is_some();
+        let in_time = tokio::time::timeout(TRACKERS_FIRST_TIME, status.wait_for(known));
+        let late = in_time.await.is_err();
+        if late && reach == Reach::TrackersFirst {
+            reach = Reach::Everywhere;
+            self.look_everywhere(&handle);
+        }
+        if status.wait_for(known).await.is_err() {
             return;
         }
         let Some(metadata) = handle.metadata().await else {
             return;
         };
-        if metadata.info.private {
-            for short in short_hashes(&metadata.info.hashes) {
-                self.watch_for_peers(short, trackers.clone(), true, handle.clone());
+        if metadata.info.private && reach != Reach::TrackersOnly {
+            for short in handle.short_hashes() {
+                self.watch_for_peers(short, trackers.clone(), Reach::TrackersOnly, &handle);
             }
+        } else if reach == Reach::TrackersFirst {
+            self.look_everywhere(&handle);
         }
-        let bytes = metainfo_of(metadata.info.raw(), &trackers);
-        if let Err(error) = save_metainfo(&state, &bytes) {
-            tracing::warn!(error = error.message, "the metadata will be fetched again");
+        keep(&state, &metadata, &trackers);
+        // A hybrid torrent is opened without its piece hashes, and has them later.
+        if metadata.lacks_layers()
+            && status.wait_for(|status| status.has_layers).await.is_ok()
+            && let Some(metadata) = handle.metadata().await
+        {
+            keep(&state, &metadata, &trackers);
         }
     }
 
+    fn look_everywhere(&self, handle: &TorrentHandle) {
+        let shorts = handle.short_hashes();
+        shorts.for_each(|short| self.widen_search(short, handle));
+    }
+
     pub(super) async fn close_torrent(&self, open: &OpenTorrent) {
+        if let Some(tiers) = &open.keeps
+            && let Some(metadata) = open.handle.metadata().await
+        {
+            // A short download ends before the task that keeps it gets to it.
+            keep(&open.state, &metadata, tiers);
+        }
         for short in short_hashes(&open.hashes) {
             self.0.gate.close_torrent(&short);
             self.stop_looking_for(short);
@@ -107,6 +139,13 @@ impl Daemon {
     }
 }
 
+fn keep(state: &Path, metadata: &Metadata, trackers: &[Vec<String>]) {
+    let bytes = wrap(metadata.info.raw(), trackers, &metadata.layers);
+    if let Err(error) = save_metainfo(state, &bytes) {
+        tracing::warn!(error = error.message, "the metadata will be fetched again");
+    }
+}
+
 fn not_opened(state: &Path, opened: Result<(), ApiError>) {
     if let Err(error) = opened {
         let torrent = place::shown(state);
@@ -131,40 +170,4 @@ fn finish_move(state: &Path, record: &mut TorrentRecord) -> Result<(), ApiError>
         record.dir = to;
     }
     save(state, record)
-}
-
-/// A `.torrent` file of an info dictionary and trackers.
-fn metainfo_of(info: &[u8], trackers: &[String]) -> Vec<u8> {
-    let mut bytes = b"d".to_vec();
-    if let Some(first) = trackers.first() {
-        bytes.extend_from_slice(format!("8:announce{}:{first}", first.len()).as_bytes());
-        bytes.extend_from_slice(b"13:announce-listl");
-        for url in trackers {
-            bytes.extend_from_slice(format!("l{}:{url}e", url.len()).as_bytes());
-        }
-        bytes.push(b'e');
-    }
-    bytes.extend_from_slice(b"4:info");
-    bytes.extend_from_slice(info);
-    bytes.push(b'e');
-    bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::proto::metainfo::Torrent;
-
-    #[test]
-    fn what_is_kept_of_a_magnet_is_a_torrent() {
-        let info = b"d6:lengthi1e4:name1:a12:piece lengthi16384e6:pieces20:aaaaaaaaaaaaaaaaaaaae";
-        for trackers in [
-            vec![],
-            vec!["udp://a:1".to_owned(), "http://b/announce".to_owned()],
-        ] {
-            let torrent = Torrent::parse(&metainfo_of(info, &trackers)).unwrap();
-            assert_eq!(torrent.info.raw(), info);
-            assert_eq!(torrent.trackers.concat(), trackers);
-        }
-    }
 }

@@ -93,5 +93,5 @@ pub(super) fn list_trackers(open: &OpenTorrent) -> Result<Vec<TorrentTracker>, A
     let bytes = std::fs::read(open.state.join(METAINFO_FILE)).ok();
     let known = know(bytes.as_deref(), magnet.as_deref())?;
     let tracker = |url| TorrentTracker { url };
-    Ok(known.trackers.into_iter().map(tracker).collect())
+    Ok(known.trackers.into_iter().flatten().map(tracker).collect())
 }

@@ -43,6 +43,8 @@ pub(super) struct OpenTorrent {
     /// The folder of the record.
     state: PathBuf,
     hash: String,
+    /// Something of the metadata was missing at the start; with the trackers to keep it with.
+    keeps: Option<Vec<Vec<String>>>,
     /// It waits in the queue.
     waits: AtomicBool,
     /// It has been paused because it had seeded enough.

@@ -10,7 +10,7 @@ mod lsd;
 mod rest;
 pub mod trackers;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 use self::dht::{Dht, DhtConfig, DhtView};
 use self::item::{ItemKeys, Keeper};
 use self::lsd::LsdHandle;
-use self::trackers::{TrackerStatus, TrackerUrl};
+use self::trackers::{Announce, TrackerStatus, TrackerUrl};
 use crate::engine::swarm::SwarmHandle;
 use crate::proto::lsd::GROUP_V4;
 use crate::random;
@@ -52,6 +52,9 @@ pub type Found = (SwarmId, SocketAddr, Source);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
     Everywhere,
+    /// Its trackers, all of them at once: it may be private, nobody knows yet.
+    TrackersFirst,
+    /// Its trackers, one at a time: it is private (BEP 27).
     TrackersOnly,
 }
 
@@ -84,6 +87,8 @@ pub struct Discovery {
     dht: Option<DhtView>,
     lsd: Option<LsdHandle>,
     watches: Mutex<HashMap<SwarmId, Watch>>,
+    /// Tasks of swarms that are not watched any more, which may be saying good-bye.
+    leaving: Mutex<Vec<JoinHandle<()>>>,
     /// Ends the tasks that serve all swarms.
     stopper: Stopper,
     shared: Vec<JoinHandle<()>>,
@@ -94,6 +99,21 @@ struct Watch {
     stopper: Stopper,
     tasks: Vec<JoinHandle<()>>,
     trackers: Vec<Arc<Mutex<TrackerStatus>>>,
+}
+
+impl Watch {
+    /// A tracker whose status is shown; one to announce to if its URL is one.
+    fn tracker(&mut self, url: &str, tier: usize) -> Option<trackers::Entry> {
+        let parsed = TrackerUrl::parse(url);
+        let status = Arc::new(Mutex::new(TrackerStatus {
+            url: url.to_owned(),
+            tier,
+            error: parsed.as_ref().err().map(ToString::to_string),
+            ..TrackerStatus::default()
+        }));
+        self.trackers.push(Arc::clone(&status));
+        Some(trackers::Entry::new(parsed.ok()?, status))
+    }
 }
 
 impl Discovery {
@@ -119,6 +139,7 @@ impl Discovery {
             dht,
             lsd,
             watches,
+            leaving: Mutex::default(),
             stopper,
             shared,
         }
@@ -128,14 +149,15 @@ impl Discovery {
     /// more than once. Ends with [`Self::unwatch`] or when the other side of `sink` is dropped. URLs that are none are
     /// reported in [`Self::status`].
     pub fn watch(&self, swarm: SwarmId, trackers: Vec<String>, sink: mpsc::Sender<Found>) {
-        self.watch_within(swarm, trackers, sink, Reach::Everywhere);
+        let announce = Announce::anonymous(trackers);
+        self.watch_within(swarm, announce, sink, Reach::Everywhere);
     }
 
     /// The same, where `reach` may leave nothing but the trackers (BEP 27).
     pub fn watch_within(
         &self,
         swarm: SwarmId,
-        trackers: Vec<String>,
+        announce: Announce,
         sink: mpsc::Sender<Found>,
         reach: Reach,
     ) {
@@ -150,19 +172,38 @@ impl Discovery {
             let task = dht::follow(view, swarm, self.port, sink.clone(), stop.clone());
             watch.tasks.push(tokio::spawn(task));
         }
-        let mut urls = if self.trackers { trackers } else { Vec::new() };
-        urls.sort_unstable();
-        urls.dedup();
-        for url in urls.into_iter().take(TRACKERS_MAX) {
-            self.watch_tracker(&mut watch, url, swarm, &sink, &stop);
+        if self.trackers {
+            self.watch_trackers(&mut watch, &announce, swarm, &sink, &stop, reach);
         }
         // Ends the earlier watch, if any.
-        drop(self.watches.lock().insert(swarm, watch));
+        let earlier = self.watches.lock().insert(swarm, watch);
+        self.end(earlier);
         if let Some(lsd) = &self.lsd {
             match reach {
                 Reach::Everywhere => lsd.watch(swarm, sink),
-                Reach::TrackersOnly => lsd.unwatch(swarm),
+                Reach::TrackersFirst | Reach::TrackersOnly => lsd.unwatch(swarm),
             }
+        }
+    }
+
+    /// A swarm that was looked for at its trackers is looked for everywhere from now on, and at trackers of `more` too. Those
+    /// it has hear nothing of it.
+    pub fn widen(&self, swarm: SwarmId, more: &Announce, sink: mpsc::Sender<Found>) {
+        let mut watches = self.watches.lock();
+        let Some(watch) = watches.get_mut(&swarm) else {
+            return;
+        };
+        let stop = Stop(watch.stopper.0.subscribe());
+        if let Some(view) = self.dht.clone() {
+            let task = dht::follow(view, swarm, self.port, sink.clone(), stop.clone());
+            watch.tasks.push(tokio::spawn(task));
+        }
+        if self.trackers {
+            self.watch_trackers(watch, more, swarm, &sink, &stop, Reach::Everywhere);
+        }
+        drop(watches);
+        if let Some(lsd) = &self.lsd {
+            lsd.watch(swarm, sink);
         }
     }
 
@@ -178,42 +219,77 @@ impl Discovery {
         }
     }
 
-    fn watch_tracker(
+    /// One task for each tier, or one for all where peers may come from one tracker at a time only (BEP 27).
+    fn watch_trackers(
         &self,
         watch: &mut Watch,
-        url: String,
+        announce: &Announce,
         swarm: SwarmId,
         sink: &mpsc::Sender<Found>,
         stop: &Stop,
+        reach: Reach,
     ) {
-        let parsed = TrackerUrl::parse(&url);
-        let error = parsed.as_ref().err().map(ToString::to_string);
-        let status = Arc::new(Mutex::new(TrackerStatus {
-            url,
-            peers: None,
-            error,
-        }));
-        watch.trackers.push(Arc::clone(&status));
-        if let Ok(url) = parsed {
-            let (sink, stop) = (sink.clone(), stop.clone());
+        let mut known: HashSet<String> = HashSet::new();
+        known.extend(watch.trackers.iter().map(|t| t.lock().url.clone()));
+        let mut tiers = Vec::new();
+        for (number, urls) in announce.tiers.iter().enumerate() {
+            let mut tier = Vec::new();
+            for url in urls {
+                if known.len() < TRACKERS_MAX && known.insert(url.clone()) {
+                    tier.extend(watch.tracker(url, number));
+                }
+            }
+            tiers.push(tier);
+        }
+        tiers.retain(|tier| !tier.is_empty());
+        let tasks = match reach {
+            Reach::TrackersOnly if tiers.is_empty() => Vec::new(),
+            Reach::TrackersOnly => vec![tiers],
+            Reach::Everywhere | Reach::TrackersFirst => {
+                tiers.into_iter().map(|tier| vec![tier]).collect()
+            }
+        };
+        for tiers in tasks {
             let task = trackers::Task {
-                url,
+                tiers,
                 swarm,
+                announce: announce.clone(),
                 port: self.port,
-                sink,
-                status,
-                stop,
+                sink: sink.clone(),
+                stop: stop.clone(),
             };
             watch.tasks.push(tokio::spawn(task.run()));
         }
     }
 
+    /// What is known of the trackers of a swarm.
+    pub fn trackers_of(&self, swarm: SwarmId) -> Vec<TrackerStatus> {
+        let watches = self.watches.lock();
+        let trackers = watches.get(&swarm).map(|watch| watch.trackers.iter());
+        trackers
+            .into_iter()
+            .flatten()
+            .map(|t| t.lock().clone())
+            .collect()
+    }
+
     /// Stops looking for peers of `swarm` and tells its trackers.
     pub fn unwatch(&self, swarm: SwarmId) {
-        drop(self.watches.lock().remove(&swarm));
+        let ended = self.watches.lock().remove(&swarm);
+        self.end(ended);
         if let Some(lsd) = &self.lsd {
             lsd.unwatch(swarm);
         }
+    }
+
+    fn end(&self, watch: Option<Watch>) {
+        let Some(Watch { stopper, tasks, .. }) = watch else {
+            return;
+        };
+        drop(stopper);
+        let mut leaving = self.leaving.lock();
+        leaving.retain(|task| !task.is_finished());
+        leaving.extend(tasks);
     }
 
     /// The DHT, once it runs.
@@ -246,11 +322,13 @@ impl Discovery {
     pub async fn close(self) {
         let Self {
             watches,
+            leaving,
             stopper,
             shared,
             ..
         } = self;
         let mut tasks = shared;
+        tasks.extend(leaving.into_inner());
         for (_, watch) in watches.into_inner() {
             drop(watch.stopper);
             tasks.extend(watch.tasks);

@@ -1,37 +1,27 @@
-//! Announces one swarm to one tracker for as long as it is watched.
+//! Trackers: where they are, asking one of them once, and what is known of them. `task` asks for as long as a swarm is watched.
 
 mod http;
+mod task;
 mod udp;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::Uri;
-use parking_lot::Mutex;
 use thiserror::Error;
-use tokio::sync::mpsc;
 
-use super::{Found, Source, Stop, deliver, jittered};
+pub use self::task::{Announce, Totals};
+pub(super) use self::task::{Entry, Task};
 use crate::proto::http_tracker::{ANSWER_LEN_MAX, HttpAnswerError};
-use crate::proto::tracker::{AnnounceRequest, Announced, Event};
+use crate::proto::tracker::{AnnounceRequest, Announced, Scraped};
 use crate::proto::udp_tracker::UdpTrackerError;
-use crate::random;
 use crate::share::SwarmId;
 
-/// First wait after a failure; doubled with each further one.
-const RETRY_TIME_MIN: Duration = Duration::from_secs(60);
-/// Longest wait after failures.
-const RETRY_TIME_MAX: Duration = Duration::from_secs(30 * 60);
-/// The good-bye to a tracker must not hold up the end.
-const LEAVE_TIME: Duration = Duration::from_secs(3);
 /// Longest name lookup.
 const RESOLVE_TIME: Duration = Duration::from_secs(10);
-/// What we say is missing. Not 0: to those who miss nothing many trackers do not name others who miss nothing.
-const LEFT: u64 = 1;
-/// Said in place of 0 when nobody can call us: trackers refuse 0.
-const PORT_NONE: u16 = 1;
+/// Redirects followed in a row.
+const REDIRECTS_MAX: usize = 5;
 
 /// Why an announce came to nothing.
 #[derive(Debug, Error)]
@@ -45,6 +35,12 @@ pub enum TrackerError {
     /// A tracker on this machine whose path is not that of an announce: a link must not make us call any local service.
     #[error("a tracker on this machine needs a path that begins with /announce")]
     LocalPath,
+    /// It sends us elsewhere, where we do not go.
+    #[error("the tracker redirects {0}")]
+    Redirect(&'static str),
+    /// BEP 48 gives no way to scrape it.
+    #[error("the tracker cannot be scraped")]
+    NoScrape,
     /// The socket failed.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -54,7 +50,7 @@ pub enum TrackerError {
     /// Connecting, TLS or HTTP failed.
     #[error("{0}")]
     Http(String),
-    /// The HTTP status is not 200. Redirects are not followed.
+    /// The HTTP status is not 200.
     #[error("HTTP status {0}")]
     Status(u16),
     /// The HTTP answer is longer than is read.
@@ -116,6 +112,37 @@ impl TrackerUrl {
             http::announce(self, &request).await
         }
     }
+
+    /// Asks for the counts of a swarm.
+    pub async fn scrape(&self, swarm: SwarmId) -> Result<Scraped, TrackerError> {
+        if self.udp {
+            udp::scrape(self, swarm).await
+        } else {
+            http::scrape(self, swarm).await
+        }
+    }
+
+    /// Where a redirect of this HTTP tracker leads: an absolute URL, or a path on the same server. Never from TLS to none.
+    fn redirected(&self, location: &str) -> Result<Self, TrackerError> {
+        let here = self.uri.authority().ok_or(TrackerError::Url)?;
+        let scheme = self.uri.scheme_str().unwrap_or_default();
+        let text = if location.contains("://") {
+            location.to_owned()
+        } else if let Some(rest) = location.strip_prefix("//") {
+            format!("{scheme}://{rest}")
+        } else if location.starts_with('/') {
+            format!("{scheme}://{here}{location}")
+        } else {
+            return Err(TrackerError::Redirect("to something that is no URL"));
+        };
+        let there = Self::parse(&text);
+        let there = there.map_err(|_| TrackerError::Redirect("to something that is no URL"))?;
+        match (there.udp, scheme, there.uri.scheme_str()) {
+            (true, ..) => Err(TrackerError::Redirect("to another protocol")),
+            (_, "https", Some("http")) => Err(TrackerError::Redirect("from https to http")),
+            _ => Ok(there),
+        }
+    }
 }
 
 async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, TrackerError> {
@@ -124,94 +151,25 @@ async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, TrackerError>
     Ok(found.map_err(TrackerError::Resolve)?.collect())
 }
 
-/// What a tracker said last.
+/// What is known of a tracker.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrackerStatus {
     /// Its URL as given.
     pub url: String,
+    /// Its tier, from 0.
+    pub tier: usize,
     /// Peers in the last answer, if there was one.
     pub peers: Option<usize>,
+    /// Peers that have everything, as the tracker counts.
+    pub seeds: Option<u32>,
+    /// Peers that do not.
+    pub leechers: Option<u32>,
+    /// What the tracker wants the user to know.
+    pub message: Option<String>,
     /// Why the last announce failed, if it did.
     pub error: Option<String>,
-}
-
-/// One swarm's announces to one tracker.
-pub(super) struct Task {
-    pub(super) url: TrackerUrl,
-    pub(super) swarm: SwarmId,
-    pub(super) port: u16,
-    pub(super) sink: mpsc::Sender<Found>,
-    pub(super) status: Arc<Mutex<TrackerStatus>>,
-    pub(super) stop: Stop,
-}
-
-impl Task {
-    /// Announces until told to stop, then says good-bye to a tracker that knows us.
-    pub(super) async fn run(self) {
-        let mut request = AnnounceRequest {
-            swarm: self.swarm,
-            peer_id: random::bytes(),
-            port: if self.port == 0 { PORT_NONE } else { self.port },
-            key: u32::from_be_bytes(random::bytes()),
-            uploaded: 0,
-            downloaded: 0,
-            left: LEFT,
-            event: Event::Started,
-        };
-        let mut stop = self.stop.clone();
-        tokio::select! {
-            () = self.repeat(&mut request) => {}
-            () = stop.stopped() => {}
-        }
-        if request.event == Event::Regular {
-            request.event = Event::Stopped;
-            drop(tokio::time::timeout(LEAVE_TIME, self.url.announce(request)).await);
-        }
-    }
-
-    /// Ends only when nobody listens any more.
-    async fn repeat(&self, request: &mut AnnounceRequest) {
-        let mut failures = 0;
-        loop {
-            let outcome = self.url.announce(request.clone()).await;
-            self.note(&outcome);
-            let wait = match outcome {
-                Ok(announced) => {
-                    failures = 0;
-                    request.event = Event::Regular;
-                    for peer in announced.peers {
-                        if !deliver(&self.sink, self.swarm, peer, Source::Tracker).await {
-                            return;
-                        }
-                    }
-                    announced.interval
-                }
-                Err(_) => {
-                    failures += 1;
-                    jittered(retry_wait(failures))
-                }
-            };
-            tokio::time::sleep(wait).await;
-        }
-    }
-
-    fn note(&self, outcome: &Result<Announced, TrackerError>) {
-        let mut status = self.status.lock();
-        match outcome {
-            Ok(announced) => {
-                status.peers = Some(announced.peers.len());
-                status.error = None;
-            }
-            Err(error) => {
-                tracing::debug!(swarm = %self.swarm, url = status.url, %error, "tracker");
-                status.error = Some(error.to_string());
-            }
-        }
-    }
-}
-
-fn retry_wait(failures: u32) -> Duration {
-    (RETRY_TIME_MIN * 2_u32.pow(failures.saturating_sub(1).min(10))).min(RETRY_TIME_MAX)
+    /// When it is asked next, in seconds since 1970; `None` for one that waits until others of its tier fail.
+    pub next_announce: Option<u64>,
 }
 
 #[cfg(test)]

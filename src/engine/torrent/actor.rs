@@ -22,7 +22,6 @@ use crate::clock::Elapsed;
 use crate::engine::dial::Dialer;
 use crate::engine::limits::{Level, Limits, Way};
 use crate::proto::blocks::Block;
-use crate::proto::handshake::Handshake;
 use crate::proto::metainfo::Info;
 use crate::proto::picker::Order;
 use crate::proto::scheduler::PeerKey;
@@ -36,8 +35,6 @@ const PEER_EVENTS_MAX: usize = 64;
 const BATCH: usize = 16;
 /// How often the status is told.
 const STATUS_TIME: Duration = Duration::from_millis(250);
-/// How long the actor sleeps when nothing is due.
-const IDLE_TIME: Duration = Duration::from_secs(3600);
 
 struct PeerLink {
     tx: mpsc::UnboundedSender<Vec<ToPeer>>,
@@ -47,6 +44,15 @@ struct PeerLink {
     /// The address to call that leads to this peer, if one is known to.
     dialed: Option<SocketAddr>,
     limits: Arc<Level>,
+}
+
+/// Why a connection is not taken.
+enum Refused {
+    /// There are enough, or none are wanted now.
+    NoRoom,
+    Ourselves,
+    /// Its peer has another one, which stays.
+    IsHere,
 }
 
 /// Whether a second connection takes the place of the first. When both sides have called, both keep the call of the one
@@ -62,6 +68,8 @@ pub(super) struct Actor {
     pub(super) machine: Torrent,
     pub(super) content: Option<Content>,
     pub(super) metadata: Option<Arc<Metadata>>,
+    /// Metadata whose piece hashes are being fetched.
+    pub(super) awaiting: Option<Metadata>,
     pub(super) disk_events: mpsc::UnboundedSender<DiskEvent>,
     pub(super) checked: mpsc::UnboundedSender<Checked>,
     pub(super) phase: Phase,
@@ -91,6 +99,10 @@ pub(super) struct Actor {
     pub(super) seeded: bool,
     status: watch::Sender<TorrentStatus>,
     pub(super) next_status: Now,
+    /// Something has happened in this turn.
+    stirred: bool,
+    /// Something has happened since the status was told.
+    untold: bool,
     done: Option<oneshot::Sender<()>>,
 }
 
@@ -112,20 +124,20 @@ pub(super) fn spawn(config: TorrentConfig, gate: Arc<dyn DialTorrent>) -> Torren
         ..TorrentStatus::default()
     });
     let hashes = config.hashes;
-    let short = hashes
-        .v1
-        .map(|hash| hash.0)
-        .or_else(|| hashes.v2.map(|hash| hash.short()));
+    let (handshake, upgrade) = super::v2::handshake_of(&hashes, config.shared.peer_id);
     let handle = TorrentHandle {
         tx,
         status: watched,
-        handshake: Handshake::for_torrent(short.unwrap_or_default(), config.shared.peer_id),
+        handshake,
+        upgrade,
+        tracker_key: u32::from_le_bytes(random::bytes()),
     };
     let rules = machine::Settings {
         hashes,
         private: !config.exchange,
         port: config.port,
         lazy: config.lazy,
+        super_seed: false,
         seed: u64::from_le_bytes(random::bytes()),
     };
     let mut dialer = Dialer::default();
@@ -135,6 +147,7 @@ pub(super) fn spawn(config: TorrentConfig, gate: Arc<dyn DialTorrent>) -> Torren
         clock,
         content: None,
         metadata: None,
+        awaiting: None,
         disk_events,
         checked: checked_tx,
         phase: Phase::Metadata,
@@ -158,6 +171,8 @@ pub(super) fn spawn(config: TorrentConfig, gate: Arc<dyn DialTorrent>) -> Torren
         seeded: false,
         status,
         next_status: Now::ZERO,
+        stirred: true,
+        untold: true,
         done: None,
         config,
     };
@@ -172,6 +187,14 @@ pub(super) fn spawn(config: TorrentConfig, gate: Arc<dyn DialTorrent>) -> Torren
     handle
 }
 
+/// An idle torrent has nothing to wake up for.
+async fn sleep(until: Option<std::time::Instant>) {
+    match until {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Actor {
     async fn run(mut self, mut inputs: Inputs) {
         if let Some(metadata) = self.config.metadata.take() {
@@ -182,13 +205,14 @@ impl Actor {
         }
         self.machine.set_slots(self.config.settings.slots);
         while self.done.is_none() {
-            let until = tokio::time::Instant::from_std(self.clock.instant(self.poll_timeout()));
+            let until = self.poll_timeout().map(|at| self.clock.instant(at));
+            self.stirred = true;
             tokio::select! {
                 Some(command) = inputs.commands.recv() => self.command(command),
                 Some(event) = inputs.disk.recv() => self.disk_event(event),
                 Some(checked) = inputs.checked.recv() => self.begin(checked),
                 Some(event) = inputs.peers.recv() => self.peer_event(event),
-                () = tokio::time::sleep_until(until) => {}
+                () = sleep(until) => self.stirred = self.is_due(self.clock.now()),
             }
             for _ in 0..BATCH {
                 if let Ok(event) = inputs.disk.try_recv() {
@@ -204,7 +228,14 @@ impl Actor {
         self.close().await;
     }
 
-    fn poll_timeout(&self) -> Now {
+    /// When something is to be done; `None` while nobody is connected, called or read for.
+    fn poll_timeout(&self) -> Option<Now> {
+        let status = (self.untold || self.is_active()).then_some(self.next_status);
+        [self.next_work(), status].into_iter().flatten().min()
+    }
+
+    /// The same, without telling how it stands.
+    fn next_work(&self) -> Option<Now> {
         let dial = self
             .may_dial()
             .then(|| self.dialer.poll_timeout())
@@ -212,17 +243,36 @@ impl Actor {
         let read = self.next_read_check();
         let times = [
             read,
-            Some(self.machine.poll_timeout()),
-            (self.next_status != Now::MAX).then_some(self.next_status),
+            self.machine.poll_timeout(),
             dial,
             self.retry_at,
+            self.seed_end(),
         ];
-        let next = times.into_iter().flatten().min();
-        next.unwrap_or_else(|| self.clock.now() + IDLE_TIME)
+        times.into_iter().flatten().min()
+    }
+
+    fn is_due(&self, now: Now) -> bool {
+        self.next_work().is_some_and(|at| at <= now)
+    }
+
+    /// Rates and progress change without anything reaching the actor.
+    fn is_active(&self) -> bool {
+        let told = self.status.borrow();
+        self.phase == Phase::Checking || told.rate_down > 0 || told.rate_up > 0
+    }
+
+    /// When it has seeded as long as it was to, and that is to be told.
+    fn seed_end(&self) -> Option<Now> {
+        let since = self.seeding_since.filter(|_| !self.seeded)?;
+        let end = since.saturating_add(self.config.settings.seed_time?);
+        Some(end.max(self.next_status))
     }
 
     fn upkeep(&mut self) {
         let now = self.clock.now();
+        if self.is_owing() && self.machine.poll_timeout().is_some_and(|at| at <= now) {
+            self.machine.excuse(now);
+        }
         self.machine.handle_timeout(now);
         if self.retry_at.is_some_and(|at| at <= now) {
             self.retry(now);
@@ -230,28 +280,18 @@ impl Actor {
         self.check_reads(now);
         self.apply();
         if self.may_dial() {
-            for addr in self.dialer.due(now) {
+            let machine = &self.machine;
+            for addr in self.dialer.due_by(now, |addr| machine.standing(addr)) {
                 self.gate
                     .dial_torrent(addr, self.handle.handshake, self.handle.clone());
             }
         }
-        if now >= self.next_status {
-            self.next_status = match self.is_idle() {
-                true => Now::MAX,
-                false => now + STATUS_TIME,
-            };
-            if self.is_owing() {
-                self.machine.excuse(now);
-            }
+        self.untold |= self.stirred;
+        if now >= self.next_status && (self.untold || self.is_active()) {
+            self.next_status = now + STATUS_TIME;
+            self.untold = false;
             self.tell_status(now);
         }
-    }
-
-    /// Nothing changes until something reaches the actor; a thousand seeds that nobody asks cost nothing.
-    fn is_idle(&self) -> bool {
-        let settled = matches!(self.phase, Phase::Seeding | Phase::Paused | Phase::Queued);
-        let timed = self.config.settings.seed_time.is_some();
-        settled && self.peers.is_empty() && !timed && self.trouble.is_none()
     }
 
     /// What did not come may be for our own limits.
@@ -267,19 +307,25 @@ impl Actor {
         self.config.paused || self.queued
     }
 
+    /// Who seeds calls too: some of those who want something cannot be called back. Places are left for those who call.
     fn may_dial(&self) -> bool {
-        let seeding = self.phase == Phase::Seeding;
-        !self.is_resting()
-            && self.phase != Phase::Stopped
-            && self.peers.len() < self.config.settings.peers_max
-            && !seeding
+        let max = self.config.settings.peers_max;
+        let max = match self.phase {
+            Phase::Stopped => 0,
+            Phase::Seeding => max / 2,
+            _ => max,
+        };
+        !self.is_resting() && self.peers.len() < max
     }
 
     fn command(&mut self, command: ToTorrent) {
         let now = self.clock.now();
         match command {
             ToTorrent::Connected(connected) => self.connected(*connected),
-            ToTorrent::DialFailed(addr) => self.dialer.failed(now, addr),
+            ToTorrent::DialFailed(addr) => {
+                self.dialer.failed(now, addr);
+                self.machine.call_failed(now, addr);
+            }
             ToTorrent::DialedOurselves(addr) => self.dialer.ourselves(addr),
             ToTorrent::Found(addr) => self.dialer.found(addr),
             ToTorrent::Give(addr) => self.dialer.give(addr),
@@ -343,17 +389,14 @@ impl Actor {
 
     fn connected(&mut self, connected: Connected) {
         let now = self.clock.now();
-        let full = self.peers.len() >= self.config.settings.peers_max || self.is_resting();
-        let ourselves = connected.handshake.peer_id == self.config.shared.peer_id;
-        if full || ourselves {
-            match (connected.called, full) {
-                (true, false) => self.dialer.ourselves(connected.addr),
-                (true, true) => self.dialer.failed(now, connected.addr),
-                _ => {}
+        if let Err(refused) = self.admit(now, &connected) {
+            if connected.called {
+                match refused {
+                    Refused::Ourselves => self.dialer.ourselves(connected.addr),
+                    Refused::NoRoom => self.dialer.failed(now, connected.addr),
+                    Refused::IsHere => {}
+                }
             }
-            return;
-        }
-        if self.is_here(now, &connected) {
             return;
         }
         let Connected {
@@ -409,10 +452,32 @@ impl Actor {
         let new = NewPeer {
             fast,
             extended: handshake.has_extensions(),
+            v2: self.is_v2(called, &handshake),
+            called,
             addr: Some(addr),
+            pex_flags: 0,
         };
         self.machine.peer_joined(now, key, new);
-        self.next_status = self.next_status.min(now + STATUS_TIME);
+    }
+
+    /// Whether a connection is taken. One of `Refused::IsHere` has been settled with the dialer.
+    fn admit(&mut self, now: Now, new: &Connected) -> Result<(), Refused> {
+        if self.is_resting() {
+            return Err(Refused::NoRoom);
+        }
+        if new.handshake.peer_id == self.config.shared.peer_id {
+            return Err(Refused::Ourselves);
+        }
+        let before = self.peers.len();
+        if self.is_here(now, new) {
+            return Err(Refused::IsHere);
+        }
+        let replaces = self.peers.len() < before;
+        let full = before >= self.config.settings.peers_max;
+        if full && !replaces && !self.machine.make_room(new.addr) {
+            return Err(Refused::NoRoom);
+        }
+        Ok(())
     }
 
     /// Whether the peer is connected already, and stays so. A second connection would count its pieces and its choice of
@@ -460,7 +525,6 @@ impl Actor {
 
     fn down(&mut self, now: Now, key: PeerKey, end: &PeerEnd) {
         self.machine.peer_left(now, key);
-        self.next_status = self.next_status.min(now + STATUS_TIME);
         self.outgoing.remove(&key);
         if let Some(link) = self.peers.remove(&key) {
             tracing::debug!(addr = %link.addr, why = %end, "connection ended");
@@ -517,6 +581,9 @@ impl Actor {
             }
             DiskEvent::Failed { piece, digests } => self.machine.piece_failed(now, piece, &digests),
             DiskEvent::Examined { piece, digests } => self.machine.examined(now, piece, &digests),
+            DiskEvent::Leaves { key, range, leaves } => {
+                self.machine.leaves_read(now, key, range, leaves);
+            }
             DiskEvent::Broken { piece, error } => {
                 self.machine.piece_lost(now, piece);
                 self.piece_gone(piece);
@@ -546,6 +613,9 @@ impl Actor {
                     }),
                     Err(error) => self.stop(format!("the metadata is no torrent: {error}")),
                 },
+                Action::Layers(layers) => self.layers_known(layers),
+                Action::ServeHashes(key, range, of) => self.serve_hashes(key, range, of),
+                Action::Punch(addr) => self.dialer.at_once(self.clock.now(), addr),
                 Action::Found(addrs) => addrs.into_iter().for_each(|addr| self.dialer.found(addr)),
             }
         }
@@ -575,6 +645,7 @@ impl Actor {
                     self.dialer.bar(dialed);
                     self.gate.bar(link.addr.ip());
                 }
+                Fault::Redundant => self.dialer.rests(self.clock.now(), dialed),
                 _ if link.dialed.is_some() => self.dialer.failed(self.clock.now(), dialed),
                 _ => {}
             }

@@ -53,8 +53,7 @@ impl Actor {
         let info = &metadata.info;
         let layout = Layout::of(info);
         let Some(hashes) = PieceHashes::new(info, &metadata.layers) else {
-            return self
-                .stop("the hashes of its pieces are not known: use the .torrent file".to_owned());
+            return self.await_layers(metadata);
         };
         let selection = &self.config.selection;
         let wants = |n: usize| info.files.get(n).is_some_and(|file| selection.wants(file));
@@ -84,6 +83,7 @@ impl Actor {
         self.config.name = String::from_utf8_lossy(info.name.as_bytes()).into_owned();
         let metadata = Arc::new(metadata);
         self.machine.set_metadata(raw_of(&metadata));
+        self.hash_trees(&metadata.info, &metadata.layers);
         self.metadata = Some(metadata);
         self.count_wanted();
         self.check(false);
@@ -331,6 +331,7 @@ impl Actor {
             finished,
             // Once it is, it stays so: it is paused then, and time stops.
             done_seeding: self.seeded || (finished && seeded),
+            has_layers: summary.hash_sources.is_none(),
         }
     }
 
@@ -356,6 +357,9 @@ impl Actor {
             Phase::Queued => "waiting until others are done".to_owned(),
             Phase::Checking => "checking files".to_owned(),
             Phase::Seeding => format!("seeding to {} of {peers} peers", summary.leechers),
+            Phase::Metadata if let Some(sources) = summary.hash_sources => {
+                format!("waiting for piece hashes from {sources} of {peers} peers")
+            }
             Phase::Metadata if peers > 0 => metadata,
             Phase::Metadata => "looking for peers with the metadata".to_owned(),
             _ if peers == 0 => "no peers".to_owned(),

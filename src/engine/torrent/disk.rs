@@ -17,6 +17,9 @@ use super::hashes::{PieceHasher, PieceHashes, digests};
 use super::storage::Storage;
 use crate::proto::bitfield::Bitfield;
 use crate::proto::blocks::{BLOCK_BYTES, Layout};
+use crate::proto::metainfo::merkle::TreeHash;
+use crate::proto::scheduler::PeerKey;
+use crate::proto::wire::HashRange;
 
 /// Bytes a thread keeps of blocks that came before their turn.
 const KEPT_BYTES_MAX: usize = 2 << 20;
@@ -34,6 +37,12 @@ pub(super) enum DiskEvent {
     Examined {
         piece: u32,
         digests: Vec<u64>,
+    },
+    /// The leaves of a piece's hash tree, for a peer; `None` if it cannot be read.
+    Leaves {
+        key: PeerKey,
+        range: HashRange,
+        leaves: Option<Vec<TreeHash>>,
     },
     /// The piece could not be written or read; it counts as missing.
     Broken {

@@ -4,7 +4,7 @@
 //! - `storage`: where bytes lie. `relocate`: files that go elsewhere. `names`: those that a file system cannot tell apart.
 //! - `hashes`: what bytes must be. `slab`: the buffers they come in. `resume`: what is here over restarts.
 //! - `settings`: what a user may decide. `select`: which files are wanted. `reader`: reads that wait for pieces.
-//! - `actor`, `content`, `files`: the actor itself.
+//! - `actor`, `content`, `files`, `v2`: the actor itself; `v2` has piece hashes from and for peers.
 
 mod actor;
 mod content;
@@ -20,6 +20,7 @@ pub mod select;
 pub mod settings;
 pub mod slab;
 mod storage;
+mod v2;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -133,6 +134,8 @@ pub struct TorrentStatus {
     pub finished: bool,
     /// The seed ratio or the time to seed is reached.
     pub done_seeding: bool,
+    /// No piece hash of a v2 file is missing.
+    pub has_layers: bool,
 }
 
 /// A connected peer.
@@ -201,12 +204,30 @@ pub struct TorrentHandle {
     tx: mpsc::UnboundedSender<ToTorrent>,
     status: watch::Receiver<TorrentStatus>,
     pub(super) handshake: Handshake,
+    /// What stands for the v2 half of a hybrid torrent.
+    upgrade: Option<[u8; 20]>,
+    tracker_key: u32,
 }
 
 impl TorrentHandle {
     /// How it stands, with news of changes, a few times a second.
     pub fn status(&self) -> watch::Receiver<TorrentStatus> {
         self.status.clone()
+    }
+
+    /// Our name in handshakes, which trackers hear too.
+    pub fn peer_id(&self) -> [u8; 20] {
+        self.handshake.peer_id
+    }
+
+    /// What stands for it in trackers and the DHT, the v1 hash first.
+    pub fn short_hashes(&self) -> impl Iterator<Item = [u8; 20]> + use<> {
+        [self.handshake.info_hash].into_iter().chain(self.upgrade)
+    }
+
+    /// By which trackers know the torrent again when our address changes.
+    pub fn tracker_key(&self) -> u32 {
+        self.tracker_key
     }
 
     /// Somebody says that a peer is at `addr`.

@@ -63,6 +63,47 @@ fn blocks_of_piece(piece_bytes: u32) -> usize {
     (piece_bytes / BLOCK_BYTES).max(1) as usize
 }
 
+/// The layer in which piece hashes lie; leaves are layer 0.
+pub fn piece_layer(piece_bytes: u32) -> u32 {
+    (piece_bytes / BLOCK_BYTES).max(1).ilog2()
+}
+
+/// What stands in `layer` for a node that has only missing leaves under it.
+pub fn filler(layer: u32) -> TreeHash {
+    (0..layer).fold(NO_LEAF, |node, _| parent(&node, &node))
+}
+
+/// `nodes` of `layer` and every layer above them, up to the one of a single node. Missing nodes at the end stay missing.
+pub fn layers_above(nodes: Vec<TreeHash>, layer: u32) -> Vec<Vec<TreeHash>> {
+    let mut filler = filler(layer);
+    let mut out = vec![nodes];
+    while let Some(below) = out.last().filter(|below| below.len() > 1) {
+        let next = below
+            .chunks(2)
+            .map(|pair| match pair {
+                [left, right] => parent(left, right),
+                [left, ..] => parent(left, &filler),
+                [] => filler,
+            })
+            .collect();
+        filler = parent(&filler, &filler);
+        out.push(next);
+    }
+    out
+}
+
+/// The root over `nodes` (a power of two of them) that begin at `index` of their layer, with the nodes beside the way up.
+pub fn root_by_uncles(nodes: &[TreeHash], index: u32, uncles: &[TreeHash]) -> TreeHash {
+    let width = nodes.len().next_power_of_two();
+    let top = root_of(nodes, width, NO_LEAF);
+    let at = index.checked_shr(width.ilog2()).unwrap_or(0);
+    let climb = |(node, at): (TreeHash, u32), uncle: &TreeHash| match at % 2 {
+        0 => (parent(&node, uncle), at / 2),
+        _ => (parent(uncle, &node), at / 2),
+    };
+    uncles.iter().fold((top, at), climb).0
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

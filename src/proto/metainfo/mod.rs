@@ -8,6 +8,7 @@ pub mod draft;
 mod files;
 pub mod merkle;
 pub mod path;
+pub mod wrap;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -57,6 +58,14 @@ impl InfoHashV2 {
 pub struct InfoHashes {
     pub v1: Option<InfoHashV1>,
     pub v2: Option<InfoHashV2>,
+}
+
+impl InfoHashes {
+    /// The 20 bytes that stand for the torrent in handshakes, the v1 hash if there is one.
+    pub fn short(&self) -> [u8; 20] {
+        let v2 = || self.v2.map(|hash| hash.short());
+        self.v1.map(|hash| hash.0).or_else(v2).unwrap_or_default()
+    }
 }
 
 /// What is said about a file besides its bytes (BEP 47).
@@ -283,7 +292,7 @@ impl Torrent {
     }
 }
 
-/// The `piece layers`, each checked against the root it stands under; for files of one piece there is none.
+/// The `piece layers`, each checked against the root it stands under; for files of one piece there is none. A hybrid may lack some.
 fn layers(
     root: Value<'_>,
     info: &Info,
@@ -304,7 +313,12 @@ fn layers(
             continue;
         }
         let refused = || MetainfoError::Layer(file.path.clone());
-        let bytes = found.get(&file_root[..]).and_then(|v| v.bytes());
+        let listed = found.get(&file_root[..]);
+        if listed.is_none() && !info.pieces_v1.is_empty() {
+            // A hybrid that came by a magnet link: its pieces are checked by their v1 hashes.
+            continue;
+        }
+        let bytes = listed.and_then(|v| v.bytes());
         let (layer, rest) = bytes.ok_or_else(refused)?.as_chunks();
         let pieces = file.length.div_ceil(u64::from(info.piece_bytes));
         let fits = rest.is_empty() && layer.len() as u64 == pieces;
@@ -398,4 +412,4 @@ impl fmt::Debug for InfoHashV2 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -46,6 +46,16 @@ fn hash_all(draft: &Draft) -> Vec<PieceHash> {
         .collect()
 }
 
+/// The content of [`torrent_of`].
+pub(crate) fn content_of(length: u64) -> Vec<u8> {
+    content(&file("top/a", length))
+}
+
+/// A v2 torrent of one file in pieces of 32 KiB.
+pub(crate) fn torrent_of(length: u64) -> Torrent {
+    Torrent::parse(&make(Version::V2, vec![file("top/a", length)])).unwrap()
+}
+
 fn make(version: Version, files: Vec<DraftFile>) -> Vec<u8> {
     let root = files[0].path.parts()[0].clone();
     let draft = Draft::new(root, version, Some(32 << 10), files, Extras::default()).unwrap();
@@ -262,5 +272,37 @@ fn a_layer_must_give_its_root() {
     assert_eq!(
         Torrent::parse(&torrent).unwrap_err(),
         MetainfoError::Layer(path("t/a"))
+    );
+}
+
+#[test]
+fn a_hybrid_without_piece_layers_is_read_and_one_with_them_keeps_them() {
+    let files = || {
+        vec![
+            file("top/a", 100_000),
+            file("top/b", 10),
+            file("top/c", 70_000),
+        ]
+    };
+    let whole = Torrent::parse(&make(Version::Hybrid, files())).unwrap();
+    assert_eq!(whole.layers.len(), 2);
+    let none = wrap::wrap(whole.info.raw(), &[], &BTreeMap::new());
+    let bare = Torrent::parse(&none).unwrap();
+    assert_eq!((&bare.info, bare.layers.len()), (&whole.info, 0));
+    let again = wrap::wrap(whole.info.raw(), &[], &whole.layers);
+    assert_eq!(Torrent::parse(&again).unwrap().layers, whole.layers);
+    // A wrong layer is worse than none.
+    let mut wrong = whole.layers.clone();
+    wrong.values_mut().next().unwrap()[0][0] ^= 1;
+    let refused = Torrent::parse(&wrap::wrap(whole.info.raw(), &[], &wrong));
+    assert!(
+        matches!(refused, Err(MetainfoError::Layer(_))),
+        "{refused:?}"
+    );
+    let v2 = Torrent::parse(&make(Version::V2, files())).unwrap();
+    let refused = Torrent::parse(&wrap::wrap(v2.info.raw(), &[], &BTreeMap::new()));
+    assert!(
+        matches!(refused, Err(MetainfoError::Layer(_))),
+        "{refused:?}"
     );
 }

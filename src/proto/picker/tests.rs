@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
+use super::endgame::ENDGAME_PEERS_MAX;
 use super::*;
 use crate::proto::blocks::BLOCK_BYTES;
 
@@ -27,7 +28,7 @@ enum Op {
     Want { piece: u32, priority: u8 },
     Have { peer: usize, piece: u32 },
     Deadline { piece: u32, at: Option<u64> },
-    Sequential(bool),
+    Order(Order),
     Lose { piece: u32 },
     Leave { peer: usize },
 }
@@ -43,7 +44,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..4usize, 0..12u32).prop_map(|(peer, piece)| Op::Have { peer, piece }),
         1 => (0..12u32, any::<Option<u8>>())
             .prop_map(|(piece, at)| Op::Deadline { piece, at: at.map(u64::from) }),
-        1 => any::<bool>().prop_map(Op::Sequential),
+        1 => prop_oneof![Just(Order::RarestFirst), Just(Order::Sequential), Just(Order::RoundRobin)]
+            .prop_map(Op::Order),
         1 => (0..12u32).prop_map(|piece| Op::Lose { piece }),
         1 => (0..4usize).prop_map(|peer| Op::Leave { peer }),
     ]
@@ -118,10 +120,7 @@ impl Model {
             Op::Deadline { piece, at } => {
                 self.picker.set_deadline(piece, at.map(Duration::from_secs));
             }
-            Op::Sequential(on) => self.picker.set_order(match on {
-                true => Order::Sequential,
-                false => Order::RarestFirst,
-            }),
+            Op::Order(order) => self.picker.set_order(order),
             Op::Lose { piece } => {
                 self.picker.lost(piece);
                 if self.have.remove(&piece) {
@@ -383,4 +382,25 @@ fn in_order_means_lowest_first_whoever_began_it() {
     picker.pick(key(1), &all, 3, &mut out);
     let order: Vec<(u32, u32)> = out.iter().map(|b| (b.piece, b.number())).collect();
     assert_eq!(order, [(1, 0), (1, 1), (2, 0), (2, 1)]);
+}
+
+#[test]
+fn round_robin_goes_on_where_it_was_and_around() {
+    let mut picker = Picker::new(layout(5, 1), 3);
+    picker.set_order(Order::RoundRobin);
+    let mut has = Bitfield::full(5);
+    has.clear(1);
+    let next = |picker: &mut Picker, n: usize| {
+        let mut out = Vec::new();
+        picker.pick(key(n), &has, 1, &mut out);
+        out.first().map(|block| block.piece)
+    };
+    assert_eq!([0, 1].map(|n| next(&mut picker, n)), [Some(0), Some(2)]);
+    picker.unasked(key(0), &picker.layout().block(0, 0));
+    // What was begun is gone on with first.
+    assert_eq!(next(&mut picker, 0), Some(0));
+    assert_eq!([2, 3].map(|n| next(&mut picker, n)), [Some(3), Some(4)]);
+    picker.verified(4);
+    picker.lost(4);
+    assert_eq!(next(&mut picker, 4), Some(4));
 }

@@ -10,6 +10,8 @@ pub const UT_PEX: u8 = 1;
 pub const UT_METADATA: u8 = 2;
 /// The number under which we take "I no longer have this piece" (BEP 54).
 pub const LT_DONTHAVE: u8 = 3;
+/// The number under which we take messages about meeting a third peer (BEP 55).
+pub const UT_HOLEPUNCH: u8 = 4;
 /// Requests we let wait for a peer; beyond, they are refused.
 pub const REQUESTS_MAX: u32 = 2000;
 /// Requests taken to fit into the queue of a peer that does not say how many do; libtorrent's old default.
@@ -26,6 +28,8 @@ pub struct Hello {
     pub ut_pex: Option<u8>,
     /// Its number for BEP 54 messages, if it takes them.
     pub lt_donthave: Option<u8>,
+    /// Its number for BEP 55 messages, if it takes them.
+    pub ut_holepunch: Option<u8>,
     /// Bytes of the info dictionary, if it has that.
     pub metadata_size: Option<u64>,
     /// Requests that fit into its queue.
@@ -47,12 +51,33 @@ impl Hello {
             ut_metadata: Some(UT_METADATA),
             ut_pex: pex.then_some(UT_PEX),
             lt_donthave: Some(LT_DONTHAVE),
+            ut_holepunch: Some(UT_HOLEPUNCH),
             metadata_size: metadata_size.map(|size| size as u64),
             requests_max: REQUESTS_MAX,
             upload_only,
             port: (port != 0).then_some(port),
             client: Some(concat!("ccbt ", env!("CARGO_PKG_VERSION")).to_owned()),
             your_ip: None,
+        }
+    }
+
+    /// What holds when a peer that has said `before` says this: only what it names has changed (BEP 10).
+    pub fn after(self, before: &Self) -> Self {
+        let requests_max = match self.requests_max {
+            REQUESTS_ASSUMED => before.requests_max,
+            said => said,
+        };
+        Self {
+            ut_metadata: self.ut_metadata.or(before.ut_metadata),
+            ut_pex: self.ut_pex.or(before.ut_pex),
+            lt_donthave: self.lt_donthave.or(before.lt_donthave),
+            ut_holepunch: self.ut_holepunch.or(before.ut_holepunch),
+            metadata_size: self.metadata_size.or(before.metadata_size),
+            requests_max,
+            upload_only: self.upload_only,
+            port: self.port.or(before.port),
+            client: self.client.or_else(|| before.client.clone()),
+            your_ip: self.your_ip.or(before.your_ip),
         }
     }
 
@@ -67,6 +92,7 @@ impl Hello {
             ("ut_metadata", self.ut_metadata),
             ("ut_pex", self.ut_pex),
             ("lt_donthave", self.lt_donthave),
+            ("ut_holepunch", self.ut_holepunch),
         ];
         let taken = extensions
             .into_iter()
@@ -81,6 +107,13 @@ impl Hello {
             self.client
                 .clone()
                 .map(|text| Item::Bytes(text.into_bytes())),
+        );
+        put(
+            "yourip",
+            self.your_ip.map(|ip| match ip.to_canonical() {
+                IpAddr::V4(ip) => Item::Bytes(ip.octets().to_vec()),
+                IpAddr::V6(ip) => Item::Bytes(ip.octets().to_vec()),
+            }),
         );
         let mut payload = Vec::new();
         Item::Dict(entries).encode(&mut payload);
@@ -107,6 +140,7 @@ impl Hello {
             ut_metadata: extension(b"ut_metadata"),
             ut_pex: extension(b"ut_pex"),
             lt_donthave: extension(b"lt_donthave"),
+            ut_holepunch: extension(b"ut_holepunch"),
             metadata_size: field(b"metadata_size").and_then(|n| u64::try_from(n).ok()),
             requests_max: requests.filter(|n| *n > 0).unwrap_or(REQUESTS_ASSUMED),
             upload_only: field(b"upload_only") == Some(1),
@@ -137,7 +171,15 @@ mod tests {
             [(Some(77), true, false, 6881), (None, false, true, 0)]
         {
             let hello = Hello::ours(size, pex, upload_only, port);
-            assert_eq!(Hello::decode(&hello.encode()), Some(hello));
+            assert_eq!(Hello::decode(&hello.encode()), Some(hello.clone()));
+            for ip in ["10.2.3.4", "2001:db8::7"] {
+                let your_ip = Some(ip.parse().unwrap());
+                let hello = Hello {
+                    your_ip,
+                    ..hello.clone()
+                };
+                assert_eq!(Hello::decode(&hello.encode()), Some(hello));
+            }
         }
     }
 

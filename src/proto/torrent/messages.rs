@@ -2,12 +2,11 @@
 
 use bytes::Bytes;
 
-use super::hello::{Hello, LT_DONTHAVE, REQUESTS_MAX, UT_METADATA, UT_PEX};
+use super::hello::{Hello, LT_DONTHAVE, REQUESTS_MAX, UT_HOLEPUNCH, UT_METADATA, UT_PEX};
 use super::peer::Has;
 use super::{Action, Fault, Now, Torrent};
 use crate::proto::bitfield::Bitfield;
 use crate::proto::blocks::Block;
-use crate::proto::pex;
 use crate::proto::scheduler::PeerKey;
 use crate::proto::ut_metadata::{self, Progress, UtMetadata};
 use crate::proto::wire::{Message, REQUEST_BYTES_MAX};
@@ -48,18 +47,26 @@ impl Torrent {
             }
             Message::Reject(block) => self.rejected(now, key, block),
             Message::AllowedFast(piece) => self.allowed(now, key, piece),
-            Message::Extended { id, payload } => self.extended(now, key, id, &payload),
-            Message::HashRequest(range) => {
-                self.send(now, key, Message::HashReject(range));
+            Message::Suggest(piece) => {
+                peer.suggest(piece);
                 Ok(())
             }
-            Message::KeepAlive
-            | Message::Piece { .. }
-            | Message::Port(_)
-            | Message::Suggest(_)
-            | Message::Hashes { .. }
-            | Message::HashReject(_)
-            | Message::Unknown(_) => Ok(()),
+            Message::Extended { id, payload } => self.extended(now, key, id, &payload),
+            Message::HashRequest(range) => {
+                self.hashes_wanted(now, key, range);
+                Ok(())
+            }
+            Message::Hashes { range, hashes } => {
+                self.hashes_came(now, key, &range, &hashes);
+                Ok(())
+            }
+            Message::HashReject(range) => {
+                self.hashes_refused(now, key, &range);
+                Ok(())
+            }
+            Message::KeepAlive | Message::Piece { .. } | Message::Port(_) | Message::Unknown(_) => {
+                Ok(())
+            }
         };
         if let Err(fault) = checked {
             self.drop_peer(key, fault);
@@ -84,6 +91,10 @@ impl Torrent {
             peer.interested_in_us = true;
         }
         self.unchoke_waiting(now);
+        let choked = |peer: &super::Peer| peer.unchoked_since.is_none();
+        if self.peers.get(&key).is_some_and(choked) {
+            self.allow_fast(now, key);
+        }
         Ok(())
     }
 
@@ -106,6 +117,10 @@ impl Torrent {
             return Ok(());
         };
         content.picker.peer_got(piece, has);
+        if self.super_seed.is_some() {
+            self.super_seed_saw(now, key, piece);
+            return Ok(());
+        }
         let lazily = self.settings.lazy && !content.have.has(piece);
         if content.picker.needs(piece) || lazily {
             if !peer.we_are_interested {
@@ -172,12 +187,15 @@ impl Torrent {
             return Ok(());
         };
         let sensible =
-            content.picker.layout().contains(&block) && block.length <= REQUEST_BYTES_MAX;
+            content.picker.layout().may_be_asked(&block) && block.length <= REQUEST_BYTES_MAX;
         if !sensible {
             return Err(Fault::Protocol("it asks for what is no part of a piece"));
         }
-        let served = peer.unchoked_since.is_some()
+        let hidden = self.super_seed.as_ref();
+        let hidden = hidden.is_some_and(|state| !state.has_shown(key, block.piece));
+        let served = (peer.unchoked_since.is_some() || peer.gives_fast.contains(&block.piece))
             && content.have.has(block.piece)
+            && !hidden
             && peer.serving < REQUESTS_MAX;
         if served {
             peer.serving += 1;
@@ -226,11 +244,14 @@ impl Torrent {
                 Ok(())
             }
             UT_PEX => {
-                let addrs = pex::decode(payload).filter(|_| !self.settings.private);
-                self.actions.extend(addrs.map(Action::Found));
+                self.told_of(key, payload);
                 Ok(())
             }
             LT_DONTHAVE => self.no_longer_has(now, key, payload),
+            UT_HOLEPUNCH => {
+                self.holepunch(now, key, payload);
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
@@ -241,15 +262,18 @@ impl Torrent {
         let Some(peer) = self.peers.get_mut(&key) else {
             return Ok(());
         };
-        if let (Some(addr), Some(port)) = (&mut peer.addr, hello.port) {
-            addr.set_port(port);
-        }
+        let hello = match &peer.hello {
+            Some(before) => hello.after(before),
+            None => hello,
+        };
         if let (None, Some(size), Some(_)) =
             (&self.metadata, hello.metadata_size, hello.ut_metadata)
         {
             self.fetch.offered(key, size);
         }
+        self.our_ip = hello.your_ip.or(self.our_ip);
         peer.hello = Some(hello);
+        self.pex_news(now);
         self.ask_for_metadata(now);
         self.refill(now, key);
         Ok(())

@@ -4,29 +4,47 @@
 //! answers with [`Action`]s. Blocks pass by as numbers; their bytes go from the connection to the disk.
 //!
 //! - [`mod@hello`]: the extension handshake. `peer`: what is known of a peer. `window`: how much is asked of it at once.
+//! - `trees`, `layers`, `hash_exchange`: hash trees of v2 files: what is known, fetching it, and telling it (BEP 52).
+//! - `exchange`: what peers are told of us and of each other.
 //! - `blame`: who sent a wrong block. `messages`: what a peer says. `upkeep`: what time brings.
-//! - `limits`: what the user's limits change. `reading`: pieces that somebody waits for.
+//! - `limits`: what the user's limits change. `reading`: pieces that somebody waits for. `fast`: pieces given to the choked.
+//!   `superseed`: pieces shown one by one.
+//! - `score`, `priority`, `standing`: which peers are worth more than others. `holepunch`: meeting those nobody can call.
 
 mod blame;
+mod exchange;
+mod fast;
+mod hash_exchange;
 pub mod hello;
+pub mod holepunch;
+mod layers;
 mod limits;
 mod messages;
 mod peer;
+mod priority;
 mod reading;
+pub mod score;
+mod standing;
+mod superseed;
+mod trees;
 mod upkeep;
 mod window;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
 use thiserror::Error;
 
 use self::blame::Blame;
-use self::hello::Hello;
+use self::layers::HashFetch;
 pub use self::peer::NewPeer;
 use self::peer::{Has, Peer};
+use self::score::Scores;
+pub use self::standing::Standing;
+use self::superseed::SuperSeed;
+pub use self::trees::{HashTrees, Layers, LeavesOf};
 use super::bitfield::Bitfield;
 use super::blocks::{Block, Layout};
 use super::choker::Choker;
@@ -34,7 +52,7 @@ use super::metainfo::InfoHashes;
 use super::picker::{Order, Picker, Received};
 use super::scheduler::PeerKey;
 use super::ut_metadata::MetadataFetch;
-use super::wire::Message;
+use super::wire::{HashRange, Message};
 
 /// Time since the owner's start.
 pub type Now = Duration;
@@ -60,8 +78,14 @@ pub enum Action {
     Examine(u32),
     /// The info dictionary has come and has the right hash: [`Torrent::begin`] wants its layout.
     Metadata(Vec<u8>),
+    /// The piece hashes of all v2 files are known and right.
+    Layers(Layers),
+    /// A peer wants hashes that follow from the leaves of this piece: [`Torrent::leaves_read`] wants those.
+    ServeHashes(PeerKey, HashRange, LeavesOf),
     /// Peers name these addresses.
     Found(Vec<SocketAddr>),
+    /// Connect to this peer, which is told to connect to us at the same time.
+    Punch(SocketAddr),
 }
 
 /// Why a peer is dropped.
@@ -75,6 +99,8 @@ pub enum Fault {
     Silent,
     #[error("neither side wants anything of the other")]
     Redundant,
+    #[error("there are too many peers, and it is the least of them")]
+    Crowded,
 }
 
 /// What is to be done with a block that arrived.
@@ -103,6 +129,8 @@ pub struct Settings {
     pub port: u16,
     /// Only what is read is fetched: peers are kept though nothing is wanted at present.
     pub lazy: bool,
+    /// Pieces are shown to peers one by one (BEP 16).
+    pub super_seed: bool,
     /// For choices among equals.
     pub seed: u64,
 }
@@ -125,6 +153,8 @@ pub struct Summary {
     pub bytes_wasted: u64,
     /// Peers that say they have the metadata, while it is missing.
     pub metadata_sources: usize,
+    /// Peers that may have the piece hashes, while some are missing.
+    pub hash_sources: Option<usize>,
     /// Wanted pieces that are not had.
     pub missing: u32,
     /// Copies of the rarest wanted piece.
@@ -154,12 +184,24 @@ pub struct Torrent {
     content: Option<Content>,
     metadata: Option<Bytes>,
     fetch: MetadataFetch,
+    /// Once the metadata is known, if the torrent has a v2 half.
+    trees: Option<HashTrees>,
+    /// While piece hashes are missing.
+    hash_fetch: Option<HashFetch>,
     peers: BTreeMap<PeerKey, Peer>,
     choker: Choker,
     next_round: Now,
     next_tick: Now,
-    next_pex: Now,
+    /// When some peer is to be told of others.
+    next_pex: Option<Now>,
+    /// Peers were told that we want nothing more.
+    told_finished: bool,
     blame: Blame,
+    /// While pieces are shown one by one.
+    super_seed: Option<SuperSeed>,
+    scores: Scores,
+    /// Our address as peers see it.
+    our_ip: Option<IpAddr>,
     /// Nothing is asked for: paused, or the disk is full.
     held: bool,
     /// Bytes of peers that are gone.
@@ -177,12 +219,18 @@ impl Torrent {
             content: None,
             metadata: None,
             fetch: MetadataFetch::new(settings.hashes),
+            trees: None,
+            hash_fetch: None,
             peers: BTreeMap::new(),
             choker: Choker::new(UPLOAD_SLOTS),
             next_round: now,
             next_tick: now,
-            next_pex: now,
+            next_pex: None,
+            told_finished: false,
             blame: Blame::default(),
+            super_seed: None,
+            scores: Scores::default(),
+            our_ip: None,
             held: false,
             gone_down: 0,
             gone_up: 0,
@@ -228,6 +276,7 @@ impl Torrent {
             self.say_pieces(now, key);
             self.consider(now, key);
         }
+        self.pex_news(now);
     }
 
     /// The next thing to do.
@@ -267,6 +316,7 @@ impl Torrent {
         for (piece, priority) in wanted {
             content.picker.want(piece, priority);
         }
+        self.note_finished(now);
         self.consider_all(now);
     }
 
@@ -291,7 +341,6 @@ impl Torrent {
     /// A connection has been made and greeted.
     pub fn peer_joined(&mut self, now: Now, key: PeerKey, new: NewPeer) {
         let peer = Peer::new(now, new, self.pieces());
-        let extended = peer.extended;
         if let (Some(content), Some(has)) = (&mut self.content, peer.has()) {
             content.picker.peer_joined(has);
         }
@@ -299,19 +348,16 @@ impl Torrent {
         if self.content.is_some() {
             self.say_pieces(now, key);
         }
-        if extended {
-            let size = self.metadata.as_ref().map(Bytes::len);
-            let (pex, done) = (!self.settings.private, self.is_finished());
-            let payload = Hello::ours(size, pex, done, self.settings.port)
-                .encode()
-                .into();
-            self.send(now, key, Message::Extended { id: 0, payload });
-        }
+        self.offers_hashes(key);
+        self.ask_for_hashes(now);
+        self.say_hello(now, key);
+        self.pex_news(now);
     }
 
     /// The connection has ended.
     pub fn peer_left(&mut self, now: Now, key: PeerKey) {
         self.remove(key);
+        self.pex_news(now);
         self.unchoke_waiting(now);
         self.consider_all(now);
     }
@@ -390,6 +436,7 @@ impl Torrent {
             self.send(now, key, Message::Have(piece));
         }
         if finished {
+            self.note_finished(now);
             self.consider_all(now);
         }
     }
@@ -400,6 +447,9 @@ impl Torrent {
             return;
         };
         let senders = content.picker.senders(piece);
+        for (key, peer) in &mut self.peers {
+            peer.failures += u32::from(senders.contains(key));
+        }
         content.picker.failed(piece, true);
         let first = senders.first().copied();
         if let Some(only) = first.filter(|first| senders.iter().all(|sender| sender == first)) {
@@ -415,10 +465,12 @@ impl Torrent {
         if let Some(content) = &mut self.content {
             if content.have.clear(piece) {
                 content.picker.lost(piece);
+                self.say_lost(now, piece);
             } else {
                 content.picker.failed(piece, false);
             }
         }
+        self.note_finished(now);
         self.consider_all(now);
     }
 
@@ -434,15 +486,21 @@ impl Torrent {
 
     /// Sends what a peer must hear first about our pieces.
     fn say_pieces(&mut self, now: Now, key: PeerKey) {
+        let hides = self.super_seeds();
         let Some(content) = &self.content else { return };
         let fast = self.peers.get(&key).is_some_and(|peer| peer.fast);
         let message = match (fast, content.have.ones()) {
+            (true, _) if hides => Message::HaveNone,
+            (false, _) if hides => return self.show_more(now, key),
             (true, 0) => Message::HaveNone,
             (true, _) if content.have.is_full() => Message::HaveAll,
             (false, 0) => return,
             _ => Message::Bitfield(content.have.to_bytes().into()),
         };
         self.send(now, key, message);
+        if hides {
+            self.show_more(now, key);
+        }
     }
 
     fn send(&mut self, now: Now, key: PeerKey, message: Message<Bytes>) {
@@ -463,11 +521,20 @@ impl Torrent {
         let Some(peer) = self.peers.remove(&key) else {
             return false;
         };
+        if let Some(addr) = peer.callable() {
+            self.scores.note(addr, peer.shown());
+        }
+        if let Some(state) = &mut self.super_seed {
+            state.forget(key);
+        }
         if let (Some(content), Some(has)) = (&mut self.content, peer.has()) {
             content.picker.peer_left(has);
             content.picker.forget(key);
         }
         self.fetch.peer_left(key);
+        if let Some(fetch) = &mut self.hash_fetch {
+            fetch.peer_left(key);
+        }
         self.gone_down += peer.window.total();
         self.gone_up += peer.sent.total();
         true
@@ -533,15 +600,19 @@ impl Torrent {
         let mut blocks = Vec::new();
         if peer.unchoked {
             if let Has::Known(has) = &peer.has {
+                peer.suggests
+                    .retain(|piece| content.picker.has_open(*piece));
+                if !peer.suggests.is_empty() && !content.picker.has_deadlines() {
+                    let suggested = has.only(&peer.suggests);
+                    content.picker.pick(key, &suggested, room, &mut blocks);
+                }
+                let room = room - blocks.len();
                 content.picker.pick(key, has, room, &mut blocks);
             }
-        } else if !peer.allowed_fast.is_empty() {
-            let mut allowed = Bitfield::new(content.have.len());
-            for piece in &peer.allowed_fast {
-                if peer.has().is_some_and(|has| has.has(*piece)) {
-                    allowed.set(*piece);
-                }
-            }
+        } else if !peer.allowed_fast.is_empty()
+            && let Has::Known(has) = &peer.has
+        {
+            let allowed = has.only(&peer.allowed_fast);
             content.picker.pick(key, &allowed, room, &mut blocks);
         }
         if peer.asked.is_empty() {

@@ -1,6 +1,6 @@
 //! What is known of one connected peer, and what is under way with it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -21,6 +21,9 @@ const EARLY_HAVES_MAX: usize = 65_536;
 /// Pieces of an allowed-fast set that are kept.
 const ALLOWED_FAST_MAX: usize = 64;
 
+/// Suggested pieces that are kept.
+const SUGGESTED_MAX: usize = 16;
+
 /// Which pieces a peer has.
 #[derive(Debug, Clone)]
 pub(super) enum Has {
@@ -40,8 +43,14 @@ pub struct NewPeer {
     pub fast: bool,
     /// It knows BEP 10.
     pub extended: bool,
-    /// Where it can be called, as far as that is known.
+    /// The connection speaks of the torrent by its v2 hash, so hash messages may be sent.
+    pub v2: bool,
+    /// We called it, so it can be called at `addr`.
+    pub called: bool,
+    /// Its end of the connection.
     pub addr: Option<SocketAddr>,
+    /// What the connection itself shows, as flags of peer exchange: encryption, uTP.
+    pub pex_flags: u8,
 }
 
 /// See the module documentation.
@@ -49,7 +58,12 @@ pub struct NewPeer {
 pub(super) struct Peer {
     pub(super) fast: bool,
     pub(super) extended: bool,
+    pub(super) v2: bool,
+    /// Pieces being read for hashes it wants.
+    pub(super) hash_jobs: u32,
+    pub(super) called: bool,
     pub(super) addr: Option<SocketAddr>,
+    pub(super) pex_flags: u8,
     pub(super) hello: Option<Hello>,
     pub(super) has: Has,
     /// Anything about pieces was said: a bitfield must be the first.
@@ -71,6 +85,16 @@ pub(super) struct Peer {
     pub(super) snubs: bool,
     /// Pieces it gives us while we are choked (BEP 6).
     pub(super) allowed_fast: Vec<u32>,
+    /// Pieces we give it while it is choked.
+    pub(super) gives_fast: Vec<u32>,
+    /// Pieces it would like us to ask for (BEP 6).
+    pub(super) suggests: Vec<u32>,
+    /// The best rate at which it gave.
+    pub(super) best: u64,
+    /// Times it let us wait.
+    pub(super) snubbed: u32,
+    /// Pieces with blocks of it that had the wrong hash.
+    pub(super) failures: u32,
     /// Bytes of requests we took back; they may come nevertheless.
     pub(super) cancelled_bytes: u64,
     /// Bytes that came unasked.
@@ -83,6 +107,10 @@ pub(super) struct Peer {
     pub(super) heard: Now,
     pub(super) spoken: Now,
     pub(super) told: Told,
+    /// When it may be told of others again.
+    pub(super) pex_at: Now,
+    /// Some of those it has told us of.
+    pub(super) tells_of: BTreeSet<SocketAddr>,
 }
 
 impl Peer {
@@ -90,7 +118,11 @@ impl Peer {
         Self {
             fast: new.fast,
             extended: new.extended,
+            v2: new.v2,
+            hash_jobs: 0,
+            called: new.called,
             addr: new.addr,
+            pex_flags: new.pex_flags,
             hello: None,
             has: match pieces {
                 Some(pieces) => Has::Known(Bitfield::new(pieces)),
@@ -111,6 +143,11 @@ impl Peer {
             heard_block: now,
             snubs: false,
             allowed_fast: Vec::new(),
+            gives_fast: Vec::new(),
+            suggests: Vec::new(),
+            best: 0,
+            snubbed: 0,
+            failures: 0,
             cancelled_bytes: 0,
             unasked_bytes: 0,
             serving: 0,
@@ -118,6 +155,8 @@ impl Peer {
             heard: now,
             spoken: now,
             told: Told::default(),
+            pex_at: now,
+            tells_of: BTreeSet::new(),
         }
     }
 
@@ -162,6 +201,12 @@ impl Peer {
             pieces.push(piece);
         }
         Some(())
+    }
+
+    pub(super) fn suggest(&mut self, piece: u32) {
+        if self.suggests.len() < SUGGESTED_MAX && !self.suggests.contains(&piece) {
+            self.suggests.push(piece);
+        }
     }
 
     pub(super) fn allow_fast(&mut self, piece: u32) {

@@ -1,8 +1,8 @@
-//! What time brings: rounds of the choker, peers that let us wait, signs of life, addresses for peers; and how it all stands.
+//! What time brings: rounds of the choker, peers that let us wait, signs of life; and how it all stands.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::layers::HashFetch;
 use super::peer::Peer;
 use super::{Action, Fault, Now, PeerSummary, Summary, Torrent};
 use crate::proto::blocks::Block;
@@ -18,13 +18,37 @@ const SNUB_TIME: Duration = Duration::from_secs(20);
 const KEEP_ALIVE_TIME: Duration = Duration::from_secs(100);
 /// A peer that said nothing for this long is gone.
 const SILENCE_MAX: Duration = Duration::from_secs(180);
-/// Time between two messages of peer exchange (BEP 11).
-const PEX_TIME: Duration = Duration::from_secs(60);
 
 impl Torrent {
-    /// When [`Torrent::handle_timeout`] wants to be called.
-    pub fn poll_timeout(&self) -> Now {
-        self.next_tick.min(self.next_round)
+    /// When [`Torrent::handle_timeout`] wants to be called; `None` while nothing can become due by itself.
+    pub fn poll_timeout(&self) -> Option<Now> {
+        if self.peers.is_empty() {
+            return None;
+        }
+        if self.is_busy() {
+            return Some(self.next_tick.min(self.next_round));
+        }
+        let wanted = |peer: &Peer| peer.interested_in_us || peer.unchoked_since.is_some();
+        let round = self.peers.values().any(wanted).then_some(self.next_round);
+        let life = |peer: &Peer| (peer.heard + SILENCE_MAX).min(peer.spoken + KEEP_ALIVE_TIME);
+        let life = self.peers.values().map(life).min();
+        let fetch = self.hash_fetch.as_ref().and_then(HashFetch::poll_timeout);
+        let tick = life.into_iter().chain(fetch).min();
+        // What a tick does is not done before the next one.
+        let tick = tick.map(|at| at.max(self.next_tick));
+        [round, tick, self.next_pex].into_iter().flatten().min()
+    }
+
+    /// Something is under way that has to be looked at often.
+    fn is_busy(&self) -> bool {
+        let finished = self.is_finished();
+        let content = self.content.as_ref();
+        let missing = content.is_some_and(|content| content.picker.missing() > 0) && !self.held;
+        let busy = |peer: &Peer| {
+            let could_ask = missing && peer.unchoked && peer.we_are_interested;
+            !peer.asked.is_empty() || could_ask || (finished && peer.only_uploads())
+        };
+        self.peers.values().any(busy) || (self.metadata.is_none() && self.fetch.sources() > 0)
     }
 
     /// Does what is due.
@@ -37,8 +61,7 @@ impl Torrent {
             self.next_tick = now + TICK;
             self.tick(now);
         }
-        if now >= self.next_pex {
-            self.next_pex = now + PEX_TIME;
+        if self.next_pex.is_some_and(|at| at <= now) {
             self.exchange(now);
         }
     }
@@ -47,24 +70,26 @@ impl Torrent {
         let keys: Vec<PeerKey> = self.peers.keys().copied().collect();
         let finished = self.is_finished();
         for key in keys {
-            let Some(peer) = self.peers.get(&key) else {
+            let Some(peer) = self.peers.get_mut(&key) else {
                 continue;
             };
+            peer.best = peer.best.max(peer.window.rate(now));
             let (silent, quiet) = (
                 now.saturating_sub(peer.heard),
                 now.saturating_sub(peer.spoken),
             );
-            if silent > SILENCE_MAX {
+            if silent >= SILENCE_MAX {
                 self.drop_peer(key, Fault::Silent);
-            } else if finished && peer.is_seed() {
+            } else if finished && peer.only_uploads() {
                 self.drop_peer(key, Fault::Redundant);
-            } else if quiet > KEEP_ALIVE_TIME {
+            } else if quiet >= KEEP_ALIVE_TIME {
                 self.send(now, key, Message::KeepAlive);
             }
             self.check_snub(now, key);
             self.refill(now, key);
         }
         self.ask_for_metadata(now);
+        self.ask_for_hashes(now);
     }
 
     /// A peer that lets us wait keeps nobody else from being asked.
@@ -77,6 +102,7 @@ impl Torrent {
             return;
         }
         peer.snubs = true;
+        peer.snubbed += 1;
         peer.window.snubbed();
         // They stay in `asked`: what comes late after all is taken.
         let asked: Vec<Block> = peer.asked.keys().copied().collect();
@@ -124,6 +150,7 @@ impl Torrent {
                 unchoked_since: peer.unchoked_since,
                 choked_since: peer.choked_since,
                 snubs: peer.snubs,
+                score: peer.shown().value(),
             })
             .collect();
         let random = self.next_random();
@@ -132,6 +159,7 @@ impl Torrent {
         for key in keys {
             self.set_choked(now, key, !chosen.contains(&key));
         }
+        self.super_seed_round(now);
     }
 
     fn set_choked(&mut self, now: Now, key: PeerKey, choked: bool) {
@@ -153,30 +181,6 @@ impl Torrent {
         }
     }
 
-    /// Tells peers of each other.
-    fn exchange(&mut self, now: Now) {
-        if self.settings.private {
-            return;
-        }
-        let all: BTreeSet<_> = self.peers.values().filter_map(|peer| peer.addr).collect();
-        let mut messages = Vec::new();
-        for (key, peer) in &mut self.peers {
-            let Some(id) = peer.hello.as_ref().and_then(|hello| hello.ut_pex) else {
-                continue;
-            };
-            let mut others = all.clone();
-            if let Some(own) = &peer.addr {
-                others.remove(own);
-            }
-            let payload = peer.told.news(&others);
-            messages.extend(payload.map(|payload| (*key, id, payload)));
-        }
-        for (key, id, payload) in messages {
-            let payload = payload.into();
-            self.send(now, key, Message::Extended { id, payload });
-        }
-    }
-
     /// How it stands.
     pub fn summary(&mut self, now: Now) -> Summary {
         let mut summary = Summary {
@@ -184,6 +188,7 @@ impl Torrent {
             bytes_up: self.gone_up,
             bytes_wasted: self.wasted,
             metadata_sources: self.fetch.sources(),
+            hash_sources: self.hash_fetch.as_ref().map(HashFetch::sources),
             ..Summary::default()
         };
         for peer in self.peers.values_mut() {

@@ -33,6 +33,8 @@ pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
         "session_stranger" => wire::session_stranger(),
         "ip_filter" => torrent::ip_filter(),
         "mse" => torrent::mse(),
+        "hash_messages" => torrent::hash_messages(),
+        "holepunch" => torrent::holepunch(),
         "peer_wire" => torrent::peer_wire(),
         "pex" => torrent::pex(),
         "torrent_hello" => torrent::torrent_hello(),

@@ -4,7 +4,10 @@ use bytes::BytesMut;
 use ccbt::proto::blocks::Block;
 use ccbt::proto::pex::Told;
 use ccbt::proto::torrent::hello::Hello;
+use ccbt::proto::torrent::holepunch::{Holepunch, Refusal};
 use ccbt::proto::ut_metadata::UtMetadata;
+
+use crate::targets::hashes::{layer, root};
 use ccbt::proto::wire::{HashRange, Message};
 
 use super::with_prefix;
@@ -99,7 +102,10 @@ pub(super) fn ut_metadata() -> Vec<Vec<u8>> {
 
 pub(super) fn pex() -> Vec<Vec<u8>> {
     let peers = ["10.0.0.1:6881", "[2001:db8::1]:6882"];
-    let peers = peers.iter().filter_map(|text| text.parse().ok()).collect();
+    let peers = peers
+        .iter()
+        .filter_map(|text| Some((text.parse().ok()?, 0x12)));
+    let peers = peers.collect();
     Told::default().news(&peers).into_iter().collect()
 }
 
@@ -140,4 +146,47 @@ pub(super) fn proxy() -> Vec<Vec<u8>> {
         b"\0\x05\0\x05\x05\0\x01\0\0\0\0\0\0",
     ];
     answers.map(<[u8]>::to_vec).into()
+}
+
+pub(super) fn hash_messages() -> Vec<Vec<u8>> {
+    let range = HashRange {
+        root: root(),
+        base_layer: 1,
+        index: 0,
+        length: 8,
+        proof_layers: 2,
+    };
+    let filler = ccbt::proto::metainfo::merkle::filler(1);
+    let hashes = [layer(), vec![filler; 3]].concat().concat();
+    let leaves = HashRange {
+        base_layer: 0,
+        index: 2,
+        length: 2,
+        proof_layers: 3,
+        ..range
+    };
+    let messages: [Message<&[u8]>; 4] = [
+        Message::HashRequest(range),
+        Message::HashReject(range),
+        Message::HashRequest(leaves),
+        Message::Hashes {
+            range,
+            hashes: &hashes,
+        },
+    ];
+    let mut all = BytesMut::new();
+    messages.iter().for_each(|message| message.encode(&mut all));
+    let mut answer = BytesMut::new();
+    messages[3].encode(&mut answer);
+    vec![all.to_vec(), answer.to_vec()]
+}
+
+pub(super) fn holepunch() -> Vec<Vec<u8>> {
+    let four = ([10, 0, 0, 1], 6881).into();
+    let six = ([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 6882).into();
+    vec![
+        Holepunch::Rendezvous(four).encode(),
+        Holepunch::Connect(six).encode(),
+        Holepunch::Refused(four, Refusal::NotConnected).encode(),
+    ]
 }

@@ -5,6 +5,7 @@
 //! taken tests little. Checksums and ciphers that would keep a fuzzer out are put on by the target.
 
 pub(crate) mod folder;
+pub(crate) mod hashes;
 pub(crate) mod local;
 pub(crate) mod share;
 pub(crate) mod torrent;
@@ -36,9 +37,11 @@ pub(crate) const TARGETS: &[(&str, Target)] = &[
     ("footer", xet::footer),
     ("frame", wire::frame),
     ("handshake", wire::handshake),
+    ("hash_messages", hashes::hash_messages),
     ("hash_text", xet::hash_text),
     ("head", share::head),
     ("heads_file", share::heads_file),
+    ("holepunch", hashes::holepunch),
     ("home_intent", local::home_intent),
     ("home_row", local::home_row),
     ("http_tracker", wire::http_tracker),

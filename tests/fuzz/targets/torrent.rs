@@ -105,9 +105,9 @@ pub(crate) fn ut_metadata(data: &[u8]) -> bool {
 
 /// A message of BEP 11: every address can be called.
 pub(crate) fn pex(data: &[u8]) -> bool {
-    peer_exchange::decode(data).is_some_and(|addrs| {
-        assert!(addrs.iter().all(|addr| addr.port() != 0));
-        !addrs.is_empty()
+    peer_exchange::decode(data).is_some_and(|peers| {
+        assert!(peers.iter().all(|peer| peer.addr.port() != 0));
+        !peers.is_empty()
     })
 }
 

@@ -20,7 +20,7 @@ use ccbt::proto::session::{Config, Event, Reason, Session};
 use ccbt::proto::tracker::{
     self, AnnounceRequest, Announced, INTERVAL_MAX, INTERVAL_MIN, callable,
 };
-use ccbt::proto::udp_tracker::{Family, UdpAnnounce};
+use ccbt::proto::udp_tracker::{Family, Question, UdpAnswer, UdpExchange};
 use ccbt::proto::ut_xet::{Frame, Hello, PROTO};
 use ccbt::share::{
     Auth, Certificate, DeviceKey, FolderCredentials, OwnerSeed, Role, Side, SwarmId, Writer,
@@ -179,7 +179,12 @@ pub(crate) fn udp_tracker(mut data: &[u8]) -> bool {
     };
     let mut random = |dest: &mut [u8]| dest.fill(7);
     let mut now = Duration::from_secs(1);
-    let mut announce = UdpAnnounce::new(now, request, "/announce".into(), family, &mut random);
+    let question = Question::Announce {
+        request,
+        url_data: "/announce".into(),
+        family,
+    };
+    let mut announce = UdpExchange::new(now, question, &mut random);
     for datagram in parts(data) {
         announce.handle_datagram(now, datagram, &mut random);
         if datagram.is_empty() {
@@ -188,7 +193,7 @@ pub(crate) fn udp_tracker(mut data: &[u8]) -> bool {
         }
         let _sent = announce.poll_transmit();
     }
-    let Some(Ok(announced)) = announce.poll_outcome() else {
+    let Some(Ok(UdpAnswer::Announced(announced))) = announce.poll_outcome() else {
         return false;
     };
     assert_eq!(announce.poll_timeout(), None);

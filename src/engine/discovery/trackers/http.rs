@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
-use hyper::header::{ACCEPT, CONNECTION, HOST, USER_AGENT};
+use hyper::header::{ACCEPT, CONNECTION, HOST, LOCATION, USER_AGENT};
 use hyper::{Request, Response, StatusCode, Uri, body::Body, body::Incoming};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::rt::TokioIo;
@@ -19,10 +19,13 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tower_service::Service;
 
-use super::{TrackerError, TrackerUrl, resolve};
+use super::{REDIRECTS_MAX, TrackerError, TrackerUrl, resolve};
 use crate::net;
-use crate::proto::http_tracker::{ANSWER_LEN_MAX, parse_answer, path_and_query};
-use crate::proto::tracker::{AnnounceRequest, Announced};
+use crate::proto::http_tracker::{
+    ANSWER_LEN_MAX, parse_answer, parse_scrape, path_and_query, scrape_path_and_query,
+};
+use crate::proto::tracker::{AnnounceRequest, Announced, Scraped};
+use crate::share::SwarmId;
 
 /// From the first packet to the last byte of the answer.
 const ANSWER_TIME: Duration = Duration::from_secs(30);
@@ -45,26 +48,67 @@ pub(super) async fn announce_within(
     url: &TrackerUrl,
     request: &AnnounceRequest,
 ) -> Result<Announced, TrackerError> {
-    tokio::time::timeout(limit, exchange(url, request))
+    let question = path_and_query(url.path_and_query(), request);
+    let body = within(limit, ask(url, question)).await?;
+    Ok(parse_answer(&body)?)
+}
+
+/// Asks for the counts of a swarm.
+pub(super) async fn scrape(url: &TrackerUrl, swarm: SwarmId) -> Result<Scraped, TrackerError> {
+    let question = scrape_path_and_query(url.path_and_query(), swarm);
+    let question = question.ok_or(TrackerError::NoScrape)?;
+    let body = within(ANSWER_TIME, ask(url, question)).await?;
+    Ok(parse_scrape(&body, swarm)?)
+}
+
+async fn within(
+    limit: Duration,
+    answer: impl Future<Output = Result<Bytes, TrackerError>>,
+) -> Result<Bytes, TrackerError> {
+    tokio::time::timeout(limit, answer)
         .await
         .unwrap_or(Err(TrackerError::TimedOut(limit)))
 }
 
-async fn exchange(url: &TrackerUrl, request: &AnnounceRequest) -> Result<Announced, TrackerError> {
+/// Asks for `path_and_query` of the tracker, and goes where it is sent.
+async fn ask(url: &TrackerUrl, path_and_query: String) -> Result<Bytes, TrackerError> {
+    let (mut url, mut question) = (url.clone(), path_and_query);
+    for _ in 0..=REDIRECTS_MAX {
+        match exchange(&url, &question).await? {
+            Exchanged::Body(body) => return Ok(body),
+            Exchanged::Elsewhere(location) => url = url.redirected(&location)?,
+        }
+        question = url.path_and_query().to_owned();
+    }
+    Err(TrackerError::Redirect("in circles"))
+}
+
+/// How one request ended.
+enum Exchanged {
+    Body(Bytes),
+    /// The question is to be put there.
+    Elsewhere(String),
+}
+
+async fn exchange(url: &TrackerUrl, question: &str) -> Result<Exchanged, TrackerError> {
     let authority = url.uri.authority().ok_or(TrackerError::Url)?;
     // User and password are not sent on.
     let host = authority.as_str().rsplit('@').next().unwrap_or_default();
-    let question = Request::get(path_and_query(url.path_and_query(), request))
+    let request = Request::get(question)
         .header(HOST, host)
         .header(USER_AGENT, concat!("ccbt/", env!("CARGO_PKG_VERSION")))
         .header(ACCEPT, "*/*")
         .header(CONNECTION, "close")
         .body(Empty::<Bytes>::new())
         .map_err(failed)?;
-    let stream = connector()
-        .call(url.uri.clone())
-        .await
-        .map_err(connect_error)?;
+    // The whole question: what is allowed on this machine depends on its path.
+    let target = Uri::builder()
+        .scheme(url.uri.scheme_str().unwrap_or_default())
+        .authority(authority.as_str())
+        .path_and_query(question)
+        .build()
+        .map_err(failed)?;
+    let stream = connector().call(target).await.map_err(connect_error)?;
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(HEAD_LEN_MAX)
         .handshake(stream)
@@ -73,8 +117,14 @@ async fn exchange(url: &TrackerUrl, request: &AnnounceRequest) -> Result<Announc
     // Ends with this function, whatever the tracker does.
     let mut driver = JoinSet::new();
     driver.spawn(connection);
-    let answer = sender.send_request(question).await.map_err(failed)?;
-    Ok(parse_answer(&read_body(answer).await?)?)
+    let answer = sender.send_request(request).await.map_err(failed)?;
+    if answer.status().is_redirection()
+        && let Some(location) = answer.headers().get(LOCATION)
+    {
+        let location = location.to_str().map_err(failed)?;
+        return Ok(Exchanged::Elsewhere(location.to_owned()));
+    }
+    Ok(Exchanged::Body(read_body(answer).await?))
 }
 
 async fn read_body(answer: Response<Incoming>) -> Result<Bytes, TrackerError> {
@@ -148,7 +198,11 @@ async fn dial(uri: Uri) -> Result<TokioIo<TcpStream>, TrackerError> {
         .into_iter()
         .take(ADDRESSES_MAX)
     {
-        if addr.ip().is_loopback() && !url.uri.path().starts_with("/announce") {
+        let path = url.uri.path();
+        let known = ["/announce", "/scrape"]
+            .iter()
+            .any(|begin| path.starts_with(begin));
+        if addr.ip().is_loopback() && !known {
             return Err(TrackerError::LocalPath);
         }
         match net::tcp_connect(addr, CONNECT_TIME).await {

@@ -6,8 +6,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinHandle;
 
-use super::super::stop_pair;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+
+use super::super::{Source, stop_pair};
 use super::*;
+use crate::proto::tracker::Event;
 
 fn request() -> AnnounceRequest {
     AnnounceRequest {
@@ -104,11 +110,7 @@ async fn what_is_no_answer_is_refused() {
         ),
         "{html:?}"
     );
-    let moved = http(
-        b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n\r\n",
-        b"",
-    )
-    .await;
+    let moved = http(b"HTTP/1.1 302 Found\r\n\r\n", b"").await;
     assert!(matches!(moved, Err(TrackerError::Status(302))), "{moved:?}");
     let junk = http(b"SSH-2.0-OpenSSH\r\n\r\n", b"").await;
     assert!(matches!(junk, Err(TrackerError::Http(_))), "{junk:?}");
@@ -206,7 +208,9 @@ fn urls_that_are_none_are_refused() {
 
 #[test]
 fn failures_are_waited_for_ever_longer() {
-    let secs: Vec<u64> = [1, 2, 3, 5, 6, 99].map(|n| retry_wait(n).as_secs()).into();
+    let secs: Vec<u64> = [1, 2, 3, 5, 6, 99]
+        .map(|n| task::retry_wait(n).as_secs())
+        .into();
     assert_eq!(secs, [60, 120, 240, 960, 1800, 1800]);
 }
 
@@ -271,38 +275,222 @@ async fn a_port_nobody_listens_on_is_known_at_once() {
     assert!(start.elapsed() < Duration::from_secs(10));
 }
 
-#[tokio::test]
-async fn a_task_delivers_peers_and_says_good_bye() {
-    let (url, mut events, _task) = udp_tracker("127.0.0.1").await;
+/// A swarm's task over tiers of URLs.
+struct Run {
+    swarm: SwarmId,
+    found: mpsc::Receiver<super::super::Found>,
+    statuses: Vec<Arc<Mutex<TrackerStatus>>>,
+    totals: watch::Sender<Totals>,
+    stopper: super::super::Stopper,
+    task: JoinHandle<()>,
+}
+
+fn run(tiers: &[&[&str]]) -> Run {
     let (stopper, stop) = stop_pair();
-    let (sink, mut found) = mpsc::channel(8);
+    let (sink, found) = mpsc::channel(8);
     let swarm = SwarmId::from_bytes([1; 20]);
-    let status = Arc::new(Mutex::new(TrackerStatus {
-        url: url.clone(),
-        ..Default::default()
-    }));
-    let url = TrackerUrl::parse(&url).unwrap();
+    let (totals, watched) = watch::channel(Totals::default());
+    let mut statuses = Vec::new();
+    let mut entry = |url: &&str| {
+        let status = Arc::new(Mutex::new(TrackerStatus::default()));
+        statuses.push(Arc::clone(&status));
+        Entry::new(TrackerUrl::parse(url).unwrap(), status)
+    };
+    let tiers = tiers
+        .iter()
+        .map(|tier| tier.iter().map(&mut entry).collect())
+        .collect();
+    let announce = Announce {
+        tiers: Vec::new(),
+        peer_id: *b"-CC0100-abcdefghijkl",
+        key: 7,
+        totals: watched,
+    };
+    let port = 0;
     let task = Task {
-        url,
+        tiers,
         swarm,
-        port: 0,
+        announce,
+        port,
         sink,
-        status: Arc::clone(&status),
         stop,
     };
     let task = tokio::spawn(task.run());
-    let peer = found.recv().await.unwrap();
-    assert_eq!(
-        peer,
-        (swarm, "10.0.0.9:80".parse().unwrap(), Source::Tracker)
-    );
-    let status = status.lock().clone();
+    Run {
+        swarm,
+        found,
+        statuses,
+        totals,
+        stopper,
+        task,
+    }
+}
+
+#[tokio::test]
+async fn a_task_delivers_peers_tells_of_the_end_of_the_download_and_says_good_bye() {
+    let (url, mut events, _task) = udp_tracker("127.0.0.1").await;
+    let mut run = run(&[&[&url]]);
+    let peer = run.found.recv().await.unwrap();
+    let expected = (run.swarm, "10.0.0.9:80".parse().unwrap(), Source::Tracker);
+    assert_eq!(peer, expected);
+    let status = run.statuses[0].lock().clone();
     assert_eq!((status.peers, status.error), (Some(1), None));
-    drop(stopper);
-    task.await.unwrap();
-    assert_eq!(
-        (events.recv().await, events.recv().await),
-        (Some(2), Some(3)),
-        "started, stopped"
+    assert_eq!((status.seeds, status.leechers), (Some(0), Some(0)));
+    let totals = Totals {
+        uploaded: 5,
+        downloaded: 9,
+        left: 0,
+        completed: true,
+    };
+    run.totals.send(totals).unwrap();
+    assert_eq!(events.recv().await, Some(2), "started");
+    assert_eq!(events.recv().await, Some(1), "completed, at once");
+    drop(run.stopper);
+    run.task.await.unwrap();
+    assert_eq!(events.recv().await, Some(3), "stopped");
+}
+
+#[tokio::test]
+async fn what_was_whole_from_the_start_is_not_told_as_completed() {
+    let body =
+        b"HTTP/1.1 200 OK\r\n\r\nd8:completei1e10:incompletei0e5:peers6:\x0a\x00\x00\x01\x00\x50e";
+    let (url, mut heads) = http_server(body.to_vec(), b"").await;
+    let mut run = run(&[&[&url]]);
+    let totals = Totals {
+        uploaded: 5,
+        downloaded: 0,
+        left: 0,
+        completed: false,
+    };
+    run.totals.send(totals).unwrap();
+    run.found.recv().await.unwrap();
+    drop(run.stopper);
+    run.task.await.unwrap();
+    let first = heads.recv().await.unwrap();
+    assert!(
+        first.contains("event=started") && first.contains("peer_id=-CC0100-abcdefghijkl"),
+        "{first}"
     );
+    let last = heads.recv().await.unwrap();
+    assert!(
+        last.contains("event=stopped") && last.contains("uploaded=5") && last.contains("left=0"),
+        "{last}"
+    );
+    assert_eq!(heads.try_recv().ok(), None);
+}
+
+#[tokio::test]
+async fn the_first_that_answers_is_asked_and_only_it_is_told_of_the_end() {
+    let refused = b"HTTP/1.1 200 OK\r\n\r\nd14:failure reason2:noe".to_vec();
+    let answer =
+        b"HTTP/1.1 200 OK\r\n\r\nd8:completei1e10:incompletei0e5:peers6:\x0a\x00\x00\x01\x00\x50e";
+    let (bad, mut bad_heads) = http_server(refused, b"").await;
+    let (good, mut good_heads) = http_server(answer.to_vec(), b"").await;
+    let (later, mut later_heads) = http_server(answer.to_vec(), b"").await;
+    let mut run = run(&[&[&bad], &[&good], &[&later]]);
+    run.found.recv().await.unwrap();
+    drop(run.stopper);
+    run.task.await.unwrap();
+    assert!(bad_heads.recv().await.unwrap().contains("event=started"));
+    assert_eq!(bad_heads.try_recv().ok(), None, "it does not know us");
+    assert!(good_heads.recv().await.unwrap().contains("event=started"));
+    assert!(good_heads.recv().await.unwrap().contains("event=stopped"));
+    assert_eq!(later_heads.try_recv().ok(), None, "its tier is not needed");
+    let error = run.statuses[0].lock().error.clone();
+    assert_eq!(error.as_deref(), Some("the tracker refuses: no"));
+}
+
+#[tokio::test]
+async fn a_tracker_that_gives_no_counts_is_scraped() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/announce?pass=x", listener.local_addr().unwrap());
+    let server = tokio::spawn(async move {
+        let mut heads = Vec::new();
+        for body in [
+            &b"d5:peers6:\x0a\x00\x00\x01\x00\x50e"[..],
+            b"d5:filesd20:\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01d8:completei5e10:downloadedi50e10:incompletei10eeee",
+        ] {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            heads.push(head(&mut stream).await);
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+            stream.write_all(body).await.unwrap();
+        }
+        heads
+    });
+    let mut run = run(&[&[&url]]);
+    run.found.recv().await.unwrap();
+    let heads = server.await.unwrap();
+    assert!(
+        heads[1].starts_with("GET /scrape?pass=x&info_hash=%01%01"),
+        "{heads:?}"
+    );
+    let status = run.statuses[0].lock().clone();
+    assert_eq!((status.seeds, status.leechers), (Some(5), Some(10)));
+}
+
+#[tokio::test]
+async fn a_redirect_is_followed_as_far_as_is_right() {
+    let answer = b"HTTP/1.1 200 OK\r\n\r\nd5:peers6:\x0a\x00\x00\x01\x00\x50e";
+    let (there, mut heads) = http_server(answer.to_vec(), b"").await;
+    let moved =
+        |to: &str| format!("HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n");
+    let announced = http(moved(&there).as_bytes(), b"").await.unwrap();
+    assert_eq!(announced.peers, ["10.0.0.1:80".parse().unwrap()]);
+    assert!(
+        heads
+            .recv()
+            .await
+            .unwrap()
+            .starts_with("GET /announce?pass=x HTTP")
+    );
+    // On itself, for ever.
+    let (url, mut heads) = http_server(moved("/announce?again").into_bytes(), b"").await;
+    let outcome = TrackerUrl::parse(&url).unwrap().announce(request()).await;
+    assert!(
+        matches!(outcome, Err(TrackerError::Redirect("in circles"))),
+        "{outcome:?}"
+    );
+    let mut asked = 0;
+    while heads.try_recv().is_ok() {
+        asked += 1;
+    }
+    assert_eq!(asked, 1 + REDIRECTS_MAX);
+    let local = there.replace("/announce", "/admin");
+    let outcome = http(moved(&local).as_bytes(), b"").await;
+    assert!(
+        matches!(outcome, Err(TrackerError::LocalPath)),
+        "{outcome:?}"
+    );
+    let outcome = http(moved("udp://127.0.0.1:1/announce").as_bytes(), b"").await;
+    assert!(
+        matches!(outcome, Err(TrackerError::Redirect(_))),
+        "{outcome:?}"
+    );
+}
+
+#[test]
+fn a_redirect_never_leads_from_tls_to_none() {
+    let url = TrackerUrl::parse("https://t.example/announce?a=b").unwrap();
+    let to = |location: &str| url.redirected(location).map(|url| url.uri.to_string());
+    assert_eq!(to("/x/announce").unwrap(), "https://t.example/x/announce");
+    assert_eq!(
+        to("//u.example/announce").unwrap(),
+        "https://u.example/announce"
+    );
+    assert_eq!(
+        to("https://u.example/announce?q").unwrap(),
+        "https://u.example/announce?q"
+    );
+    for refused in [
+        "http://t.example/announce",
+        "ftp://t.example/",
+        "",
+        "announce",
+        "https://:1/",
+    ] {
+        assert!(
+            matches!(to(refused), Err(TrackerError::Redirect(_))),
+            "{refused}"
+        );
+    }
 }

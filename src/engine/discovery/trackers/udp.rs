@@ -7,8 +7,9 @@ use tokio::task::JoinSet;
 
 use super::{TrackerError, TrackerUrl, resolve};
 use crate::clock::Elapsed;
-use crate::proto::tracker::{AnnounceRequest, Announced};
-use crate::proto::udp_tracker::{DATAGRAM_LEN_MAX, Family, UdpAnnounce};
+use crate::proto::tracker::{AnnounceRequest, Announced, Scraped};
+use crate::proto::udp_tracker::{DATAGRAM_LEN_MAX, Family, Question, UdpAnswer, UdpExchange};
+use crate::share::SwarmId;
 use crate::{net, random};
 
 /// How long the slower address family is waited for once the other has answered.
@@ -22,13 +23,20 @@ pub(super) async fn announce(
     net::refuse_udp_by_proxy()?;
     let addrs = resolve(&url.host, url.port).await?;
     let mut exchanges = JoinSet::new();
-    for family in [SocketAddr::is_ipv4, SocketAddr::is_ipv6] {
-        if let Some(addr) = addrs.iter().copied().find(family) {
-            exchanges.spawn(exchange(
-                addr,
-                url.path_and_query().to_owned(),
-                request.clone(),
-            ));
+    for family in [Family::V4, Family::V6] {
+        let fits = |addr: &SocketAddr| addr.is_ipv4() == (family == Family::V4);
+        if let Some(addr) = addrs.iter().copied().find(fits) {
+            let question = Question::Announce {
+                request: request.clone(),
+                url_data: url.path_and_query().to_owned(),
+                family,
+            };
+            exchanges.spawn(async move {
+                match exchange(addr, question).await? {
+                    UdpAnswer::Announced(announced) => Ok(announced),
+                    UdpAnswer::Scraped(_) => Err(TrackerError::NoScrape),
+                }
+            });
         }
     }
     let mut merged: Option<Result<Announced, TrackerError>> = None;
@@ -48,6 +56,16 @@ pub(super) async fn announce(
     }
 }
 
+/// Asks for the counts of a swarm, at the first address that answers.
+pub(super) async fn scrape(url: &TrackerUrl, swarm: SwarmId) -> Result<Scraped, TrackerError> {
+    let addrs = resolve(&url.host, url.port).await?;
+    let addr = addrs.first().ok_or(TrackerError::NoScrape)?;
+    match exchange(*addr, Question::Scrape(swarm)).await? {
+        UdpAnswer::Scraped(scraped) => Ok(scraped),
+        UdpAnswer::Announced(_) => Err(TrackerError::NoScrape),
+    }
+}
+
 /// An answer counts more than an error, the first error more than the second.
 fn merge(
     first: Option<Result<Announced, TrackerError>>,
@@ -59,25 +77,24 @@ fn merge(
         (Some(Ok(mut both)), Ok(more)) => {
             both.interval = both.interval.max(more.interval);
             both.peers.extend(more.peers);
+            // Both families are one swarm to some trackers and two to others.
+            both.seeds = both.seeds.max(more.seeds);
+            both.leechers = both.leechers.max(more.leechers);
             Ok(both)
         }
     }
 }
 
-async fn exchange(
-    addr: SocketAddr,
-    url_data: String,
-    request: AnnounceRequest,
-) -> Result<Announced, TrackerError> {
-    let (local, family) = match addr {
-        SocketAddr::V4(_) => ((Ipv4Addr::UNSPECIFIED, 0).into(), Family::V4),
-        SocketAddr::V6(_) => ((Ipv6Addr::UNSPECIFIED, 0).into(), Family::V6),
+async fn exchange(addr: SocketAddr, question: Question) -> Result<UdpAnswer, TrackerError> {
+    let local = match addr {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
     };
     let socket = net::udp_bind(local).await?;
     // Connected: the kernel drops what others send, and says when nobody listens there.
     socket.connect(addr).await?;
     let clock = Elapsed::start();
-    let mut udp = UdpAnnounce::new(clock.now(), request, url_data, family, &mut random::fill);
+    let mut udp = UdpExchange::new(clock.now(), question, &mut random::fill);
     let mut datagram = [0; DATAGRAM_LEN_MAX];
     loop {
         if let Some(outcome) = udp.poll_outcome() {

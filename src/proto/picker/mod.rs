@@ -8,9 +8,13 @@
 //! help once nothing else is left. Pieces with a deadline go before everything. When every block has been asked for, those
 //! still on their way are asked of others too (endgame).
 
+mod endgame;
+mod order;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use self::order::{BUCKETS, COPIES_MAX};
 use super::bitfield::Bitfield;
 use super::blocks::{Block, Layout};
 use super::scheduler::PeerKey;
@@ -22,17 +26,14 @@ type Now = Duration;
 pub const PRIORITY_MAX: u8 = 7;
 /// What pieces have unless somebody says otherwise.
 pub const PRIORITY_NORMAL: u8 = 4;
-/// Copies beyond this many are not told apart.
-const COPIES_MAX: u32 = 63;
-const BUCKETS: usize = PRIORITY_MAX as usize * (COPIES_MAX as usize + 1);
-/// In the endgame a block is asked of this many peers at most.
-const ENDGAME_PEERS_MAX: usize = 3;
 
 /// In which order pieces are begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     RarestFirst,
     Sequential,
+    /// One after the other, going on where the last one was begun, and from the beginning again at the end.
+    RoundRobin,
 }
 
 /// What became of a block that arrived.
@@ -117,6 +118,8 @@ pub struct Picker {
     missing: u32,
     /// No wanted piece before this one is missing.
     first_missing: u32,
+    /// Behind the piece that was begun last, in round robin.
+    next_around: u32,
     random: u64,
 }
 
@@ -147,6 +150,7 @@ impl Picker {
             seeds: 0,
             missing: pieces,
             first_missing: 0,
+            next_around: 0,
             random: seed | 1,
         };
         picker.rebuild();
@@ -186,6 +190,12 @@ impl Picker {
         let wanted = |p: &&Piece| p.state != State::Have && p.priority > 0;
         let rarest = self.pieces.iter().filter(wanted).map(|p| p.available).min();
         rarest.map(|copies| copies + self.seeds)
+    }
+
+    /// Copies of the piece among peers.
+    pub fn copies(&self, piece: u32) -> u32 {
+        let copies = self.pieces.get(piece as usize).map_or(0, |p| p.available);
+        copies + self.seeds
     }
 
     pub fn set_order(&mut self, order: Order) {
@@ -240,6 +250,11 @@ impl Picker {
 
     pub fn has_deadline(&self, piece: u32) -> bool {
         self.deadline_of.contains_key(&piece)
+    }
+
+    /// Whether somebody waits for any piece.
+    pub fn has_deadlines(&self) -> bool {
+        !self.deadlines.is_empty()
     }
 
     /// How much the piece is wanted.
@@ -321,10 +336,13 @@ impl Picker {
             self.pick_due(peer, has, until, out);
             match self.mode {
                 Order::Sequential => self.pick_in_order(peer, has, until, out),
-                Order::RarestFirst => {
+                order => {
                     self.pick_partial(peer, has, until, out, |owner| owner == Some(peer));
                     self.pick_partial(peer, has, until, out, |owner| owner.is_none());
-                    self.pick_new(peer, has, until, out);
+                    match order {
+                        Order::RoundRobin => self.pick_around(peer, has, until, out),
+                        _ => self.pick_new(peer, has, until, out),
+                    }
                     self.pick_partial(peer, has, until, out, |_| true);
                 }
             }
@@ -548,43 +566,28 @@ impl Picker {
         }
     }
 
+    fn pick_around(&mut self, peer: PeerKey, has: &Bitfield, until: usize, out: &mut Vec<Block>) {
+        let (begin, end) = (self.next_around, self.layout.pieces());
+        for piece in (begin..end).chain(0..begin) {
+            if out.len() >= until {
+                return;
+            }
+            let idle = self
+                .pieces
+                .get(piece as usize)
+                .is_some_and(|p| p.state == State::Idle);
+            if idle && has.has(piece) && self.needs(piece) {
+                self.take(peer, piece, until, out);
+                self.next_around = piece + 1;
+            }
+        }
+    }
+
     fn pick_new(&mut self, peer: PeerKey, has: &Bitfield, until: usize, out: &mut Vec<Block>) {
         while out.len() < until {
             let found = self.order.iter().find(|piece| has.has(**piece)).copied();
             let Some(piece) = found else { return };
             self.take(peer, piece, until, out);
-        }
-    }
-
-    /// Endgame: blocks that others have been asked for.
-    fn pick_again(&mut self, peer: PeerKey, has: &Bitfield, until: usize, out: &mut Vec<Block>) {
-        let begin = self.next_random() as usize % self.partial.len().max(1);
-        let keys: Vec<u32> = self.partial.keys().copied().collect();
-        let (tail, head) = keys.split_at(begin.min(keys.len()));
-        for piece in head.iter().chain(tail).copied() {
-            if !has.has(piece) || !self.needs(piece) {
-                continue;
-            }
-            let Some(partial) = self.partial.get_mut(&piece) else {
-                continue;
-            };
-            if partial.parole != Parole::No {
-                continue;
-            }
-            for (number, state) in (0..).zip(&partial.blocks) {
-                if out.len() >= until {
-                    return;
-                }
-                let BlockState::Asked(first) = state else {
-                    continue;
-                };
-                let askers = partial.also.iter().filter(|a| a.0 == number);
-                let mine = *first == peer || partial.also.contains(&(number, peer));
-                if !mine && 1 + askers.count() < ENDGAME_PEERS_MAX {
-                    partial.also.push((number, peer));
-                    out.push(self.layout.block(piece, number));
-                }
-            }
         }
     }
 
@@ -639,146 +642,6 @@ impl Picker {
                 also: Vec::new(),
             },
         );
-    }
-
-    fn bucket(&self, piece: u32) -> usize {
-        let (priority, copies) = self
-            .pieces
-            .get(piece as usize)
-            .map_or((1, 0), |p| (p.priority.max(1), p.available.min(COPIES_MAX)));
-        usize::from(PRIORITY_MAX - priority.min(PRIORITY_MAX)) * (COPIES_MAX as usize + 1)
-            + copies as usize
-    }
-
-    fn end(&self, bucket: usize) -> u32 {
-        self.ends.get(bucket).copied().unwrap_or(0)
-    }
-
-    fn begin_of(&self, bucket: usize) -> u32 {
-        bucket.checked_sub(1).map_or(0, |before| self.end(before))
-    }
-
-    fn move_end(&mut self, bucket: usize, up: bool) {
-        if let Some(end) = self.ends.get_mut(bucket) {
-            *end = if up { *end + 1 } else { *end - 1 };
-        }
-    }
-
-    /// Puts `piece` at a place of `order`.
-    fn place(&mut self, piece: u32, at: u32) {
-        if let Some(slot) = self.order.get_mut(at as usize) {
-            *slot = piece;
-        }
-        if let Some(p) = self.pieces.get_mut(piece as usize) {
-            p.at = at;
-        }
-    }
-
-    fn swap(&mut self, a: u32, b: u32) {
-        let at = |at: u32| self.order.get(at as usize).copied();
-        if let (Some(x), Some(y)) = (at(a), at(b)) {
-            self.place(x, b);
-            self.place(y, a);
-        }
-    }
-
-    /// Lets the piece at `at` change places with any of its bucket.
-    fn shuffle(&mut self, at: u32, bucket: usize) {
-        let begin = self.begin_of(bucket);
-        let size = self.end(bucket).saturating_sub(begin).max(1);
-        let other = begin + (self.next_random() % u64::from(size)) as u32;
-        self.swap(at, other);
-    }
-
-    fn put_in(&mut self, piece: u32) {
-        let bucket = self.bucket(piece);
-        let mut hole = self.order.len() as u32;
-        self.order.push(piece);
-        for later in (bucket + 1..BUCKETS).rev() {
-            let begin = self.begin_of(later);
-            if let Some(first) = self.order.get(begin as usize).copied()
-                && begin < self.end(later)
-            {
-                self.place(first, hole);
-                hole = begin;
-            }
-            self.move_end(later, true);
-        }
-        self.move_end(bucket, true);
-        self.place(piece, hole);
-        self.shuffle(hole, bucket);
-    }
-
-    fn take_out(&mut self, piece: u32) {
-        let Some(p) = self.pieces.get(piece as usize) else {
-            return;
-        };
-        if p.state != State::Idle || p.priority == 0 {
-            return;
-        }
-        let mut hole = p.at;
-        for bucket in self.bucket(piece)..BUCKETS {
-            let last = self.end(bucket) - 1;
-            // The last of the bucket fills the hole, unless the bucket is empty or the hole is its last place.
-            if let Some(moved) = self.order.get(last as usize).copied()
-                && last != hole
-            {
-                self.place(moved, hole);
-            }
-            hole = last;
-            self.move_end(bucket, false);
-        }
-        self.order.pop();
-    }
-
-    /// The piece, whose count of copies has just been raised by one, goes to the next bucket.
-    fn step_up(&mut self, piece: u32) {
-        let bucket = self.bucket(piece);
-        let Some(at) = self.pieces.get(piece as usize).map(|p| p.at) else {
-            return;
-        };
-        let last = self.end(bucket - 1) - 1;
-        self.swap(at, last);
-        self.move_end(bucket - 1, false);
-        self.shuffle(last, bucket);
-    }
-
-    /// Sorts all idle pieces anew.
-    fn rebuild(&mut self) {
-        let mut counts = vec![0_u32; BUCKETS];
-        let listed = |p: &Piece| p.state == State::Idle && p.priority > 0;
-        let mut total = 0;
-        for piece in 0..self.pieces.len() as u32 {
-            if self.pieces.get(piece as usize).is_some_and(listed) {
-                total += 1;
-                if let Some(count) = counts.get_mut(self.bucket(piece)) {
-                    *count += 1;
-                }
-            }
-        }
-        let mut end = 0;
-        for (to, count) in self.ends.iter_mut().zip(&mut counts) {
-            let begin = end;
-            end += *count;
-            *to = end;
-            // From here on: where the next piece of this bucket goes.
-            *count = begin;
-        }
-        self.order = vec![0; total];
-        for piece in 0..self.pieces.len() as u32 {
-            if self.pieces.get(piece as usize).is_some_and(listed) {
-                let bucket = self.bucket(piece);
-                let Some(next) = counts.get_mut(bucket) else {
-                    continue;
-                };
-                let at = *next;
-                *next += 1;
-                let begin = self.begin_of(bucket);
-                self.place(piece, at);
-                let other = begin + (self.next_random() % u64::from(at - begin + 1)) as u32;
-                self.swap(at, other);
-            }
-        }
     }
 
     /// Xorshift: good enough to spread equals.
