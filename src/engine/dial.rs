@@ -146,6 +146,7 @@ impl Dialer {
 
     /// Now is the moment to call.
     pub(super) fn at_once(&mut self, now: Now, addr: SocketAddr) {
+        let addr = plain(addr);
         self.found(addr);
         if let Some(a) = self.known.get_mut(&addr) {
             a.next_try = a.next_try.min(now);

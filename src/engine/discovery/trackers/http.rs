@@ -185,8 +185,12 @@ impl Service<Uri> for Dial {
 
 async fn dial(uri: Uri) -> Result<TokioIo<TcpStream>, TrackerError> {
     let url = TrackerUrl::parse(&uri.to_string())?;
+    let path = url.uri.path();
+    let known = ["/announce", "/scrape"]
+        .iter()
+        .any(|begin| path.starts_with(begin));
     let host = url.host.parse::<IpAddr>();
-    if host.is_ok_and(|ip| ip.is_loopback()) && !url.uri.path().starts_with("/announce") {
+    if host.is_ok_and(|ip| ip.is_loopback()) && !known {
         return Err(TrackerError::LocalPath);
     }
     if let Some(connected) = net::connect_by_proxy(&url.host, url.port, CONNECT_TIME).await {
@@ -198,10 +202,6 @@ async fn dial(uri: Uri) -> Result<TokioIo<TcpStream>, TrackerError> {
         .into_iter()
         .take(ADDRESSES_MAX)
     {
-        let path = url.uri.path();
-        let known = ["/announce", "/scrape"]
-            .iter()
-            .any(|begin| path.starts_with(begin));
         if addr.ip().is_loopback() && !known {
             return Err(TrackerError::LocalPath);
         }

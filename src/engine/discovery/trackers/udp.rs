@@ -58,6 +58,7 @@ pub(super) async fn announce(
 
 /// Asks for the counts of a swarm, at the first address that answers.
 pub(super) async fn scrape(url: &TrackerUrl, swarm: SwarmId) -> Result<Scraped, TrackerError> {
+    net::refuse_udp_by_proxy()?;
     let addrs = resolve(&url.host, url.port).await?;
     let addr = addrs.first().ok_or(TrackerError::NoScrape)?;
     match exchange(*addr, Question::Scrape(swarm)).await? {
