@@ -62,8 +62,6 @@ fn to_libtorrent_by_file_and_by_magnet() {
 
 #[test]
 fn a_magnet_is_opened_again_without_peers() {
-    let place = Place::new();
-    let top = content(&place, 4);
     // libtorrent speaks of a hybrid torrent by its v1 hash, and so not of piece hashes, where the handshake was encrypted.
     let kinds = [
         ("--v1", "prefer"),
@@ -72,18 +70,18 @@ fn a_magnet_is_opened_again_without_peers() {
         ("--v2", "prefer"),
     ];
     for (flag, encryption) in kinds {
+        let place = Place::new();
+        let top = content(&place, 4);
         let file = torrent(&place, &top, flag);
         let (seeder, port) = Other::seed(&file, &place.path("src"), 0);
-        let name = format!("{flag}-{encryption}");
-        let (link, out) = (magnet(&place, &file), place.path(&format!("out{name}")));
+        let (link, out) = (magnet(&place, &file), place.path("out"));
         let peer = format!("--peer=127.0.0.1:{port}");
-        let state = format!("s{name}");
         let env = [("CCBT_NETWORK_ENCRYPTION", encryption)];
         let args = ["download", &link, "-o", text(&out), &peer];
-        Ccbt::start_on(&place, &state, "127.0.0.1:0", &env, &args).finish();
+        Ccbt::start_on(&place, "s", "127.0.0.1:0", &env, &args).finish();
         drop(seeder);
         // What is kept is a torrent file like any other, with the piece hashes that peers have told.
-        let kept = fs::read_dir(place.path(&state).join("torrents")).unwrap();
+        let kept = fs::read_dir(place.path("s").join("torrents")).unwrap();
         let kept = kept
             .map(|dir| dir.unwrap().path().join("metainfo.torrent"))
             .next()
@@ -106,9 +104,9 @@ fn a_magnet_is_opened_again_without_peers() {
                 "{flag}: the piece hashes were not kept"
             );
         }
-        fs::remove_file(place.path(&format!("{state}.log"))).unwrap();
+        fs::remove_file(place.path("s.log")).unwrap();
         let args = ["download", &link, "-o", text(&out), "--seed"];
-        let mut again = Ccbt::start(&place, &state, 0, &args);
+        let mut again = Ccbt::start(&place, "s", 0, &args);
         again.wait_for("Downloaded top");
         assert!(
             !again.log().contains("torrent not opened"),
