@@ -123,8 +123,7 @@ pub(super) fn spawn(config: TorrentConfig, gate: Arc<dyn DialTorrent>) -> Torren
         name: config.name.clone(),
         ..TorrentStatus::default()
     });
-    let hashes = config.hashes;
-    let (handshake, upgrade) = super::v2::handshake_of(&hashes, config.shared.peer_id);
+    let (handshake, upgrade) = super::v2::handshake_of(&config.hashes, config.shared.peer_id);
     let handle = TorrentHandle {
         tx,
         status: watched,
@@ -132,14 +131,7 @@ pub(super) fn spawn(config: TorrentConfig, gate: Arc<dyn DialTorrent>) -> Torren
         upgrade,
         tracker_key: u32::from_le_bytes(random::bytes()),
     };
-    let rules = machine::Settings {
-        hashes,
-        private: !config.exchange,
-        port: config.port,
-        lazy: config.lazy,
-        super_seed: false,
-        seed: u64::from_le_bytes(random::bytes()),
-    };
+    let rules = rules_of(&config);
     let mut dialer = Dialer::default();
     config.peers.iter().for_each(|addr| dialer.give(*addr));
     let actor = Actor {
@@ -185,6 +177,17 @@ pub(super) fn spawn(config: TorrentConfig, gate: Arc<dyn DialTorrent>) -> Torren
     };
     tokio::spawn(tracing::Instrument::instrument(actor.run(inputs), span));
     handle
+}
+
+fn rules_of(config: &TorrentConfig) -> machine::Settings {
+    machine::Settings {
+        hashes: config.hashes,
+        private: !config.exchange,
+        port: config.port,
+        lazy: config.lazy,
+        super_seed: false,
+        seed: u64::from_le_bytes(random::bytes()),
+    }
 }
 
 /// An idle torrent has nothing to wake up for.
@@ -390,12 +393,10 @@ impl Actor {
     fn connected(&mut self, connected: Connected) {
         let now = self.clock.now();
         if let Err(refused) = self.admit(now, &connected) {
-            if connected.called {
-                match refused {
-                    Refused::Ourselves => self.dialer.ourselves(connected.addr),
-                    Refused::NoRoom => self.dialer.failed(now, connected.addr),
-                    Refused::IsHere => {}
-                }
+            match refused {
+                Refused::Ourselves if connected.called => self.dialer.ourselves(connected.addr),
+                Refused::NoRoom if connected.called => self.dialer.failed(now, connected.addr),
+                _ => {}
             }
             return;
         }

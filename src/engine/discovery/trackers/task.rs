@@ -114,11 +114,12 @@ impl Task {
     /// Ends only when nobody listens any more.
     async fn repeat(&mut self) {
         let mut failures = 0;
-        let mut completed = self.announce.totals.borrow().completed;
+        let completed = self.announce.totals.borrow().completed;
         // What was whole before is not told as having become so.
         let entries = self.tiers.iter_mut().flatten();
         entries.for_each(|entry| entry.told_completed = completed);
         loop {
+            let told = *self.announce.totals.borrow();
             let wait = match self.round().await {
                 Some((announced, heard)) => {
                     if !heard {
@@ -135,7 +136,7 @@ impl Task {
             self.note_next(wait);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = becomes_whole(&mut self.announce.totals, completed) => completed = true,
+                () = becomes_whole(&mut self.announce.totals, told) => {}
             }
         }
     }
@@ -275,12 +276,14 @@ impl Entry {
     }
 }
 
-/// Returns when the content has become whole, unless it was.
-async fn becomes_whole(totals: &mut watch::Receiver<Totals>, was: bool) {
-    let whole = totals
-        .wait_for(|totals| totals.completed && !was)
-        .await
-        .is_ok();
+/// Returns when the content is whole, unless that was told: it has become so, or has been found to be so by a look at the disk.
+/// Until a tracker hears that nothing is left, it counts us as one who wants something.
+async fn becomes_whole(totals: &mut watch::Receiver<Totals>, told: Totals) {
+    let news = |now: &Totals| {
+        let became = now.completed && !told.completed;
+        became || (now.left == 0 && told.left != 0)
+    };
+    let whole = totals.wait_for(news).await.is_ok();
     if !whole {
         // Nobody will say so any more.
         std::future::pending::<()>().await;

@@ -380,6 +380,34 @@ async fn what_was_whole_from_the_start_is_not_told_as_completed() {
 }
 
 #[tokio::test]
+async fn what_is_found_to_be_whole_after_the_first_announcement_is_told_at_once() {
+    let body =
+        b"HTTP/1.1 200 OK\r\n\r\nd8:completei0e10:incompletei1e5:peers6:\x0a\x00\x00\x01\x00\x50e";
+    let (url, mut heads) = http_server(body.to_vec(), b"").await;
+    let mut run = run(&[&[&url]]);
+    run.found.recv().await.unwrap();
+    let first = heads.recv().await.unwrap();
+    assert!(
+        first.contains("event=started") && !first.contains("left=0&"),
+        "{first}"
+    );
+    let totals = Totals {
+        left: 0,
+        ..Totals::default()
+    };
+    run.totals.send(totals).unwrap();
+    let second = heads.recv().await.unwrap();
+    assert!(
+        second.contains("left=0&") && !second.contains("event="),
+        "{second}"
+    );
+    drop(run.stopper);
+    run.task.await.unwrap();
+    assert!(heads.recv().await.unwrap().contains("event=stopped"));
+    assert_eq!(heads.try_recv().ok(), None);
+}
+
+#[tokio::test]
 async fn the_first_that_answers_is_asked_and_only_it_is_told_of_the_end() {
     let refused = b"HTTP/1.1 200 OK\r\n\r\nd14:failure reason2:noe".to_vec();
     let answer =
