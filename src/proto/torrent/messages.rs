@@ -133,18 +133,18 @@ impl Torrent {
     }
 
     fn has_field(&mut self, now: Now, key: PeerKey, field: Bytes) -> Checked {
-        let late = Fault::Protocol("a bitfield that is not the first message");
         let Some(peer) = self.peers.get_mut(&key) else {
             return Ok(());
         };
-        if std::mem::replace(&mut peer.spoke, true) {
-            return Err(late);
-        }
+        let again = std::mem::replace(&mut peer.spoke, true);
         match &mut peer.has {
             Has::Early { field: early, .. } => *early = Some(field),
             Has::Known(has) => {
                 let wrong = Fault::Protocol("a bitfield that does not fit the torrent");
                 let new = Bitfield::from_bytes(&field, has.len()).map_err(|_| wrong)?;
+                if again {
+                    return self.has_more(now, key, &new);
+                }
                 self.now_has(key, new);
             }
         }
@@ -156,19 +156,36 @@ impl Torrent {
         let Some(peer) = self.peers.get_mut(&key) else {
             return Ok(());
         };
-        if !peer.fast || std::mem::replace(&mut peer.spoke, true) {
+        let again = std::mem::replace(&mut peer.spoke, true);
+        if !peer.fast || (again && !everything) {
             return Err(Fault::Protocol("have all or have none out of place"));
         }
         match &mut peer.has {
             Has::Early { all, .. } => *all = everything,
             Has::Known(has) if everything => {
                 let new = Bitfield::full(has.len());
+                if again {
+                    return self.has_more(now, key, &new);
+                }
                 self.now_has(key, new);
             }
             Has::Known(_) => {}
         }
         self.consider(now, key);
         Ok(())
+    }
+
+    /// Instead of many pieces one by one, aria2 names all that it has anew. What it has said before stays said.
+    fn has_more(&mut self, now: Now, key: PeerKey, new: &Bitfield) -> Checked {
+        let Some(Has::Known(has)) = self.peers.get(&key).map(|peer| &peer.has) else {
+            return Ok(());
+        };
+        if has.is_full() {
+            return Ok(());
+        }
+        let more: Vec<u32> = new.iter().filter(|piece| !has.has(*piece)).collect();
+        more.into_iter()
+            .try_for_each(|piece| self.has_piece(now, key, piece))
     }
 
     fn now_has(&mut self, key: PeerKey, new: Bitfield) {

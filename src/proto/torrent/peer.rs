@@ -66,7 +66,7 @@ pub(super) struct Peer {
     pub(super) pex_flags: u8,
     pub(super) hello: Option<Hello>,
     pub(super) has: Has,
-    /// Anything about pieces was said: a bitfield must be the first.
+    /// Anything about pieces was said: what comes now is in addition.
     pub(super) spoke: bool,
 
     /// It lets us ask.

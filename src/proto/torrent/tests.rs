@@ -137,6 +137,32 @@ fn what_cannot_be_ends_the_connection() {
 }
 
 #[test]
+fn a_later_bitfield_adds_to_what_was_said() {
+    let mut t = torrent(Bitfield::new(5));
+    join(&mut t, A, true);
+    drop(actions(&mut t));
+    assert_eq!(said(&mut t, A, Message::HaveNone), []);
+    let field = |bits| Message::Bitfield(Bytes::copy_from_slice(&[bits]));
+    assert_eq!(
+        said(&mut t, A, field(0x40)),
+        [Action::Send(A, Message::Interested)]
+    );
+    assert_eq!(said(&mut t, A, Message::Unchoke).len(), 2);
+    assert_eq!(
+        said(&mut t, A, field(0x80)).len(),
+        2,
+        "not less than before"
+    );
+    assert_eq!(said(&mut t, A, Message::HaveAll).len(), 6);
+    assert_eq!(said(&mut t, A, field(0)), []);
+    let dropped = said(&mut t, A, field(0x01));
+    assert!(
+        matches!(dropped[..], [Action::Drop(A, Fault::Protocol(_))]),
+        "{dropped:?}"
+    );
+}
+
+#[test]
 fn a_choke_gives_the_blocks_to_others() {
     let mut t = torrent(Bitfield::new(5));
     join(&mut t, A, false);
