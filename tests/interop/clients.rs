@@ -18,6 +18,11 @@ pub(crate) trait Client: Sized {
     fn start(dir: &Path, torrent: &Path, folder: &Path) -> Self;
 
     fn log(&self) -> String;
+
+    /// The port at which it has to be called, if it does not call others here.
+    fn to_call(&self) -> Option<u16> {
+        None
+    }
 }
 
 /// A program beside the test, ended with it.
@@ -129,7 +134,10 @@ impl Tracker {
 }
 
 /// transmission-daemon; torrents come through a watched folder.
-pub(crate) struct Transmission(Running);
+pub(crate) struct Transmission {
+    running: Running,
+    port: u16,
+}
 
 impl Client for Transmission {
     const NAME: &'static str = "Transmission";
@@ -138,7 +146,8 @@ impl Client for Transmission {
         let watched = dir.join("watched");
         fs::create_dir_all(&watched).unwrap();
         fs::copy(torrent, watched.join("top.torrent")).unwrap();
-        let (rpc, port) = (free_port().to_string(), free_port().to_string());
+        let (rpc, peers) = (free_port().to_string(), free_port());
+        let port = peers.to_string();
         let args = strings(&[
             "--foreground",
             "--config-dir",
@@ -160,16 +169,20 @@ impl Client for Transmission {
             "127.0.0.1",
             "--no-incomplete-dir",
         ]);
-        Self(Running::start(
-            dir,
-            "transmission-daemon",
-            "transmission-daemon",
-            &args,
-        ))
+        let program = "transmission-daemon";
+        Self {
+            running: Running::start(dir, program, program, &args),
+            port: peers,
+        }
     }
 
     fn log(&self) -> String {
-        self.0.log()
+        self.running.log()
+    }
+
+    /// It takes every address of the loopback for a mistake.
+    fn to_call(&self) -> Option<u16> {
+        Some(self.port)
     }
 }
 

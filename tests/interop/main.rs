@@ -99,6 +99,18 @@ impl Scene {
         Ccbt::start(&self.place, name, free_port(), &args)
     }
 
+    /// Tells the `ccbt` of that name of a client that has to be called.
+    fn introduce(&self, name: &str, folder: &Path, client: &impl Client) {
+        let Some(port) = client.to_call() else { return };
+        let state = self.place.path(name);
+        let peer = format!("--peer=127.0.0.1:{port}");
+        let args = ["--state", text(&state), "download", text(&self.torrent)];
+        let run = self
+            .place
+            .run(&[&args[..], &["-o", text(folder), &peer, "--detach"]].concat());
+        assert_eq!(run.code, 0, "{}", run.stderr);
+    }
+
     fn wait_for(&self, folder: &Path, who: &str, log: impl Fn() -> String) {
         let end = Instant::now() + PATIENCE;
         while !is_same(&self.top, &folder.join("top")) {
@@ -124,11 +136,13 @@ fn is_same(a: &Path, b: &Path) -> bool {
 /// We have it, the client gets it.
 fn to<C: Client>(by: By) {
     let scene = Scene::new(by, "--v1");
-    let mut ours = scene.ccbt("ours", &scene.folder("kept", true));
+    let kept = scene.folder("kept", true);
+    let mut ours = scene.ccbt("ours", &kept);
     ours.wait_for("Downloaded top");
     scene.tracker.wait_for_somebody(|| ours.log());
     let folder = scene.folder("theirs", false);
     let client = C::start(&scene.place.path("client"), &scene.torrent, &folder);
+    scene.introduce("ours", &kept, &client);
     scene.wait_for(&folder, C::NAME, || {
         format!("{}\n{}", client.log(), ours.log())
     });
@@ -202,7 +216,8 @@ fn hybrids_and_v2_with_qbittorrent() {
 #[ignore = "long: scripts/interop runs it"]
 fn one_seeder_and_four_who_want_it() {
     let scene = Scene::new(By::Http, "--v1");
-    let mut seeder = scene.ccbt("seeder", &scene.folder("kept", true));
+    let kept = scene.folder("kept", true);
+    let mut seeder = scene.ccbt("seeder", &kept);
     seeder.wait_for("Downloaded top");
     scene.tracker.wait_for_somebody(|| seeder.log());
     let folders =
@@ -210,6 +225,8 @@ fn one_seeder_and_four_who_want_it() {
     let dir = |name: &str| scene.place.path(&format!("client-{name}"));
     let mut ours = scene.ccbt("leecher", &folders[0]);
     let transmission = Transmission::start(&dir("transmission"), &scene.torrent, &folders[1]);
+    scene.introduce("seeder", &kept, &transmission);
+    scene.introduce("leecher", &folders[0], &transmission);
     let aria2 = Aria2::start(&dir("aria2"), &scene.torrent, &folders[2]);
     let qbittorrent = QBittorrent::start(&dir("qbittorrent"), &scene.torrent, &folders[3]);
     ours.wait_for_within("Downloaded top", PATIENCE, String::new);
