@@ -359,11 +359,10 @@ impl Store {
         // Sealed packs are durable from here on, so their journals do not matter below.
         self.commit()?;
         let mut packs: Vec<Arc<Pack>> = shelf.packs.read().values().cloned().collect();
-        packs.sort_unstable_by_key(|pack| pack.id);
+        // Packs of which nothing is kept go first: that needs no room, and may make some for the others.
+        packs.sort_by_cached_key(|pack| (keeps_any(shelf, pack, keep), pack.id));
         let total = packs.iter().map(|pack| pack.records_len()).sum();
-        let (mut looked_at, mut go_on) = (0, true);
-        // Packs without anything live go first: that needs no room, and may make some for the others.
-        let mut live = Vec::new();
+        let mut looked_at = 0;
         for pack in packs {
             let len = pack.records_len();
             let emptied = pack.is_sealed() || pack.is_retired();
@@ -377,34 +376,16 @@ impl Store {
             let (dropped, bytes) = self.drop_dead(shelf, &pack, &names, keep);
             reclaimed.dropped += dropped;
             reclaimed.dropped_bytes += bytes;
-            match live_slots(shelf, &pack, &names).is_empty() {
-                _ if !emptied => {}
-                true => self.empty_if_worth(shelf, &pack, &names, reclaimed)?,
-                false => {
-                    live.push(pack);
-                    continue;
+            if emptied {
+                match self.empty_if_worth(shelf, &pack, &names, reclaimed) {
+                    Err(WriteError::NoSpace { .. }) if reclaimed.freed_bytes > 0 => break,
+                    emptied => emptied?,
                 }
             }
             looked_at += len;
-            go_on = report(reclaimed, (looked_at, total));
-            if !go_on {
+            if !report(reclaimed, (looked_at, total)) {
                 break;
             }
-        }
-        for pack in live {
-            if !go_on {
-                break;
-            }
-            let len = pack.records_len();
-            let Ok(names) = shelf.names(&pack) else {
-                continue;
-            };
-            match self.empty_if_worth(shelf, &pack, &names, reclaimed) {
-                Err(WriteError::NoSpace { .. }) if reclaimed.freed_bytes > 0 => break,
-                emptied => emptied?,
-            }
-            looked_at += len;
-            go_on = report(reclaimed, (looked_at, total));
         }
         shelf
             .sync_dir()
@@ -468,6 +449,12 @@ impl Store {
 fn is_worth_emptying(pack: &Pack, live_bytes: u64) -> bool {
     let mostly_dead = live_bytes * 8 < pack.records_len() * LIVE_EIGHTHS;
     mostly_dead || pack.has_bad() || pack.is_retired()
+}
+
+fn keeps_any(shelf: &Shelf, pack: &Pack, keep: Keep<'_>) -> bool {
+    let names = shelf.names(pack).unwrap_or_default();
+    let mut live = live_slots(shelf, pack, &names).into_iter();
+    live.any(|slot| keep(pack.place(slot), &names[usize::from(slot)]))
 }
 
 /// Slots the index still points to.
