@@ -21,7 +21,8 @@ const TWO_THREADS_FROM: u64 = 32 << 20;
 /// Blocks that may wait for the second thread.
 const BLOCKS_WAITING: usize = 4;
 
-static ZEROS: [u8; MAX_CHUNK] = [0; MAX_CHUNK];
+/// What a hole is cut into.
+pub(super) static ZEROS: [u8; MAX_CHUNK] = [0; MAX_CHUNK];
 
 /// A piece of a file, cut.
 enum Piece {
