@@ -456,6 +456,9 @@ fn no_home(error: OpenHomeError) -> ApiError {
                 "end that with `ccbt unshare`; if there is nothing to end, remove `.ccbt/home` in the directory",
             )
         }
+        error @ OpenHomeError::InUse(_) => ApiError::new(ErrorKind::Refused, error).hint(
+            "two daemons would undo each other's work: end the other one (`ccbt stop` with its --state)",
+        ),
         error @ OpenHomeError::Store(_) => ApiError::new(ErrorKind::Io, error),
         error => ApiError::new(ErrorKind::Refused, error)
             .hint("share a directory that neither lies in another one of these nor contains one"),
