@@ -43,6 +43,7 @@ impl DaemonCommand {
 
 async fn stop(context: &Context) -> CommandResult {
     let response = connect::ask(context, &ShutdownRequest {}).await?;
+    connect::gone(context).await?;
     context.output.result(&response, stopped)?;
     Ok(0)
 }

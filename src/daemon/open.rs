@@ -110,11 +110,7 @@ impl Daemon {
         let config = FolderConfig {
             read_only,
             read_timeout: self.0.config.read_timeout,
-            fetch: Arc::new(Fetcher {
-                swarm: swarm.clone(),
-                daemon: Arc::downgrade(&self.0),
-                runtime: tokio::runtime::Handle::current(),
-            }),
+            fetch: Arc::new(self.fetcher(&swarm)),
             ..work_config(&dir, of, inc, &swarm, known)
         };
         let span = tracing::info_span!("folder", name = record.name);
@@ -169,6 +165,14 @@ impl Daemon {
     async fn store_of(&self, link: &Link) -> Result<Arc<Store>, ApiError> {
         let (daemon, suite) = (self.clone(), link.suite().hashes());
         blocking(move || daemon.0.stores.of(suite)).await
+    }
+
+    fn fetcher(&self, swarm: &SwarmHandle) -> Fetcher {
+        Fetcher {
+            swarm: swarm.clone(),
+            daemon: Arc::downgrade(&self.0),
+            runtime: tokio::runtime::Handle::current(),
+        }
     }
 
     /// What this device shows to members.
@@ -456,6 +460,9 @@ fn no_home(error: OpenHomeError) -> ApiError {
                 "end that with `ccbt unshare`; if there is nothing to end, remove `.ccbt/home` in the directory",
             )
         }
+        error @ OpenHomeError::InUse(_) => ApiError::new(ErrorKind::Refused, error).hint(
+            "two daemons would undo each other's work: end the other one (`ccbt stop` with its --state)",
+        ),
         error @ OpenHomeError::Store(_) => ApiError::new(ErrorKind::Io, error),
         error => ApiError::new(ErrorKind::Refused, error)
             .hint("share a directory that neither lies in another one of these nor contains one"),

@@ -576,7 +576,10 @@ impl Swarm {
                 });
             }
             Some(Waiter::Adoption(incarnation)) => self.adoption_fetched(incarnation, result),
-            Some(Waiter::Replica) => self.replica.fetched(result.is_ok(), self.clock.now()),
+            Some(Waiter::Replica) => {
+                self.config.folder.note_arrival();
+                self.replica.fetched(result.is_ok(), self.clock.now());
+            }
             None => {}
         }
     }

@@ -4,11 +4,15 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use ccbt_xet::chunk::MAX_CHUNK;
 use ccbt_xet::hash::Suite;
 use ccbt_xet::ingest::{self, Taken};
 use rustix::fs::{SeekFrom, seek};
 
 use crate::folder::content::ChunkRef;
+
+/// What a hole is cut into.
+pub(super) static ZEROS: [u8; MAX_CHUNK] = [0; MAX_CHUNK];
 
 /// Names the chunks of the first `size` bytes of `file`, in order. Fails with `UnexpectedEof` if there are fewer.
 pub(super) fn chunks_of<E: From<io::Error> + Send>(

@@ -75,7 +75,9 @@ pub fn compare(dir: &Path, ledger: &dyn Ledger, store: &Store) -> io::Result<Joi
                 }
             }
         }
-        for (name, _) in here {
+        // A home of something else, or another disk, is not published either.
+        let own = here.into_iter().filter(|(_, seen)| *seen != Seen::Nested);
+        for (name, _) in own {
             plan.local_only.add(join(&path, &name));
         }
     }

@@ -68,6 +68,9 @@ pub trait Ledger: Send + Sync {
     /// Has `waker` wake when there is something to take again.
     fn wake_on_change(&self, waker: Waker);
 
+    /// How often content has come that was missing; `waker` wakes for that too.
+    fn arrivals(&self) -> u64;
+
     /// Lets `look` see the folder's state. It must be quick.
     fn read(&self, look: &mut dyn FnMut(&State));
 
@@ -281,8 +284,15 @@ impl<'t> Apply<'t> {
         }
     }
 
-    /// Writes a file in place of the versions `held`. Returns what it stands for now.
-    pub(super) fn put(&mut self, at: &At, held: &[u8], file: &DiskFile) -> Result<Bytes, OpError> {
+    /// Writes a file in place of the versions `held`, with their attributes but for what `change` says. Returns what it
+    /// stands for now.
+    pub(super) fn put(
+        &mut self,
+        at: &At,
+        held: &[u8],
+        file: &DiskFile,
+        change: &Attributes,
+    ) -> Result<Bytes, OpError> {
         let fid = self.dir(at.dir)?;
         let based_on = dots(held);
         let shown = match self.locate(fid, &at.name, &based_on) {
@@ -306,12 +316,7 @@ impl<'t> Apply<'t> {
                 Some(_) => self.create_beside(fid, &at.name, file)?,
             },
         };
-        let attributes = Attributes {
-            mode: Some(file.mode),
-            mtime: None,
-            xattrs: Some(file.xattrs.clone()),
-        };
-        self.set_attributes(fid, &shown, &attributes)
+        self.set_attributes(fid, &shown, change)
     }
 
     /// Changes attributes of the versions `held`, if they are still shown. Returns what they are known as now.

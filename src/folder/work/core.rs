@@ -38,8 +38,10 @@ pub(super) struct Core {
     pub(super) unflushed: BTreeSet<Key>,
     /// Directories in which anything changed since they were last taken; none: any may have.
     pub(super) changed: Option<BTreeSet<Fid>>,
-    /// Told when there is the first such directory. Must not wait.
+    /// Told when there is the first such directory, and when content has come. Must not wait.
     pub(super) on_change: Listener,
+    /// How often content has come that was missing.
+    pub(super) arrivals: u64,
     /// The newest reading of the hybrid clock.
     pub(super) hlc: Hlc,
     pub(super) tip: Tip,

@@ -444,6 +444,7 @@ impl Replay {
             hlc: if was_ahead { now } else { self.checkpoint.hlc },
             changed: None,
             on_change: Listener::default(),
+            arrivals: 0,
             tip: self.checkpoint.tip,
             tip_vector: self.checkpoint.vv.iter().copied().collect(),
             published,

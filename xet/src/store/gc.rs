@@ -134,7 +134,7 @@ impl<'s> Marked<'s> {
     }
 }
 
-/// Whether a record is wanted.
+/// Whether a record is wanted. Asked once about each.
 type Keep<'k> = &'k dyn Fn(Place, &Name) -> bool;
 
 /// Hears what was done so far, the bytes of packs looked at and of all there are. False: that is enough.
@@ -355,60 +355,51 @@ impl Store {
         reclaimed: &mut Reclaimed,
         report: Report<'_>,
     ) -> Result<(), WriteError> {
+        let failed = |error| WriteError::from_io(shelf.dir(), error);
+        let is_emptied = |pack: &Pack| pack.is_sealed() || pack.is_retired();
         shelf.seal_if(Pack::has_bad)?;
         // Sealed packs are durable from here on, so their journals do not matter below.
         self.commit()?;
         let mut packs: Vec<Arc<Pack>> = shelf.packs.read().values().cloned().collect();
         packs.sort_unstable_by_key(|pack| pack.id);
-        let total = packs.iter().map(|pack| pack.records_len()).sum();
-        let (mut looked_at, mut go_on) = (0, true);
-        // Packs without anything live go first: that needs no room, and may make some for the others.
-        let mut live = Vec::new();
-        for pack in packs {
-            let len = pack.records_len();
-            let emptied = pack.is_sealed() || pack.is_retired();
-            let names = match shelf.names(&pack) {
-                Ok(names) => names,
+        // Each is looked at twice: packs without anything live go first. That needs no room, and may make some for the others.
+        let total = 2 * packs.iter().map(|pack| pack.records_len()).sum::<u64>();
+        let mut looked_at = 0;
+        for pack in &packs {
+            match shelf.names(pack) {
+                Ok(names) => {
+                    let (dropped, bytes) = self.drop_dead(shelf, pack, &names, keep);
+                    reclaimed.dropped += dropped;
+                    reclaimed.dropped_bytes += bytes;
+                    if is_emptied(pack) && live_slots(shelf, pack, &names).is_empty() {
+                        self.empty_if_worth(shelf, pack, &names, reclaimed)?;
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(path = ?pack.path, %error, "gc leaves an unreadable pack");
-                    continue;
-                }
-            };
-            let (dropped, bytes) = self.drop_dead(shelf, &pack, &names, keep);
-            reclaimed.dropped += dropped;
-            reclaimed.dropped_bytes += bytes;
-            match live_slots(shelf, &pack, &names).is_empty() {
-                _ if !emptied => {}
-                true => self.empty_if_worth(shelf, &pack, &names, reclaimed)?,
-                false => {
-                    live.push(pack);
-                    continue;
                 }
             }
-            looked_at += len;
-            go_on = report(reclaimed, (looked_at, total));
-            if !go_on {
-                break;
+            looked_at += pack.records_len();
+            if !report(reclaimed, (looked_at, total)) {
+                return shelf.sync_dir().map_err(failed);
             }
         }
-        for pack in live {
-            if !go_on {
-                break;
-            }
-            let len = pack.records_len();
-            let Ok(names) = shelf.names(&pack) else {
+        for pack in packs.iter().filter(|pack| is_emptied(pack)) {
+            let Ok(names) = shelf.names(pack) else {
                 continue;
             };
-            match self.empty_if_worth(shelf, &pack, &names, reclaimed) {
-                Err(WriteError::NoSpace { .. }) if reclaimed.freed_bytes > 0 => break,
-                emptied => emptied?,
+            if !live_slots(shelf, pack, &names).is_empty() {
+                match self.empty_if_worth(shelf, pack, &names, reclaimed) {
+                    Err(WriteError::NoSpace { .. }) if reclaimed.freed_bytes > 0 => break,
+                    emptied => emptied?,
+                }
             }
-            looked_at += len;
-            go_on = report(reclaimed, (looked_at, total));
+            looked_at += pack.records_len();
+            if !report(reclaimed, (looked_at, total)) {
+                break;
+            }
         }
-        shelf
-            .sync_dir()
-            .map_err(|error| WriteError::from_io(shelf.dir(), error))
+        shelf.sync_dir().map_err(failed)
     }
 
     /// Takes what is not kept out of the index. Returns how many records left it, and their bytes.
