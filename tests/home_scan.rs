@@ -606,7 +606,7 @@ fn what_cannot_be_listed_is_not_deleted() {
     )
     .unwrap();
     let home = t.open();
-    assert_eq!(t.scan(&home).counts.special, 1);
+    assert_eq!(t.scan(&home).counts.special.len(), 1);
     // As root nothing is unreadable: a path that was replaced behind the records is as unknown.
     fs::rename(t.path("dir"), t.dir.path().join("dir")).unwrap();
     symlink(t.dir.path().join("dir"), t.path("dir")).unwrap();

@@ -3,6 +3,9 @@
 //! Sizes are bytes, ages and durations seconds, counts plain numbers. Fields are only ever added, with a default, while
 //! the path says `/v1`. Every request is a `POST /v1/<name>`; paths in requests are absolute.
 
+mod conflicts;
+mod home;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,6 +13,8 @@ use std::net::SocketAddr;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub use self::conflicts::*;
+pub use self::home::*;
 pub use super::path::ApiPath;
 
 /// A request with its name on the wire and the answer it gets.
@@ -32,6 +37,9 @@ requests! {
     "unshare": UnshareRequest => UnshareResponse,
     "join": JoinRequest => JoinResponse,
     "confirm": ConfirmRequest => ConfirmResponse,
+    "conflicts": ConflictsRequest => ConflictsResponse,
+    "resolve": ResolveRequest => ResolveResponse,
+    "displaced": DisplacedRequest => DisplacedResponse,
     "mount": MountRequest => MountResponse,
     "unmount": UnmountRequest => UnmountResponse,
     "status": StatusRequest => StatusResponse,
@@ -257,6 +265,9 @@ pub struct UnmountRequest {
 pub struct UnmountResponse {
     pub folder: String,
     pub dir: ApiPath,
+    /// Of a shared folder: what no keeper has, after waiting for it.
+    #[serde(default)]
+    pub only_here: Amount,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -329,6 +340,9 @@ pub struct FolderStatus {
     pub held_back: Option<String>,
     /// What is in the way of publishing or receiving at present, as a sentence.
     pub waiting: Option<String>,
+    /// How the plain directory stands, if there is one and it is open.
+    #[serde(default)]
+    pub directory: Option<HomeStatus>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -709,6 +723,9 @@ pub struct ShutdownRequest {}
 pub struct ShutdownResponse {
     /// The mounts that were taken down.
     pub unmounted: Vec<ApiPath>,
+    /// Of shared folders: what no keeper has, after waiting for it.
+    #[serde(default)]
+    pub only_here: Amount,
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 
 use super::foreground::Foreground;
 use super::options::{Context, NetworkOptions};
+use super::output::only_here;
 use super::{CommandResult, background, connect};
 use crate::api::ApiError;
 use crate::api::types::{ShutdownRequest, ShutdownResponse};
@@ -44,6 +45,9 @@ impl DaemonCommand {
 async fn stop(context: &Context) -> CommandResult {
     let response = connect::ask(context, &ShutdownRequest {}).await?;
     context.output.result(&response, stopped)?;
+    if let Some(sentence) = only_here(response.only_here) {
+        context.output.note(&sentence);
+    }
     Ok(0)
 }
 

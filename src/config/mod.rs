@@ -22,11 +22,13 @@ pub use value::{Kind, Value};
 use crate::api::{ApiError, ErrorKind};
 
 /// Every key. `defaults.toml` has each with its meaning; a test compares the two.
-pub const KEYS: [(&str, Kind); 15] = [
+pub const KEYS: [(&str, Kind); 17] = [
     ("api.listen", Kind::OptionalAddress),
     ("cache.read", Kind::Bytes),
     ("dht.bootstrap", Kind::Hosts),
     ("dht.enabled", Kind::Bool),
+    ("displaced.keep_days", Kind::Days),
+    ("displaced.max_bytes", Kind::Bytes),
     ("listen", Kind::Address),
     ("log.format", Kind::Choice(&["text", "json"])),
     (
@@ -42,6 +44,8 @@ pub const KEYS: [(&str, Kind); 15] = [
     ("store.quota", Kind::Bytes),
     ("trackers", Kind::Trackers),
 ];
+
+const DAY_S: u64 = 86_400;
 
 const DEFAULTS: &str = include_str!("defaults.toml");
 
@@ -66,6 +70,10 @@ pub struct Config {
     pub read_cache_bytes: u64,
     /// Disk space for fetched content; `None`: no limit.
     pub store_quota_bytes: Option<u64>,
+    /// How long what edits by others replaced is kept; `None`: for ever.
+    pub displaced_keep: Option<Duration>,
+    /// The oldest of it goes when it takes more; `None`: no limit.
+    pub displaced_max_bytes: Option<u64>,
     pub log_level: &'static str,
     pub log_format: &'static str,
     pub log_target: &'static str,
@@ -199,6 +207,10 @@ impl Config {
             read_timeout: Duration::from_secs(s.number("read_timeout_s")?),
             read_cache_bytes: s.number("cache.read")?,
             store_quota_bytes: Some(s.number("store.quota")?).filter(|n| *n > 0),
+            displaced_keep: Some(s.number("displaced.keep_days")?)
+                .filter(|days| *days > 0)
+                .map(|days| Duration::from_secs(days * DAY_S)),
+            displaced_max_bytes: Some(s.number("displaced.max_bytes")?).filter(|n| *n > 0),
             log_level: s.choice("log.level")?,
             log_format: s.choice("log.format")?,
             log_target: s.choice("log.target")?,

@@ -47,6 +47,8 @@ pub(super) struct OpenFolder {
     /// That of its hash suite.
     pub(super) store: Arc<Store>,
     pub(super) swarm: SwarmHandle,
+    /// What devices are called.
+    pub(super) names: Names,
     pub(super) home: Mutex<Option<Arc<Home>>>,
 }
 
@@ -116,6 +118,7 @@ impl Daemon {
             Arc::clone(&names),
         );
         let folder = blocking(move || Folder::open(config).map_err(unopened)).await?;
+        let given = self.0.config.peers.iter();
         let config = SwarmConfig {
             name: record.name.clone(),
             credentials: Arc::clone(&credentials),
@@ -126,18 +129,11 @@ impl Daemon {
             store: Arc::clone(&store),
             heads_file: dir.join("heads"),
             read_timeout: self.0.config.read_timeout,
-            given: self
-                .0
-                .config
-                .peers
-                .iter()
-                .chain(&record.peers)
-                .copied()
-                .collect(),
+            given: given.chain(&record.peers).copied().collect(),
             replica: record.pinned || record.home.is_some(),
             keeper: record.home.is_some(),
             online: false,
-            names,
+            names: Arc::clone(&names),
             exchange: self.0.config.pex,
             nonce: self.0.gate.nonce(),
             metrics: Arc::clone(&self.0.metrics),
@@ -153,6 +149,7 @@ impl Daemon {
             folder,
             store,
             swarm,
+            names,
             home: Mutex::new(None),
         });
         self.0.folders.lock().insert(id, Arc::clone(&open));

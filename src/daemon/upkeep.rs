@@ -1,5 +1,5 @@
 //! What is done for the store while nobody asks: damage is looked for and repaired, and where everything lies is
-//! saved for the next start.
+//! saved for the next start. What was displaced long ago goes.
 //!
 //! Everything is read once in [`ROUND_EVERY`], slowly. How far that got is kept beside the store, so a round goes on
 //! after a restart; a crash may lose the last step of it.
@@ -19,6 +19,9 @@ use crate::{clock, state_file};
 
 /// Time between two looks whether there is something to do, and before the first.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// Time between two looks at what is displaced in plain directories.
+const EXPIRE_EVERY: Duration = Duration::from_secs(1800);
 
 /// Time from the end of one round to the next, in milliseconds.
 const ROUND_EVERY_MS: u64 = 7 * 86_400_000;
@@ -47,6 +50,7 @@ impl Daemon {
     /// Looks after the store until the daemon stops.
     pub(super) fn start_upkeep(&self) {
         let (inner, mut round) = (Arc::downgrade(&self.0), self.read_round());
+        let mut expired: Option<Instant> = None;
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(LOOK_EVERY).await;
@@ -57,6 +61,10 @@ impl Daemon {
                 else {
                     return;
                 };
+                if expired.is_none_or(|last| last.elapsed() >= EXPIRE_EVERY) {
+                    daemon.expire_displaced().await;
+                    expired = Some(Instant::now());
+                }
                 if let Err(error) = daemon.keep_up(&mut round).await {
                     tracing::warn!(error = error.message, "the store could not be looked after");
                 }

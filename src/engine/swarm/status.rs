@@ -22,6 +22,8 @@ pub struct SwarmStatus {
     pub replica: bool,
     /// A keeper said it holds this root.
     pub stored_elsewhere: bool,
+    /// Connected members that said of some root that they hold it: they will of the next, when they have it.
+    pub keepers: usize,
     /// Why nothing is published or received, if something is in the way.
     pub trouble: Option<String>,
     /// The state was rolled back: the incarnation must not be gone on with.
@@ -71,6 +73,7 @@ impl Swarm {
                 .map(|at| (self.clock.now() - at).as_secs()),
             whole: self.replica.whole() == Some(root),
             replica: self.replica.is_wanted(),
+            keepers: self.peers.values().filter(|p| p.stored.is_some()).count(),
             stored_elsewhere: self.peers.values().any(|p| p.stored == Some(root)),
             trouble: self.trouble.clone().or_else(not_stored),
             rolled_back: self.rolled_back,

@@ -149,7 +149,7 @@ pub struct Counts {
     pub dirs: u64,
     pub unchanged: u64,
     /// Devices, sockets and fifos.
-    pub special: u64,
+    pub special: Vec<Vec<u8>>,
     /// Directories on other file systems, not entered.
     pub nested: Vec<Vec<u8>>,
     /// Directories that could not be read to their end, and names that could not be examined.
@@ -304,7 +304,7 @@ impl<'r> Plan<'r> {
             FoundKind::Dir => self.compare_dir(at, path, found, row, deep),
             FoundKind::File | FoundKind::Symlink => self.compare_file(at, path, found, row),
             FoundKind::Special => {
-                self.steps.report.special += 1;
+                self.steps.report.special.push(path);
                 self.gone.extend(row.map(|row| (at, row)));
             }
         }

@@ -8,7 +8,9 @@ use ccbt_xet::store::Store;
 use super::Inner;
 use super::base::{FileTime, HomeId};
 use super::files::HomeFiles;
+use super::ignore::Rules;
 use super::ledger::{Extent, LedgerError};
+use super::plan::{FoundKind, Seen};
 use super::pull::{Left, Pull, Puller};
 use super::scan::{ScanError, Scanner, check_root};
 use super::take::ranges_of;
@@ -64,6 +66,35 @@ impl Contents for StoreContents<'_> {
             Err(error) => tracing::warn!(%error, "a file cannot be lent to the store"),
         }
     }
+}
+
+/// The bytes of a content of the folder, if all of it is here.
+pub(super) fn content(
+    store: &Store,
+    files: &HomeFiles,
+    content: &Bytes,
+    size: u64,
+) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut keep = |part: &[u8]| {
+        bytes.extend_from_slice(part);
+        Ok(())
+    };
+    let contents = StoreContents { store, files };
+    contents.read(content, size, &mut keep).ok()?;
+    Some(bytes)
+}
+
+/// Whether a directory has nothing in it but what is not shared.
+fn has_only_ignored(files: &HomeFiles, rules: &Rules, path: &[u8]) -> bool {
+    let listing = files.open_dir(path).and_then(|dir| files.list(&dir, false));
+    let Ok(listing) = listing else { return false };
+    let within = rules.within(path);
+    let is_ignored = |(name, seen): (&Bytes, &Seen)| match seen {
+        Seen::Found(found) => within.ignores(name, found.kind == FoundKind::Dir),
+        Seen::Unknown => false,
+    };
+    listing.complete && listing.leftover.is_empty() && listing.names.iter().all(is_ignored)
 }
 
 /// What a pull did and left.
@@ -129,11 +160,13 @@ fn with_writer<R>(
         store: &home.store,
         files: &home.files,
     };
+    let rules = &scanner.rules.rules;
     let mut writer = Writer {
         fs: &*home.files,
         ledger: &*home.ledger,
         contents: &contents,
         places: home.files.places(),
+        is_spent: &|path| has_only_ignored(&home.files, rules, path),
         next_id: &mut scanner.next_id,
         now: &|| FileTime::from_unix_nanos((home.clock)()),
         written: Written::default(),
