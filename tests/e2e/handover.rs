@@ -19,6 +19,13 @@ fn what_is_only_here_is_said_and_what_a_keeper_gets_is_waited_for() {
     b.wait("the mount", || is_mounted(&at) && b.says("Mounted "));
     wait_equal(&home, &at, &[&a, &b]);
 
+    // Who has kept something is waited for.
+    fs::write(at.join("small"), "small").unwrap();
+    a.wait("a small file", || home.join("small").exists());
+    b.wait("the home to keep it", || {
+        b.status()["folders"][0]["only_here"]["files"] == 0
+    });
+
     // The home keeps everything: what was written a moment ago is there when the unmount returns.
     let content = Rng(3).bytes(20 << 20);
     fs::write(at.join("big"), &content).unwrap();

@@ -187,18 +187,19 @@ fn follows_on(world: &World, disk: &Disk, any_name: bool) {
     fs::remove_file(home_b.join("deep/file")).unwrap();
     equal();
     assert!(!home_a.join("deep/file").exists());
-    let listed = a.run(&["displaced", home_a.to_str().unwrap(), "--json"]);
-    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
-    let paths: Vec<&str> = listed
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter_map(|one| one["path"].as_str())
-        .collect();
-    assert!(
-        paths.contains(&"notes.txt") && paths.contains(&"deep/file"),
-        "{listed}"
-    );
+    // The record follows the rename.
+    a.wait("where the displaced were", || {
+        let listed = a.run(&["displaced", home_a.to_str().unwrap(), "--json"]);
+        let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+        let has = |path: &str| {
+            listed
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|one| one["path"] == path)
+        };
+        has("notes.txt") && has("deep/file")
+    });
 }
 
 fn append(path: &Path, line: &str) {

@@ -114,6 +114,8 @@ fn swap_files_of_vim_stay_where_they_are() {
 fn everything_a_peer_removed_comes_back_at_once() {
     let world = World::new();
     let (home_a, home_b) = (world.dir("home-a"), world.dir("home-b"));
+    // An empty directory would be held back.
+    fs::write(home_a.join("stays"), "stays").unwrap();
     fs::create_dir_all(home_a.join("d/e")).unwrap();
     for n in 0..6 {
         fs::write(home_a.join(format!("d/f{n}")), format!("content {n}")).unwrap();
