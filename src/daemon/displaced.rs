@@ -192,7 +192,7 @@ fn lying(home: &OpenHome) -> Result<Vec<Lying>, ApiError> {
 
 fn displaced(home: &OpenHome, one: &Lying) -> Displaced {
     let origin = one.origin.as_ref();
-    let since = origin.map_or(one.found.stamp.ctime.unix_nanos(), |origin| origin.when);
+    let since = origin.map_or_else(|| one.found.stamp.ctime.unix_nanos(), |origin| origin.when);
     Displaced {
         dir: ApiPath(home.dir.clone()),
         number: one.number,

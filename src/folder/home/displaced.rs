@@ -192,7 +192,7 @@ impl Home {
         let lying = self.displaced()?;
         let one = lying.into_iter().find(|one| one.number == number);
         let one = one.ok_or(RestoreError::Unknown)?;
-        let path = path.unwrap_or(one.path()).to_vec();
+        let path = path.unwrap_or_else(|| one.path()).to_vec();
         let (dir, name) = match path.iter().rposition(|byte| *byte == b'/') {
             Some(at) => (&path[..at], &path[at + 1..]),
             None => (&b""[..], &path[..]),
