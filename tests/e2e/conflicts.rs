@@ -264,7 +264,7 @@ fn what_was_saved_a_moment_ago_is_not_lost_by_a_choice() {
         "{answer}"
     );
     homes.wait_equal();
-    assert!(contents(&homes.dirs[1]).contains(&b"edited since"[..].to_vec()));
+    assert!(contents(&homes.dirs[1]).contains(&b"edited since"[..]));
     assert_eq!(contents(&homes.dirs[1]).len(), 2);
 }
 
