@@ -7,6 +7,8 @@ pub mod config;
 pub mod daemon;
 pub mod engine;
 pub mod folder;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod net;
 pub mod proto;
 pub mod random;

@@ -56,6 +56,14 @@ impl Foreground {
             .collect()
     }
 
+    /// The first line on standard error.
+    fn said(&mut self) -> String {
+        let mut line = String::new();
+        let stderr = self.0.stderr.as_mut().unwrap();
+        BufReader::new(stderr).read_line(&mut line).unwrap();
+        line
+    }
+
     fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.0.id()).unwrap()).unwrap();
         kill_process(pid, signal).unwrap();
@@ -98,10 +106,11 @@ fn socket_is_there(place: &Place) -> bool {
 #[test]
 fn share_prints_the_links_and_stays_until_sigterm() {
     let place = shared_place();
-    let mut share = Foreground::start(&place, &["share", "dir"]);
+    let mut share = Foreground::start(&place, &["share", "./dir"]);
     let lines = share.lines(2);
     assert!(lines[0].starts_with("read-write  ccbt:w"), "{lines:?}");
     assert!(lines[1].starts_with("read-only   ccbt:r"), "{lines:?}");
+    assert_eq!(share.said(), "Sharing ./dir: 1 file, 7 B\n");
     let status = place.run(&["status", "--json", "--state", "state"]);
     assert_eq!(status.json()["daemon"]["pid"], share.0.id());
     let second = place.run(&["daemon", "--state", "state"]);

@@ -293,9 +293,10 @@ fn the_store_is_looked_at_without_a_daemon() {
         (&held.into(), &900_000.into())
     );
     assert_eq!(
-        (&stats["packs"], &stats["content"]),
-        (&1.into(), &serde_json::Value::Null)
+        (&stats["packs"], &stats["content"]["files"]),
+        (&1.into(), &0.into())
     );
+    assert_eq!(stats["only_here"], serde_json::Value::Null);
     let good = place.run(&args("verify"));
     assert_eq!((good.code, &good.json()["records"]), (0, &held.into()));
 
@@ -361,6 +362,12 @@ fn the_daemon_collects_only_what_no_folder_needs_open_or_not() {
     assert!(!wanted.is_empty() && garbage > 0);
     store.sync().unwrap();
     drop(store);
+    // What was stored just now is not collected.
+    let an_hour_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    for pack in std::fs::read_dir(place.path("state/store/chunks")).unwrap() {
+        let file = std::fs::File::open(pack.unwrap().path()).unwrap();
+        file.set_modified(an_hour_ago).unwrap();
+    }
 
     let quiet = [
         "--state",
@@ -387,6 +394,8 @@ fn the_daemon_collects_only_what_no_folder_needs_open_or_not() {
         (&stats["content"]["files"], &stats["content"]["bytes"]),
         (&1.into(), &400_000.into())
     );
+    assert_eq!(stats["here"], stats["content"]);
+    assert!(stats["borrowed_bytes"].as_u64() <= Some(400_000));
     assert_eq!(stats["chunks"], wanted.len() + garbage);
     assert_eq!(ask(&["verify", "--repair"])["damaged"], 0);
     assert_eq!(ask(&["gc", "--dry-run"])["dropped"], garbage);
@@ -395,6 +404,82 @@ fn the_daemon_collects_only_what_no_folder_needs_open_or_not() {
     assert_eq!(ask(&["gc"])["dropped"], garbage);
     let stats = ask(&["stats"]);
     assert_eq!(stats["chunks"], wanted.len());
-    assert_eq!(stats["content"]["files"], 0);
+    assert_eq!(
+        (&stats["content"]["files"], &stats["here"]["bytes"]),
+        (&1.into(), &400_000.into()),
+        "it is remembered"
+    );
+    assert_eq!(stats["borrowed"], 0);
     assert_eq!(ask(&["gc"])["dropped"], 0);
+}
+
+#[test]
+fn the_other_suite_names_everything_otherwise_and_comes_back_the_same() {
+    use ccbt_xet::hash::Suite;
+
+    let place = Place::new();
+    fill(&place);
+    let data = std::fs::read(place.path("in/a")).unwrap();
+    let mut tree = merkle::MerkleBuilder::with_suite(Suite::Sha256);
+    for chunk in chunks(&data) {
+        tree.push(&Suite::Sha256.chunk_hash(chunk), chunk.len() as u64);
+    }
+    let hash = tree.file_hash().to_string();
+    let run = place.run(&["xet", "hash", "in/a", "--suite", "sha256"]);
+    assert_eq!((run.code, run.stdout), (0, format!("{hash}\n")));
+    let inspect = place.run(&["xet", "inspect", "in/a", "--suite", "sha256", "--json"]);
+    assert_eq!(inspect.json()["file_hash"], hash);
+
+    let out = place
+        .run(&[
+            "xet", "export", "in", "-o", "set", "--suite", "sha256", "--json",
+        ])
+        .json();
+    let name = out["xorbs"][0].as_str().unwrap();
+    let xorb = format!("set/{name}.xorb");
+    assert_eq!(place.run(&["xet", "xorb", &xorb, "--hash", name]).code, 7);
+    let of_suite = ["xet", "xorb", &xorb, "--hash", name, "--suite", "sha256"];
+    assert_eq!(place.run(&of_suite).code, 0);
+
+    let shard = format!("set/{}.mdb", out["shards"][0].as_str().unwrap());
+    assert_eq!(place.run(&["xet", "shard", &shard]).code, 7);
+    let of_suite = ["xet", "shard", &shard, "--suite", "sha256"];
+    assert_eq!(place.run(&of_suite).code, 0);
+
+    // The set says which suite it is of.
+    assert_eq!(place.run(&["xet", "import", "set", "-o", "back"]).code, 0);
+    assert!(std::fs::read(place.path("back/a")).unwrap() == data);
+    let other = place.run(&["xet", "import", "set", "-o", "x", "--suite", "blake3"]);
+    assert_eq!(other.code, 2, "{other:?}");
+    assert!(other.stderr.contains("--suite sha256"), "{}", other.stderr);
+
+    // Without its list, whoever reads it must.
+    std::fs::remove_file(place.path("set/files.json")).unwrap();
+    let unsaid = place.run(&["xet", "import", "set", "-o", "y"]);
+    assert_eq!(unsaid.code, 7, "{unsaid:?}");
+    let said = place.run(&["xet", "import", "set", "-o", "z", "--suite", "sha256"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    assert!(std::fs::read(place.path("z").join(&hash)).unwrap() == data);
+}
+
+#[test]
+fn a_damaged_set_leaves_no_file_that_looks_right() {
+    let place = Place::new();
+    std::fs::create_dir_all(place.path("in")).unwrap();
+    std::fs::write(place.path("in/f"), noise(400_000)).unwrap();
+    let out = place
+        .run(&["xet", "export", "in", "-o", "set", "--json"])
+        .json();
+    let xorb = place.path(&format!("set/{}.xorb", out["xorbs"][0].as_str().unwrap()));
+    let mut bytes = std::fs::read(&xorb).unwrap();
+    bytes[200_000] ^= 1;
+    std::fs::write(&xorb, &bytes).unwrap();
+    let run = place.run(&["xet", "import", "set", "-o", "back"]);
+    assert_eq!(run.code, 7, "{run:?}");
+    assert!(!place.path("back/f").exists());
+    std::fs::remove_file(&xorb).unwrap();
+    let run = place.run(&["xet", "import", "set", "-o", "back"]);
+    assert_eq!(run.code, 7, "{run:?}");
+    assert!(run.stderr.contains("is missing"), "{}", run.stderr);
+    assert!(!place.path("back/f").exists());
 }

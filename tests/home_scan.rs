@@ -900,3 +900,94 @@ fn any_edits_between_scans_are_shown() {
         }
     }
 }
+
+/// What a thread that follows the home reports.
+fn follow(home: &Home) -> mpsc::Receiver<Result<ScanReport, ScanError>> {
+    let (told, tell) = mpsc::channel();
+    let listener = move |result| drop(told.send(result));
+    home.watch(Box::new(listener)).unwrap();
+    tell
+}
+
+#[test]
+fn the_home_of_something_else_is_not_entered() {
+    let t = Fixture::new();
+    fs::create_dir_all(t.path("theirs/.ccbt/displaced")).unwrap();
+    t.write("theirs/.ccbt/home", "folder x\ndevice y\n");
+    t.write("theirs/file", "not ours");
+    t.write("theirs/.ccbt-tmp-5", "on its way there");
+    fs::create_dir_all(t.path("dir/sub")).unwrap();
+    t.write("dir/sub/file", "ours");
+    let home = t.open();
+    let report = t.scan(&home);
+    assert_eq!(report.counts.nested, [b"theirs".to_vec()]);
+    let state = t.ledger.lock().state.clone();
+    assert!(state.lookup(Fid::ROOT, b"theirs").is_none());
+    assert!(state.lookup(Fid::ROOT, b"dir").is_some());
+    assert!(t.path("theirs/.ccbt-tmp-5").exists());
+
+    // One that becomes another's stays as it was known.
+    fs::create_dir(t.path("dir/.ccbt")).unwrap();
+    t.write("dir/.ccbt/home", "folder x\ndevice y\n");
+    fs::remove_file(t.path("dir/sub/file")).unwrap();
+    t.write("dir/new", "not ours any more");
+    let report = t.scan(&home);
+    assert_eq!(report.counts.nested.len(), 2, "{report:?}");
+    assert_eq!((report.read, report.removed), (0, 0));
+    assert!(t.ledger.lock().state == state, "something was published");
+}
+
+#[test]
+fn a_second_daemon_is_refused() {
+    let t = Fixture::new();
+    let home = t.open();
+    let second = t.try_open().map(drop).unwrap_err();
+    assert!(matches!(second, OpenHomeError::InUse(_)), "{second}");
+    drop(home);
+    drop(t.open());
+}
+
+#[test]
+fn a_file_seen_being_renamed_is_not_read_again() {
+    let t = Fixture::new();
+    fs::create_dir(t.path("dir")).unwrap();
+    t.write("file", noise(8, 300_000));
+    let home = t.open();
+    t.scan(&home);
+    let reports = follow(&home);
+    fs::rename(t.path("file"), t.path("dir/renamed")).unwrap();
+    let renamed = std::iter::from_fn(|| reports.recv_timeout(Duration::from_secs(20)).ok());
+    let found = renamed
+        .map(Result::unwrap)
+        .any(|report| report.renamed == 1);
+    assert!(found, "it was not found renamed");
+    // Reading it again would be done when there is nothing else to do.
+    std::thread::sleep(Duration::from_millis(700));
+    let read: u64 = reports.try_iter().map(|report| report.unwrap().read).sum();
+    assert_eq!(read, 0);
+    t.assert_same();
+}
+
+#[test]
+fn a_home_that_is_there_again_goes_on_by_itself() {
+    let t = Fixture::new();
+    t.write("file", "one");
+    let home = t.open();
+    t.scan(&home);
+    let away = t.dir.path().join("away");
+    fs::rename(t.path(""), &away).unwrap();
+    let error = home.scan(&|_| ()).unwrap_err();
+    assert!(matches!(error, ScanError::Held(HeldReason::RootMissing)));
+    let reports = follow(&home);
+    // Something else is there for a while, and nothing of it is taken for ours.
+    fs::create_dir(t.path("")).unwrap();
+    t.write("stranger", "not ours");
+    std::thread::sleep(Duration::from_millis(100));
+    fs::remove_dir_all(t.path("")).unwrap();
+    fs::write(away.join("file"), "two").unwrap();
+    fs::rename(&away, t.path("")).unwrap();
+    let mut all = std::iter::from_fn(|| reports.recv_timeout(Duration::from_secs(60)).ok());
+    assert!(all.any(|report| report.is_ok_and(|report| report.read == 1)));
+    assert_eq!(home.held_back(), None);
+    t.assert_same();
+}

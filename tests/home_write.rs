@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -301,7 +301,14 @@ fn what_is_displaced_knows_where_it_was_and_goes_back_there() {
 
     let taken = home.restore(edited.number, None, false).unwrap_err();
     assert!(matches!(taken, RestoreError::Taken), "{taken}");
-    for bad in [&b".ccbt/x"[..], b"../x", b"/x", b"a//b", b".ccbt-tmp-1"] {
+    for bad in [
+        &b".ccbt/x"[..],
+        b"../x",
+        b"/x",
+        b"a//b",
+        b"a/.ccbt/b",
+        b".ccbt-tmp-1",
+    ] {
         let refused = home.restore(edited.number, Some(bad), false).unwrap_err();
         assert!(matches!(refused, RestoreError::BadName), "{refused}");
     }
@@ -523,4 +530,41 @@ fn what_cannot_be_part_of_the_folder_is_named() {
     );
     fs::remove_file(t.path("sub/pipe")).unwrap();
     eventually("it is not there any more", || home.problems().is_empty());
+}
+
+#[test]
+fn a_hole_is_written_as_a_hole() {
+    let mut t = Fixture::new();
+    let size = 3u64 << 30;
+    {
+        let file = fs::File::create(t.path("sparse")).unwrap();
+        file.write_all_at(b"start", 0).unwrap();
+        file.write_all_at(b"in the middle", size / 2).unwrap();
+        file.set_len(size).unwrap();
+    }
+    let _home = t.open();
+    let body = match t.ledger.lock().state.lookup(Fid::ROOT, b"sparse") {
+        Some(Node::File(node)) => Body {
+            content: node.version.content.clone(),
+            size: node.version.size,
+            mtime: node.mtime,
+        },
+        other => panic!("{other:?}"),
+    };
+    let file = NewFile {
+        kind: FileKind::File,
+        mode: 0o644,
+        body,
+    };
+    t.peer(|state, by| state.create(Fid::ROOT, b"copy", file, by).unwrap());
+    eventually("it is written", || t.path("copy").exists());
+    let copy = fs::File::open(t.path("copy")).unwrap();
+    let meta = copy.metadata().unwrap();
+    assert_eq!(meta.len(), size);
+    assert!(meta.blocks() * 512 < 4 << 20, "{} blocks", meta.blocks());
+    let mut bytes = [0; 20];
+    copy.read_exact_at(&mut bytes, size / 2 - 4).unwrap();
+    assert_eq!(&bytes, b"\0\0\0\0in the middle\0\0\0");
+    copy.read_exact_at(&mut bytes[..6], 0).unwrap();
+    assert_eq!(&bytes[..6], b"start\0");
 }

@@ -22,6 +22,7 @@ pub use error::VolumeError;
 pub use memory::MemoryVolume;
 pub use mountinfo::{MountId, ParseMountIdError, is_ccbt_mount, is_fuse_mount, is_mount_point};
 pub use session::{
-    Mount, MountEnd, MountError, MountOptions, UnmountError, Unmounted, abort, detach_dead, mount,
+    Mount, MountEnd, MountError, MountOptions, UnmountError, Unmounted, abort, detach_dead,
+    detach_dead_mount, mount,
 };
 pub use volume::*;

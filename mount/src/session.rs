@@ -278,6 +278,15 @@ impl Mount {
         self.ended.wait_for(limit)
     }
 
+    /// Ends the connection: every call in the mount fails, those under way and those of files that are open. What stays in
+    /// the tree is a dead mount, to be [unmounted](Self::unmount).
+    pub fn abort(&self) -> Result<(), UnmountError> {
+        match self.id {
+            Some(id) => abort(id).map(drop),
+            None => Ok(()),
+        }
+    }
+
     /// Takes the mount out of the tree at once, even while it is in use, then waits up to 5 s until the last file in it
     /// is closed. Flush what the volume holds before or after, not by being dropped.
     pub fn unmount(mut self) -> Result<Unmounted, UnmountError> {
@@ -387,6 +396,27 @@ pub fn abort(id: MountId) -> Result<bool, UnmountError> {
         Some(path) => attach::abort(&path, id.device.1).map(|()| true),
         None => Ok(false),
     }
+}
+
+/// Detaches the mount of ours known by `id` if its process is gone; where it was. One that is served is left alone.
+pub fn detach_dead_mount(id: MountId) -> Result<Option<PathBuf>, UnmountError> {
+    let to_io = |source| UnmountError::Io {
+        path: mountinfo::MOUNTINFO.into(),
+        source,
+    };
+    let Some(path) = mountinfo::find(id).map_err(to_io)? else {
+        return Ok(None);
+    };
+    // The first question may be the one that the ending process leaves without an answer.
+    if !attach::is_dead(&path) && !attach::is_dead(&path) {
+        return Ok(None);
+    }
+    match mountinfo::mounted_at(&path).map_err(to_io)? {
+        Some(entry) if entry.is_ccbt() && entry.mount_id() == id => attach::detach(&path)?,
+        _ => return Ok(None),
+    }
+    tracing::info!(path = %path.display(), "detached a mount whose process is gone");
+    Ok(Some(path))
 }
 
 /// Detaches mounts of ours on `path` whose process is gone (every call answers `Transport endpoint is not connected`).

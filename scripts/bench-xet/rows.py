@@ -1,5 +1,5 @@
 """The rows of `scripts/bench xet`: what is called, what is computed from it, and what must come out."""
-import json, os, pathlib, re, shutil, statistics, subprocess, tempfile, time
+import json, os, pathlib, re, shutil, signal, statistics, subprocess, tempfile, time
 
 HERE = pathlib.Path(__file__).resolve().parent
 TITLE = "## The Xet store"
@@ -22,18 +22,21 @@ class Xet:
     """Runs the bench program and collects figures."""
 
     def __init__(self, args):
+        if args.write and args.only:
+            raise SystemExit("bench: --write writes the whole table, so it takes no --only")
         self.args, self.values = args, {}
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="ccbt-bench-xet.", dir=args.dir or "/var/tmp"))
         subprocess.run(["cargo", "build", "--release", "--locked", "--quiet"], cwd=HERE, check=True)
         target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", HERE / "target")).resolve()
         self.program = target / "release" / "bench-xet"
 
-    def call(self, *args, core=None, may_die=False):
+    def call(self, *args, core=None, killed=False):
+        """One measurement. With `killed` the program has to end by a SIGKILL of its own and gives no figures."""
         cmd = ["taskset", "-c", str(core)] if core is not None else []
         p = subprocess.run(cmd + [str(self.program), *map(str, args)], text=True, stdout=subprocess.PIPE)
-        if p.returncode != 0 and not may_die:
-            raise SystemExit(f"bench-xet {' '.join(map(str, args))} failed")
-        return json.loads(p.stdout) if p.returncode == 0 else None
+        if p.returncode != (-signal.SIGKILL if killed else 0):
+            raise SystemExit(f"bench-xet {' '.join(map(str, args))} ended with {p.returncode}")
+        return None if killed else json.loads(p.stdout)
 
     def put(self, row, **figures):
         for name, value in figures.items():
@@ -111,7 +114,7 @@ class Xet:
             self.call("packs", store, 16_000_000)
             self.put("index", from_footers_s=self.call("start", store)["s"])
         clean = self.call("start", store)
-        self.call("start-and-die", store, may_die=True)
+        self.call("start-and-die", store, killed=True)
         killed = self.call("start", store)
         memory = max(clean["rss_mib"], killed["rss_mib"])
         self.put("index", memory_mib=memory, clean_s=clean["s"], killed_s=killed["s"])
@@ -131,5 +134,20 @@ class Xet:
 
     def section(self, commit):
         head = (HERE / "section.md").read_text()
-        head = head.format(commit=commit, runs=self.args.runs, date=time.strftime("%Y-%m-%d"))
+        date, cpu = time.strftime("%Y-%m-%d"), cpu_name()
+        head = head.format(commit=commit, runs=self.args.runs, date=date, cpu=cpu, cores=os.cpu_count())
         return f"{TITLE}\n\n{head}\n{self.table()}\n"
+
+
+def cpu_name():
+    """What lscpu calls the processor, with its family and model: virtual machines often name but the maker."""
+    out = subprocess.run(["lscpu", "--json"], check=True, text=True, stdout=subprocess.PIPE).stdout
+    fields = {}
+
+    def collect(rows):
+        for row in rows:
+            fields.setdefault(row["field"].rstrip(":"), row["data"])
+            collect(row.get("children", []))
+    collect(json.loads(out)["lscpu"])
+    name = fields.get("Model name") or fields.get("Architecture", "unknown processor")
+    return f"{name} (family {fields.get('CPU family', '?')}, model {fields.get('Model', '?')})"

@@ -166,7 +166,7 @@ impl Control for FakeControl {
     fn unmount(&self, request: UnmountRequest, _: ProgressSink) -> Reply<'_, UnmountResponse> {
         let done = self.remove(WorkKind::Mount, &request.dir);
         reply(done.map(|()| UnmountResponse {
-            folder: folder(),
+            folder: Some(folder()),
             dir: request.dir,
             only_here: Amount::default(),
         }))

@@ -279,3 +279,12 @@ async fn a_port_in_use_is_busy() {
     assert_eq!(error.kind, ErrorKind::Busy);
     assert!(error.hint.unwrap().contains("--api"));
 }
+
+#[test]
+fn the_manual_lists_every_call() {
+    let manual = include_str!("../../docs/manual/cli.md");
+    let (_, list) = manual.split_once("for NAME = ").unwrap();
+    let (list, _) = list.split_once(". With").unwrap();
+    let listed: Vec<&str> = list.split(',').map(str::trim).collect();
+    assert_eq!(listed, NAMES);
+}

@@ -29,6 +29,10 @@ macro_rules! requests {
             type Response = $response;
             const NAME: &'static str = $name;
         })*
+
+        /// Of all requests.
+        #[cfg(test)]
+        pub(super) const NAMES: &[&str] = &[$($name),*];
     };
 }
 
@@ -103,6 +107,13 @@ pub struct Progress {
 pub struct Amount {
     pub files: u64,
     pub bytes: u64,
+}
+
+impl Amount {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.files += other.files;
+        self.bytes += other.bytes;
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -256,14 +267,15 @@ pub struct MountResponse {
 #[serde(deny_unknown_fields)]
 pub struct UnmountRequest {
     pub dir: ApiPath,
-    /// Detach now even if files are open; what they write later is lost.
+    /// End it now even if files are open: whoever has them open gets errors.
     #[serde(default)]
     pub force: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnmountResponse {
-    pub folder: String,
+    /// The folder or torrent that was shown; `None` if only a dead mount was left.
+    pub folder: Option<String>,
     pub dir: ApiPath,
     /// Of a shared folder: what no keeper has, after waiting for it.
     #[serde(default)]
@@ -278,7 +290,7 @@ pub struct StatusRequest {}
 pub struct StatusResponse {
     pub daemon: DaemonStatus,
     pub folders: Vec<FolderStatus>,
-    /// Folders that should be open and cannot be yet; the daemon goes on trying.
+    /// Folders that should be open, or mounted, and cannot be yet; the daemon goes on trying.
     pub unopened: Vec<UnopenedStatus>,
     /// Calls that are being worked on.
     pub jobs: Vec<JobStatus>,
@@ -287,6 +299,9 @@ pub struct StatusResponse {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnopenedStatus {
     pub name: String,
+    /// The folder is open, and this mount of it did not come back.
+    #[serde(default)]
+    pub mount: Option<ApiPath>,
     pub error: String,
     /// What can be done about it.
     pub hint: Option<String>,
@@ -437,7 +452,7 @@ pub struct EvictRequest {
     pub path: ApiPath,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EvictResponse {
     pub freed: Amount,
     /// Left in place because no other device is known to hold it.
@@ -527,11 +542,14 @@ pub struct StoreStatsResponse {
     pub packed_bytes: u64,
     /// Ranges of plain files that count as chunks.
     pub borrowed: u64,
+    pub borrowed_bytes: u64,
     /// Damaged records met since the store was opened.
     pub quarantined: u64,
     pub memory_bytes: u64,
-    /// Of the open folders, before deduplication. `None` without a daemon.
+    /// Of every folder, before deduplication. `None` if one of them cannot be opened.
     pub content: Option<Amount>,
+    /// Of these the files that are here whole: what `chunk_bytes` and `borrowed_bytes` hold once.
+    pub here: Option<Amount>,
     /// Content no other device is known to hold. `None` without a daemon.
     pub only_here: Option<Amount>,
 }
@@ -550,7 +568,7 @@ pub struct VerifyResponse {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GcResponse {
     pub dry_run: bool,
-    /// Chunks that are, or would be, dropped.
+    /// Chunks and nodes that are, or would be, dropped.
     pub dropped: u64,
     pub dropped_bytes: u64,
     /// By how much the packs get shorter now. The rest follows when more of a pack is dead.

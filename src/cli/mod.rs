@@ -29,7 +29,7 @@ mod torrents;
 mod unmount;
 mod unpin;
 mod unshare;
-mod xet;
+pub(crate) mod xet;
 
 use std::process::ExitCode;
 

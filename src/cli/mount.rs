@@ -61,6 +61,11 @@ impl MountCommand {
             return Ok(INTERRUPTED);
         };
         context.output.result(&response, line)?;
+        if response.content.is_none() && !context.output.json && !context.global.quiet {
+            context
+                .output
+                .note("no peer has answered yet; the folder shows up when one does");
+        }
         session
             .stay(
                 context,

@@ -60,7 +60,7 @@ pub(super) struct NetworkOptions {
     /// Do not exchange addresses with peers
     #[arg(long)]
     pub(super) no_pex: bool,
-    /// Do not ask the router to forward the port
+    /// Do not ask the router to forward the port (not built yet: nothing asks it)
     #[arg(long)]
     pub(super) no_portmap: bool,
     /// Offer the JSON API on this TCP address too; the token is in api.token in the state directory

@@ -1,6 +1,6 @@
 //! `ccbt share`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -45,7 +45,7 @@ impl ShareCommand {
             return Ok(INTERRUPTED);
         };
         if !context.output.json && !context.global.quiet {
-            context.output.note(&summary(&response));
+            context.output.note(&summary(&self.dir, &response));
         }
         context.output.result(&response, links)?;
         session
@@ -61,12 +61,10 @@ impl ShareCommand {
     }
 }
 
-fn summary(response: &ShareResponse) -> String {
-    format!(
-        "Sharing {}: {}",
-        escape(response.name.as_bytes()),
-        output::amount(response.content)
-    )
+/// Names the directory as the user did.
+fn summary(dir: &Path, response: &ShareResponse) -> String {
+    let dir = escape(dir.as_os_str().as_encoded_bytes());
+    format!("Sharing {dir}: {}", output::amount(response.content))
 }
 
 /// The two lines scripts look for.

@@ -58,6 +58,7 @@ fn source_of(arg: &OsStr) -> Result<MountSource, ApiError> {
     }
     let path = Path::new(arg);
     let shown = escape(arg.as_bytes());
+    clear_dead(path)?;
     let meta = std::fs::metadata(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => ApiError::new(
             ErrorKind::NotFound,
@@ -121,6 +122,7 @@ fn link_of(bytes: &[u8], place: &str) -> Result<Secret, ApiError> {
 /// A directory that is there, by its real name.
 pub(super) fn existing_dir(path: &Path) -> Result<ApiPath, ApiError> {
     let shown = escape(path.as_os_str().as_bytes());
+    clear_dead(path)?;
     let real = std::fs::canonicalize(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => ApiError::new(
             ErrorKind::NotFound,
@@ -135,6 +137,14 @@ pub(super) fn existing_dir(path: &Path) -> Result<ApiPath, ApiError> {
         );
     }
     Ok(ApiPath(real))
+}
+
+/// Takes away what a killed daemon left at `path`: nobody could look at the directory otherwise.
+fn clear_dead(path: &Path) -> Result<(), ApiError> {
+    let cleared = ccbt_mount::detach_dead(path);
+    cleared
+        .map(drop)
+        .map_err(|error| ApiError::new(ErrorKind::Busy, error))
 }
 
 /// Something that may not be there, or may be a mount that does not answer: only its parent is looked at.

@@ -33,12 +33,22 @@ fn text(response: &StatusResponse) -> String {
         text.push('\n');
         text.push_str(&folder_text(folder));
     }
-    for UnopenedStatus { name, error, hint } in &response.unopened {
+    for unopened in &response.unopened {
+        let UnopenedStatus {
+            name,
+            mount,
+            error,
+            hint,
+        } = unopened;
         let hint = hint
             .as_ref()
             .map_or_else(String::new, |hint| format!(": {hint}"));
         let name = escape(name.as_bytes());
-        text.push_str(&format!("\n{name}  not open: {error}{hint}\n"));
+        let what = mount.as_ref().map_or_else(
+            || "not open".to_owned(),
+            |dir| format!("not mounted on {dir}"),
+        );
+        text.push_str(&format!("\n{name}  {what}: {error}{hint}\n"));
     }
     for JobStatus { what, progress } in &response.jobs {
         let note = escape(progress.note.as_bytes());

@@ -18,7 +18,7 @@ use crate::api::{ApiError, ErrorKind};
 pub(super) struct UnmountCommand {
     /// The mount point
     dir: PathBuf,
-    /// Detach now even if files are open; what is written to them later is lost
+    /// End it now even if files are open: programs that have them open get errors
     #[arg(long)]
     force: bool,
 }
@@ -30,9 +30,7 @@ impl UnmountCommand {
             && let Some(dir) = detach_dead(source::target(&self.dir)?)?
         {
             let dead = DeadMount { dir };
-            context.output.result(&dead, |dead| {
-                format!("Unmounted {}, whose daemon was gone\n", dead.dir)
-            })?;
+            context.output.result(&dead, |dead| gone(&dead.dir))?;
             return Ok(0);
         }
         let dir = source::target(&self.dir)?;
@@ -44,14 +42,21 @@ impl UnmountCommand {
             },
         )
         .await?;
-        context.output.result(&response, |response| {
-            format!("Unmounted {}\n", response.dir)
-        })?;
+        context
+            .output
+            .result(&response, |response| match response.folder {
+                Some(_) => format!("Unmounted {}\n", response.dir),
+                None => gone(&response.dir),
+            })?;
         if let Some(sentence) = only_here(response.only_here) {
             context.output.note(&sentence);
         }
         Ok(0)
     }
+}
+
+fn gone(dir: &ApiPath) -> String {
+    format!("Unmounted {dir}, whose daemon was gone\n")
 }
 
 /// A mount that was taken down without a daemon.

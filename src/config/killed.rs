@@ -21,7 +21,7 @@ const POLL: Duration = Duration::from_millis(10);
 
 /// Who holds a state directory.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Holder {
+pub(crate) struct Holder {
     pub(super) pid: u32,
     pub(super) mounts: Vec<MountId>,
 }
@@ -44,7 +44,7 @@ pub(super) fn read_holder(lock: &File) -> Option<Holder> {
     parse_holder(std::str::from_utf8(&bytes).ok()?)
 }
 
-fn parse_holder(text: &str) -> Option<Holder> {
+pub(crate) fn parse_holder(text: &str) -> Option<Holder> {
     let mut lines = text.lines();
     let pid = lines.next()?.trim().parse().ok()?;
     let mounts = lines.filter_map(|line| line.parse().ok()).collect();
@@ -64,6 +64,19 @@ pub(super) fn end_holder(lock: &File) -> Result<(), UnmountError> {
     }
     is_free_within(lock, ABORTED);
     Ok(())
+}
+
+/// Takes away the dead mounts that the last holder of `lock`, which we hold now, left: whoever looks into one gets an
+/// error, and its directory cannot be used.
+pub(super) fn detach_left(lock: &File) {
+    for mount in read_holder(lock)
+        .into_iter()
+        .flat_map(|holder| holder.mounts)
+    {
+        if let Err(error) = ccbt_mount::detach_dead_mount(mount) {
+            tracing::warn!(%error, "a mount of a daemon that was killed stays");
+        }
+    }
 }
 
 fn is_held(lock: &File) -> bool {

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+pub(crate) use killed::parse_holder;
 pub use state::{LOCK_FILE, LOG_FILE, STATE_VERSION, StateDir, StateError};
 pub(crate) use value::parse_bytes;
 pub use value::{Kind, Value};
@@ -22,7 +23,7 @@ pub use value::{Kind, Value};
 use crate::api::{ApiError, ErrorKind};
 
 /// Every key. `defaults.toml` has each with its meaning; a test compares the two.
-pub const KEYS: [(&str, Kind); 17] = [
+pub const KEYS: [(&str, Kind); 21] = [
     ("api.listen", Kind::OptionalAddress),
     ("cache.read", Kind::Bytes),
     ("dht.bootstrap", Kind::Hosts),
@@ -41,7 +42,11 @@ pub const KEYS: [(&str, Kind); 17] = [
     ("pex", Kind::Bool),
     ("portmap", Kind::Bool),
     ("read_timeout_s", Kind::Seconds),
+    ("store.gc_grace_s", Kind::Seconds),
+    ("store.look_every_s", Kind::Seconds),
     ("store.quota", Kind::Bytes),
+    ("store.scrub_every_s", Kind::Period),
+    ("store.scrub_rate", Kind::Bytes),
     ("trackers", Kind::Trackers),
 ];
 
@@ -74,6 +79,14 @@ pub struct Config {
     pub displaced_keep: Option<Duration>,
     /// The oldest of it goes when it takes more; `None`: no limit.
     pub displaced_max_bytes: Option<u64>,
+    /// What was stored less than this ago is not collected.
+    pub store_gc_grace: Duration,
+    /// Time between two looks at the store.
+    pub store_look_every: Duration,
+    /// Time from the end of one check of the whole store to the next; `None`: never.
+    pub store_scrub_every: Option<Duration>,
+    /// Bytes a second that a check reads; `None`: as fast as it goes.
+    pub store_scrub_rate: Option<u64>,
     pub log_level: &'static str,
     pub log_format: &'static str,
     pub log_target: &'static str,
@@ -179,6 +192,15 @@ impl Config {
         Self::from_settings(settings)
     }
 
+    /// A file with this text over the defaults.
+    pub(crate) fn from_toml(text: &str) -> Result<Self, ConfigError> {
+        let path = PathBuf::from("text");
+        let mut settings = Settings::default();
+        settings.add_toml(DEFAULTS, Path::new("defaults.toml"), &Source::Default)?;
+        settings.add_toml(text, &path, &Source::File(path.clone()))?;
+        Self::from_settings(settings)
+    }
+
     /// The defaults alone.
     pub fn defaults() -> Result<Self, ConfigError> {
         Self::load(None, &|_| None, Vec::new())
@@ -211,6 +233,12 @@ impl Config {
                 .filter(|days| *days > 0)
                 .map(|days| Duration::from_secs(days * DAY_S)),
             displaced_max_bytes: Some(s.number("displaced.max_bytes")?).filter(|n| *n > 0),
+            store_gc_grace: Duration::from_secs(s.number("store.gc_grace_s")?),
+            store_look_every: Duration::from_secs(s.number("store.look_every_s")?),
+            store_scrub_every: Some(s.number("store.scrub_every_s")?)
+                .filter(|n| *n > 0)
+                .map(Duration::from_secs),
+            store_scrub_rate: Some(s.number("store.scrub_rate")?).filter(|n| *n > 0),
             log_level: s.choice("log.level")?,
             log_format: s.choice("log.format")?,
             log_target: s.choice("log.target")?,

@@ -48,6 +48,8 @@ pub enum StateError {
     Writable { path: PathBuf },
     #[error("the state directory {} was written by a newer ccbt (version {found}, this one knows {STATE_VERSION})", path.display())]
     Newer { path: PathBuf, found: u32 },
+    #[error("the state directory {} was written by an older ccbt (version {found}, this one reads {STATE_VERSION})", path.display())]
+    Older { path: PathBuf, found: u32 },
     #[error("the file {} does not hold a version", path.display())]
     BadVersion { path: PathBuf },
     #[error("the state directory {} is in use by {}", path.display(), holder(*pid))]
@@ -95,6 +97,10 @@ impl From<StateError> for ApiError {
                 ErrorKind::Refused,
                 "install that version of ccbt, or choose another directory with --state",
             ),
+            StateError::Older { .. } => (
+                ErrorKind::Refused,
+                "use that version of ccbt for it, or choose another directory with --state",
+            ),
             StateError::BadVersion { .. } => (
                 ErrorKind::Io,
                 "restore the file from a backup, or choose another directory with --state",
@@ -126,7 +132,7 @@ impl StateDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(StateError::Io { path, error }),
         }
-        read_version(&path)?;
+        read_version(&path, STATE_VERSION)?;
         Ok(Some(Self { path, lock: None }))
     }
 
@@ -134,7 +140,7 @@ impl StateDir {
     pub fn lock(path: &Path) -> Result<Self, StateError> {
         let path = absolute(path)?;
         create(&path)?;
-        let version = read_version(&path)?;
+        let version = read_version(&path, STATE_VERSION)?;
         let lock = take_lock(&path)?;
         if version.is_none() {
             write_version(&path).map_err(|error| StateError::Io {
@@ -249,7 +255,8 @@ fn create(path: &Path) -> Result<(), StateError> {
     Ok(())
 }
 
-fn read_version(path: &Path) -> Result<Option<u32>, StateError> {
+/// The version in the directory, if it is the one that this program `reads`: there is no older one it could migrate.
+fn read_version(path: &Path, reads: u32) -> Result<Option<u32>, StateError> {
     let file = path.join(VERSION_FILE);
     let bytes = match read_short(&file) {
         Ok(bytes) => bytes,
@@ -266,7 +273,11 @@ fn read_version(path: &Path) -> Result<Option<u32>, StateError> {
         .and_then(|text| text.trim().parse().ok());
     match number {
         None | Some(0) => Err(StateError::BadVersion { path: file }),
-        Some(found) if found > STATE_VERSION => Err(StateError::Newer {
+        Some(found) if found > reads => Err(StateError::Newer {
+            path: path.to_path_buf(),
+            found,
+        }),
+        Some(found) if found < reads => Err(StateError::Older {
             path: path.to_path_buf(),
             found,
         }),
@@ -320,6 +331,7 @@ fn take_lock(path: &Path) -> Result<File, StateError> {
         }
         Err(TryLockError::Error(error)) => return Err(io(error)),
     }
+    killed::detach_left(&file);
     killed::write_holder(&file, &[]).map_err(io)?;
     Ok(file)
 }
@@ -408,6 +420,30 @@ mod tests {
                 text
             );
         }
+    }
+
+    #[test]
+    fn an_older_version_is_refused_with_a_sentence() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(StateDir::lock(dir.path()).unwrap());
+        let next = STATE_VERSION + 1;
+        let error = read_version(dir.path(), next).unwrap_err();
+        assert!(matches!(
+            error,
+            StateError::Older {
+                found: STATE_VERSION,
+                ..
+            }
+        ));
+        let error = ApiError::from(error);
+        assert_eq!(error.kind, ErrorKind::Refused);
+        let says = format!("written by an older ccbt (version {STATE_VERSION}");
+        assert!(error.message.contains(&says), "{}", error.message);
+        assert!(error.hint.is_some());
+        assert_eq!(
+            read_version(dir.path(), STATE_VERSION).unwrap(),
+            Some(STATE_VERSION)
+        );
     }
 
     #[test]

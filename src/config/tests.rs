@@ -35,6 +35,12 @@ fn the_defaults_name_every_key_and_no_other() {
         Some(Duration::from_secs(30 * 86_400))
     );
     assert_eq!(config.displaced_max_bytes, None);
+    assert_eq!(
+        config.store_scrub_every,
+        Some(Duration::from_secs(7 * 86_400))
+    );
+    assert_eq!(config.store_scrub_rate, Some(3 << 20));
+    assert_eq!(config.store_gc_grace, Duration::from_secs(600));
     assert_eq!((config.dht, config.api_listen), (true, None));
 }
 

@@ -13,6 +13,8 @@ pub enum Kind {
     Seconds,
     /// Whole days, 0 to 36,500.
     Days,
+    /// Whole seconds, up to a year; 0 is never.
+    Period,
     /// An amount of bytes: a whole number, or text with a unit (`256 MiB`, `1.5 GB`).
     Bytes,
     /// `IP:PORT`.
@@ -44,7 +46,7 @@ impl Kind {
         use toml::Value as Toml;
         match (self, value) {
             (Self::Bool, Toml::Boolean(b)) => Ok(Value::Bool(*b)),
-            (Self::Seconds | Self::Days | Self::Bytes, Toml::Integer(n)) => {
+            (Self::Seconds | Self::Period | Self::Days | Self::Bytes, Toml::Integer(n)) => {
                 self.check_text(&n.to_string())
             }
             (Self::Addresses | Self::Hosts | Self::Trackers, Toml::Array(items)) => {
@@ -53,7 +55,7 @@ impl Kind {
                     .map(|item| item.as_str().ok_or_else(|| self.expected()));
                 self.check_items(texts.collect::<Result<Vec<_>, _>>()?)
             }
-            (Self::Bool | Self::Seconds | Self::Days, _) => Err(self.expected()),
+            (Self::Bool | Self::Seconds | Self::Period | Self::Days, _) => Err(self.expected()),
             (Self::Addresses | Self::Hosts | Self::Trackers, _) => Err(self.expected()),
             (_, Toml::String(text)) => self.check_text(text),
             _ => Err(self.expected()),
@@ -76,6 +78,10 @@ impl Kind {
             Self::Days => {
                 let days = text.parse().ok().filter(|days| *days <= 36_500);
                 days.map(Value::Number)
+            }
+            Self::Period => {
+                let seconds = text.parse().ok().filter(|s| *s <= PERIOD_MAX);
+                seconds.map(Value::Number)
             }
             Self::Bytes => parse_bytes(text).map(Value::Number),
             Self::Address => text.parse().ok().map(|addr| Value::Address(Some(addr))),
@@ -119,6 +125,7 @@ impl Kind {
             Self::Bool => "true or false".into(),
             Self::Seconds => "a whole number of seconds from 1 to 3600".into(),
             Self::Days => "a whole number of days from 0 to 36500".into(),
+            Self::Period => "a whole number of seconds from 0 to 31536000".into(),
             Self::Bytes => "a number of bytes, such as 268435456 or \"256 MiB\"".into(),
             Self::Address => "an address, IP:PORT".into(),
             Self::OptionalAddress => "an address, IP:PORT, or nothing".into(),
@@ -129,6 +136,9 @@ impl Kind {
         }
     }
 }
+
+/// A year, in seconds: what is done more rarely is not done.
+const PERIOD_MAX: u64 = 365 * 86_400;
 
 /// Units as their makers write them: KiB = 1024, kB = 1000.
 const UNITS: [(&str, u64); 11] = [
@@ -251,6 +261,7 @@ mod tests {
             (Kind::Bool, "yes", "maybe"),
             (Kind::Seconds, "30", "0"),
             (Kind::Days, "0", "-1"),
+            (Kind::Period, "0", "31536001"),
             (Kind::Address, "[::1]:80", "localhost:80"),
             (Kind::OptionalAddress, "", "80"),
             (Kind::Addresses, "127.0.0.1:1, [::1]:2", "127.0.0.1"),

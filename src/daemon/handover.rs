@@ -33,9 +33,9 @@ impl Daemon {
             let Some(status) = open.swarm.status().await else {
                 return Amount::default();
             };
-            let folder = open.folder.clone();
-            let stats = tokio::task::spawn_blocking(move || folder.stats()).await;
-            let left = only_here(&stats.unwrap_or_default(), &status);
+            let (folder, elsewhere) = (open.folder.clone(), status.elsewhere);
+            let count = move || folder.stats(&|dot| elsewhere.has(dot));
+            let left = only_here(&tokio::task::spawn_blocking(count).await.unwrap_or_default());
             if left.files == 0 || status.keepers == 0 || Instant::now() >= end {
                 return left;
             }

@@ -65,7 +65,7 @@ impl Daemon {
         }
         remember_peers(open, &request.peers);
         self.go_online(open)?;
-        let listing = self.wait_for_listing(open, progress).await;
+        let listing = self.wait_for_listing(open, progress).await?;
         let bare = is_bare(dir).map_err(|error| unreadable(dir, &error))?;
         if listing.is_none() && !bare {
             let what = "no member of the folder answers, so what the directory holds cannot be compared with it";

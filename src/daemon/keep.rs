@@ -1,6 +1,8 @@
 //! `pin`, `unpin` and `evict`: what of a folder's content stays on this device.
 
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,13 +13,16 @@ use tokio::sync::oneshot;
 
 use super::Daemon;
 use super::open::OpenFolder;
+use super::quota::{Ration, drop_oldest};
 use crate::api::types::*;
 use crate::api::{ApiError, ErrorKind, ProgressSink};
 use crate::folder::state::Name;
-use crate::folder::work::{Fetch, FetchError, Folder, Held, Missing, Priority};
+use crate::folder::work::{Fetch, FetchError, Folder, Held, Missing, Priority, WantedChunk};
 
 /// Chunks and nodes asked for in one round of a pin.
 const ROUND_MAX: usize = 4096;
+/// Chunks after which a pin says how far it is: about 8 MiB.
+const PART_CHUNKS: usize = 128;
 /// How often a pin that waits for peers looks again.
 const POLL: Duration = Duration::from_millis(500);
 
@@ -34,6 +39,14 @@ impl Daemon {
             open.save()?;
             open.swarm.set_replica(true);
         }
+        let (folder, inside) = (open.folder.clone(), path.clone());
+        let look = move || {
+            let names: Vec<&[u8]> = inside.iter().map(Name::as_bytes).collect();
+            folder.absent_bytes(&names)
+        };
+        let absent = blocking(look).await?;
+        let mut total = absent.map_err(|e| unreadable(&request.path, e))?;
+        let mut done = 0;
         loop {
             let (folder, inside) = (open.folder.clone(), path.clone());
             let look = move || {
@@ -54,7 +67,17 @@ impl Daemon {
                     },
                 });
             }
-            let note = match fetch(&open, missing).await {
+            let mut report = |bytes: u64, note: &str| {
+                done += bytes;
+                total = total.max(done);
+                progress.report(Progress {
+                    bytes_done: done,
+                    bytes_total: Some(total),
+                    note: note.to_owned(),
+                    ..Progress::default()
+                });
+            };
+            let note = match fetch_reporting(&open, missing, &mut |n| report(n, "fetching")).await {
                 Ok(()) => "fetching",
                 Err(FetchError::Closed) => {
                     return Err(ApiError::new(ErrorKind::NotFound, "the folder was closed"));
@@ -69,10 +92,7 @@ impl Daemon {
                     "waiting for peers"
                 }
             };
-            progress.report(Progress {
-                note: note.to_owned(),
-                ..Progress::default()
-            });
+            report(0, note);
         }
     }
 
@@ -91,7 +111,7 @@ impl Daemon {
         open.save()?;
         let is_home = open.record.lock().home.is_some();
         open.swarm.set_replica(is_home);
-        let stats = open.folder.stats();
+        let stats = open.folder.stats(&|_| true);
         Ok(UnpinResponse {
             released: Amount {
                 files: stats.files,
@@ -105,28 +125,45 @@ impl Daemon {
         &self,
         request: EvictRequest,
     ) -> Result<EvictResponse, ApiError> {
+        let _waiting = self.stop_background_gc();
         // No folder is opened or closed meanwhile.
         let _turn = self.0.turn.lock().await;
         let (open, path) = self.folder_of(&request.path)?;
-        if open.record.lock().pinned || open.record.lock().home.is_some() {
+        if is_kept_whole(&open) {
             return Err(ApiError::new(
                 ErrorKind::Refused,
                 "the folder is kept whole on this device",
             )
             .hint("unpin it first: ccbt unpin"));
         }
+        self.evict_open(&open, path, u64::MAX).await
+    }
+
+    /// Drops about `enough` bytes, or all that can go, of what lies at or below a path. The caller holds the turn. Of a
+    /// folder that is kept whole nothing goes.
+    pub(super) async fn evict_open(
+        &self,
+        open: &Arc<OpenFolder>,
+        path: Vec<Name>,
+        enough: u64,
+    ) -> Result<EvictResponse, ApiError> {
+        if is_kept_whole(open) {
+            return Ok(EvictResponse::default());
+        }
         let stored = match open.swarm.status().await {
             Some(status) if status.stored_elsewhere => Some(status.root),
             _ => None,
         };
         let daemon = self.clone();
-        let but = Arc::clone(&open);
+        let but = Arc::clone(open);
         let others = blocking(move || daemon.folders_but(&but)).await??;
         let (store, folder) = (Arc::clone(&open.store), open.folder.clone());
-        let shown = request.path.clone();
+        let mut shown = PathBuf::from(open.record.lock().name.clone());
+        shown.extend(path.iter().map(|name| OsStr::from_bytes(name.as_bytes())));
+        let shown = ApiPath(shown);
         let evicted = blocking(move || {
             let names: Vec<&[u8]> = path.iter().map(Name::as_bytes).collect();
-            evict(&store, &folder, &names, stored, &others)
+            evict(&store, &folder, &names, stored, &others, enough)
         });
         evicted.await?.map_err(|error| match error {
             EvictError::Folder(error) => unreadable(&shown, error),
@@ -172,6 +209,12 @@ impl Daemon {
     }
 }
 
+/// What was promised to be here stays here.
+fn is_kept_whole(open: &OpenFolder) -> bool {
+    let record = open.record.lock();
+    record.pinned || record.home.is_some()
+}
+
 /// Drops what only the files below `path` need, if the root that is `stored` elsewhere holds all there is here.
 fn evict(
     store: &Store,
@@ -179,6 +222,7 @@ fn evict(
     path: &[&[u8]],
     stored: Option<NodeId>,
     others: &[Folder],
+    enough: u64,
 ) -> Result<EvictResponse, EvictError> {
     // What is being committed is in the store before any version names it.
     let held = folder.hold();
@@ -194,12 +238,13 @@ fn evict(
             only_here: amount(below.bytes),
         });
     }
+    let ration = Ration::new(enough, below.chunks.len(), below.bytes);
     let mut spare = below.chunks;
     held.spare_opened(&mut spare)?;
     for other in &others {
         other.spare(&mut spare)?;
     }
-    let reclaimed = store.remove(&|hash| !spare.contains(hash))?;
+    let reclaimed = drop_oldest(store, &spare, &ration)?;
     Ok(EvictResponse {
         freed: amount(reclaimed.freed_bytes),
         only_here: Amount::default(),
@@ -228,6 +273,32 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, ApiError> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|error| ApiError::new(ErrorKind::Internal, error))
+}
+
+/// Fetches one round in parts, all asked for at once, and tells the bytes of each that has come.
+async fn fetch_reporting(
+    open: &OpenFolder,
+    missing: Missing,
+    came: &mut impl FnMut(u64),
+) -> Result<(), FetchError> {
+    if !missing.nodes.is_empty() {
+        return fetch(open, missing).await;
+    }
+    let part = |chunks: &[WantedChunk]| {
+        let bytes = chunks.iter().map(|chunk| u64::from(chunk.len)).sum();
+        let (tx, rx) = oneshot::channel();
+        let done = Box::new(move |result| {
+            let _nobody = tx.send(result);
+        });
+        open.swarm.chunks(chunks.to_vec(), Priority::Replica, done);
+        (bytes, rx)
+    };
+    let parts: Vec<(u64, _)> = missing.chunks.chunks(PART_CHUNKS).map(part).collect();
+    for (bytes, rx) in parts {
+        rx.await.unwrap_or(Err(FetchError::Closed))?;
+        came(bytes);
+    }
+    Ok(())
 }
 
 /// Fetches one round; what could not be had is an error.

@@ -9,6 +9,7 @@
 //! - `seen`: members met in earlier runs.
 //! - `stores`: the chunk stores, one for each hash suite; `store`: all of them as a whole, also without a daemon;
 //!   `upkeep`: what is done for them while nobody asks.
+//! - `quota`: what is dropped when the store has grown too large.
 //! - `torrents`: downloads and seeds.
 //! - `place`: which directories may be shared or mounted on.
 //!
@@ -18,12 +19,14 @@
 mod conflicts;
 mod discover;
 mod displaced;
+pub(crate) mod fuzzing;
 mod handover;
 mod join;
 mod keep;
 mod mounts;
 mod open;
 mod place;
+mod quota;
 mod record;
 mod resume;
 mod seen;
@@ -38,7 +41,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering};
 
 use ccbt_mount::Mount;
 use parking_lot::Mutex;
@@ -87,7 +90,9 @@ struct Inner {
     unopened: Mutex<BTreeMap<PathBuf, UnopenedStatus>>,
     mounts: Mutex<BTreeMap<PathBuf, Mounted>>,
     /// One change of the tables at a time.
-    turn: tokio::sync::Mutex<()>,
+    turn: Arc<tokio::sync::Mutex<()>>,
+    /// Calls that wait for the garbage collection of the background to make way.
+    waiting_for_gc: AtomicUsize,
     jobs: Mutex<BTreeMap<u64, JobStatus>>,
     /// Runs once a folder is online.
     discovery: Mutex<Option<Discovery>>,
@@ -146,7 +151,8 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
         folders: Mutex::default(),
         unopened: Mutex::default(),
         mounts: Mutex::default(),
-        turn: tokio::sync::Mutex::new(()),
+        turn: Arc::default(),
+        waiting_for_gc: AtomicUsize::new(0),
         jobs: Mutex::default(),
         discovery: Mutex::default(),
         next_number: AtomicU64::new(0),
@@ -158,6 +164,7 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
     daemon.resume_torrents().await;
     daemon.announce_work();
     daemon.start_upkeep();
+    daemon.start_quota();
     Ok(Arc::new(daemon))
 }
 

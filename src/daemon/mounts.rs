@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ccbt_mount::{MountEnd, MountError, MountId, MountOptions, Unmounted};
+use ccbt_mount::{Mount, MountEnd, MountError, MountId, MountOptions, UnmountError, Unmounted};
 use tokio::time::Instant;
 
 use super::handover::HANDOVER_TIME;
-use super::open::{OpenFolder, blocking};
+use super::open::{OpenFolder, blocking, wrong_suite};
 use super::record::{FolderRecord, MountRecord};
 use super::share::{forget_folder, new_folder};
 use super::upkeep::close_store;
@@ -63,35 +63,42 @@ impl Daemon {
                 self.listen()?;
                 let opened = self.open_link(&link).await?;
                 remember_peers(&opened.open, &link.hints.peers);
+                remember_peers(&opened.open, &request.peers);
                 self.go_online(&opened.open)?;
                 let content = self.wait_for_listing(&opened.open, progress).await;
-                (opened, content)
+                match content {
+                    Ok(content) => (opened, content),
+                    Err(error) => {
+                        self.give_up(&opened).await;
+                        return Err(error);
+                    }
+                }
             }
             MountSource::Dir(source) | MountSource::Torrent(source) => {
                 let opened = self.open_source(source, &dir, progress).await?;
+                remember_peers(&opened.open, &request.peers);
                 let content = amount(&opened.open);
                 (opened, Some(content))
             }
         };
         let Opened { open, is_new } = opened;
-        remember_peers(&open, &request.peers);
-        if request.offline {
-            open.record.lock().pinned = true;
-            open.swarm.set_replica(true);
-        }
-        let (persist, suid, dev) = (request.persist, request.suid, request.dev);
-        let mounted = self
-            .mount_folder(&open, &dir, read_only, persist, suid, dev)
-            .await;
+        let place = MountRecord {
+            dir: ApiPath(dir.clone()),
+            read_only,
+            suid: request.suid,
+            dev: request.dev,
+        };
+        let mounted = self.mount_folder(&open, place, request.persist).await;
         if let Err(error) = mounted {
             if is_new {
                 self.unmark(&open).await;
             }
-            self.close_if_idle(&open).await;
-            if is_new && self.folder(&open.id).is_none() {
-                forget_folder(&open.dir);
-            }
+            self.give_up(&Opened { open, is_new }).await;
             return Err(error);
+        }
+        if request.offline {
+            open.record.lock().pinned = true;
+            open.swarm.set_replica(true);
         }
         open.save()?;
         self.announce_work();
@@ -104,6 +111,15 @@ impl Daemon {
             read_only,
             content,
         })
+    }
+
+    /// What was opened is not mounted after all. Of a folder that is new nothing is kept.
+    async fn give_up(&self, opened: &Opened) {
+        let Opened { open, is_new } = opened;
+        self.close_if_idle(open).await;
+        if *is_new && self.folder(&open.id).is_none() {
+            forget_folder(&open.dir);
+        }
     }
 
     /// The mount point as an absolute path without symbolic links, with nothing of FUSE on it.
@@ -201,6 +217,9 @@ impl Daemon {
 
     pub(super) async fn open_link(&self, link: &Link) -> Result<Opened, ApiError> {
         if let Some(open) = self.folder(&link.folder()) {
+            if open.link.suite() != link.suite() {
+                return Err(wrong_suite());
+            }
             if open.link.right() >= link.right() {
                 return Ok(Opened::known(open));
             }
@@ -234,58 +253,52 @@ impl Daemon {
         Ok(Opened { open, is_new })
     }
 
-    /// Mounts an open folder at `dir`.
+    /// Mounts an open folder. `persist`: again at every start.
     pub(super) async fn mount_folder(
         &self,
         open: &Arc<OpenFolder>,
-        dir: &Path,
-        read_only: bool,
+        mut place: MountRecord,
         persist: bool,
-        suid: bool,
-        dev: bool,
     ) -> Result<(), ApiError> {
-        let read_only = read_only || open.credentials.writer.is_none();
+        place.read_only |= open.credentials.writer.is_none();
+        let dir = place.dir.0.clone();
         let options = MountOptions {
             fsname: open
                 .record
                 .lock()
                 .name
                 .replace(|c: char| c.is_control() || c == ',', "-"),
-            read_only,
-            suid,
-            dev,
+            read_only: place.read_only,
+            suid: place.suid,
+            dev: place.dev,
             ..MountOptions::default()
         };
         let volume = Arc::new(FolderVolume::new(Arc::new(open.folder.clone())));
         // Before its path leads to the mount.
-        open.set_home_mounted(dir, true);
-        let point = dir.to_path_buf();
+        open.set_home_mounted(&dir, true);
+        let point = dir.clone();
         let mount =
             blocking(move || ccbt_mount::mount(volume, &point, &options).map_err(unmountable));
         let mount = mount
             .await
-            .inspect_err(|_| open.set_home_mounted(dir, false))?;
-        if persist {
-            let entry = MountRecord {
-                dir: ApiPath(dir.to_path_buf()),
-                read_only,
-            };
-            let mut record = open.record.lock();
-            record.mounts.retain(|known| known.dir != entry.dir);
-            record.mounts.push(entry);
-        }
+            .inspect_err(|_| open.set_home_mounted(&dir, false))?;
         let number = self.0.next_number.fetch_add(1, Ordering::Relaxed);
         let end = mount.end();
         let entry = Mounted {
             of: MountOf::Folder(open.id),
-            read_only,
+            read_only: place.read_only,
             persist,
             number,
             mount,
         };
-        self.0.mounts.lock().insert(dir.to_path_buf(), entry);
+        if persist {
+            let mut record = open.record.lock();
+            record.mounts.retain(|known| known.dir != place.dir);
+            record.mounts.push(place);
+        }
+        self.0.mounts.lock().insert(dir.clone(), entry);
         self.note_mounts();
-        self.watch_mount(dir.to_path_buf(), number, end);
+        self.watch_mount(dir, number, end);
         Ok(())
     }
 
@@ -371,11 +384,9 @@ impl Daemon {
     ) -> Result<UnmountResponse, ApiError> {
         let _turn = self.0.turn.lock().await;
         let dir = std::fs::canonicalize(&request.dir.0).unwrap_or_else(|_| request.dir.0.clone());
-        let Some(mounted) = self.0.mounts.lock().remove(&dir) else {
-            let what = format!("{} is not mounted by this daemon", request.dir);
-            return Err(
-                ApiError::new(ErrorKind::NotFound, what).hint("`ccbt status` lists what is")
-            );
+        let mounted = self.0.mounts.lock().remove(&dir);
+        let Some(mounted) = mounted else {
+            return self.unmount_absent(&request.dir, &dir).await;
         };
         let of = mounted.of.clone();
         let mut only_here = Amount::default();
@@ -393,7 +404,7 @@ impl Daemon {
             }
         }
         let end = mounted.mount.end();
-        let left = self.take_down(mounted).await?;
+        let left = self.take_down(mounted, request.force).await?;
         self.note_mounts();
         match (self.mounted_folder(&of), left) {
             (Some(open), Unmounted::Done) => {
@@ -406,17 +417,52 @@ impl Daemon {
         }
         self.announce_work();
         Ok(UnmountResponse {
-            folder: match of {
+            folder: Some(match of {
                 MountOf::Folder(folder) => folder.to_string(),
                 MountOf::Torrent(torrent) => torrent,
-            },
+            }),
             dir: ApiPath(dir),
             only_here,
         })
     }
 
-    async fn take_down(&self, mounted: Mounted) -> Result<Unmounted, ApiError> {
-        let done = tokio::task::spawn_blocking(move || mounted.mount.unmount()).await;
+    /// There is no mount of this daemon at `dir`: perhaps one that a killed daemon left, or one that is to come back and
+    /// cannot.
+    async fn unmount_absent(
+        &self,
+        asked: &ApiPath,
+        dir: &Path,
+    ) -> Result<UnmountResponse, ApiError> {
+        let was_dead = ccbt_mount::detach_dead(&asked.0)
+            .map_err(|error| ApiError::new(ErrorKind::Busy, error))?;
+        let folders: Vec<Arc<OpenFolder>> = self.0.folders.lock().values().cloned().collect();
+        let awaited = |open: &&Arc<OpenFolder>| {
+            let mut record = open.record.lock();
+            let before = record.mounts.len();
+            record.mounts.retain(|known| known.dir.0 != dir);
+            record.mounts.len() < before
+        };
+        let of = folders.iter().find(awaited);
+        if let Some(open) = of {
+            open.save()?;
+            self.0.unopened.lock().remove(&open.dir);
+            self.close_if_idle(open).await;
+        } else if !was_dead {
+            let what = format!("{asked} is not mounted by this daemon");
+            return Err(
+                ApiError::new(ErrorKind::NotFound, what).hint("`ccbt status` lists what is")
+            );
+        }
+        Ok(UnmountResponse {
+            folder: of.map(|open| open.id.to_string()),
+            dir: ApiPath(dir.to_path_buf()),
+            only_here: Amount::default(),
+        })
+    }
+
+    /// `now`: programs that still have files open get errors from now on.
+    async fn take_down(&self, mounted: Mounted, now: bool) -> Result<Unmounted, ApiError> {
+        let done = tokio::task::spawn_blocking(move || end_mount(mounted.mount, now)).await;
         match done {
             Ok(Ok(left)) => Ok(left),
             Ok(Err(error)) => Err(ApiError::new(ErrorKind::Busy, error)),
@@ -466,7 +512,7 @@ impl Daemon {
         let mounts = std::mem::take(&mut *self.0.mounts.lock());
         let mut unmounted = Vec::new();
         for (dir, mounted) in mounts {
-            if let Err(error) = self.take_down(mounted).await {
+            if let Err(error) = self.take_down(mounted, false).await {
                 tracing::error!(dir = %dir.display(), error = error.message, "not unmounted");
             } else {
                 unmounted.push(ApiPath(dir));
@@ -509,6 +555,19 @@ impl Daemon {
             }
         }
         left
+    }
+}
+
+fn end_mount(mount: Mount, now: bool) -> Result<Unmounted, UnmountError> {
+    let aborted = match now {
+        true => mount.abort(),
+        false => Ok(()),
+    };
+    // Out of the tree it goes in any case.
+    let left = mount.unmount()?;
+    match left {
+        Unmounted::Done => Ok(left),
+        Unmounted::StillInUse => aborted.map(|()| left),
     }
 }
 
@@ -597,7 +656,7 @@ pub(super) fn parse_link(secret: &Secret) -> Result<Link, ApiError> {
 }
 
 fn amount(open: &OpenFolder) -> Amount {
-    let stats = open.folder.stats();
+    let stats = open.folder.stats(&|_| true);
     Amount {
         files: stats.files,
         bytes: stats.bytes,
@@ -610,23 +669,20 @@ impl Daemon {
         &self,
         open: &OpenFolder,
         progress: &ProgressSink,
-    ) -> Option<Amount> {
+    ) -> Result<Option<Amount>, ApiError> {
         progress.report(Progress {
             note: "waiting for peers".to_owned(),
             ..Progress::default()
         });
         let end = Instant::now() + LISTING_TIME;
         while Instant::now() < end && !self.0.stopping.load(Ordering::Relaxed) {
-            if open
-                .swarm
-                .status()
-                .await
-                .is_none_or(|status| !status.heads.is_empty())
-            {
-                return Some(amount(open));
+            match open.swarm.status().await {
+                Some(status) if status.wrong_suite => return Err(wrong_suite()),
+                Some(status) if status.heads.is_empty() => {}
+                _ => return Ok(Some(amount(open))),
             }
             tokio::time::sleep(LISTING_POLL).await;
         }
-        None
+        Ok(None)
     }
 }

@@ -1,24 +1,29 @@
 //! From a record to a running folder: working tree, actor, home; and back.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ccbt_xet::disk::RealDisk;
+use ccbt_xet::hash::NodeId;
 use ccbt_xet::store::{Store, WriteError};
 use parking_lot::{Mutex, RwLock};
+use tracing::Span;
 
 use super::Daemon;
 use super::place;
+use super::quota::Fetcher;
 use super::record::{self, FolderRecord, RecordError};
-use crate::api::types::{Progress, Right as ApiRight};
+use super::stores::Stores;
+use crate::api::types::{Amount, Progress, Right as ApiRight};
 use crate::api::{ApiError, ErrorKind, ProgressSink};
 use crate::clock;
 use crate::config::StateDir;
 use crate::engine::gate::Door;
-use crate::engine::swarm::{self, Names, SwarmConfig, SwarmHandle};
+use crate::engine::swarm::{self, Elsewhere, Names, SwarmConfig, SwarmHandle};
 use crate::folder::home::ledger::{self, LedgerError};
 use crate::folder::home::marker::Marker;
 use crate::folder::home::{
@@ -50,6 +55,8 @@ pub(super) struct OpenFolder {
     /// What devices are called.
     pub(super) names: Names,
     pub(super) home: Mutex<Option<Arc<Home>>>,
+    /// What is logged of the folder is logged in it.
+    pub(super) span: Span,
 }
 
 /// The wall clock for folders.
@@ -73,15 +80,7 @@ impl Daemon {
     /// The working tree of a folder that is not open, to look at: nothing is done under its incarnation. None: it was
     /// never opened.
     pub(super) fn closed_folder(&self, dir: &Path) -> Result<Option<Folder>, ApiError> {
-        let Some(record) = load_if_there(dir)? else {
-            return Ok(None);
-        };
-        let inc = Inc(*record.incarnation().as_bytes());
-        // Nobody takes what it would tell.
-        let (nobody, _) = swarm::channel();
-        let store = self.0.stores.of(record.link(dir)?.suite().hashes())?;
-        let config = self.work_config(dir, store, inc, true, &nobody, Names::default());
-        Folder::open(config).map(Some).map_err(unopened)
+        closed_folder(&self.0.stores, dir)
     }
 
     /// The record of a folder that was here before, if any.
@@ -109,16 +108,21 @@ impl Daemon {
         let inc = Inc(*incarnation.as_bytes());
         let read_only = credentials.writer.is_none();
         let store = self.store_of(link).await?;
-        let config = self.work_config(
-            &dir,
-            Arc::clone(&store),
-            inc,
+        let (of, known) = (Arc::clone(&store), Arc::clone(&names));
+        let config = FolderConfig {
             read_only,
-            &swarm,
-            Arc::clone(&names),
-        );
-        let folder = blocking(move || Folder::open(config).map_err(unopened)).await?;
-        let given = self.0.config.peers.iter();
+            read_timeout: self.0.config.read_timeout,
+            fetch: Arc::new(Fetcher {
+                swarm: swarm.clone(),
+                daemon: Arc::downgrade(&self.0),
+                runtime: tokio::runtime::Handle::current(),
+            }),
+            ..work_config(&dir, of, inc, &swarm, known)
+        };
+        let span = tracing::info_span!("folder", name = record.name);
+        let opening = span.clone();
+        let opened = move || opening.in_scope(|| Folder::open(config).map_err(unopened));
+        let folder = blocking(opened).await?;
         let config = SwarmConfig {
             name: record.name.clone(),
             credentials: Arc::clone(&credentials),
@@ -129,7 +133,7 @@ impl Daemon {
             store: Arc::clone(&store),
             heads_file: dir.join("heads"),
             read_timeout: self.0.config.read_timeout,
-            given: given.chain(&record.peers).copied().collect(),
+            given: self.given_peers(&record),
             replica: record.pinned || record.home.is_some(),
             keeper: record.home.is_some(),
             online: false,
@@ -137,6 +141,7 @@ impl Daemon {
             exchange: self.0.config.pex,
             nonce: self.0.gate.nonce(),
             metrics: Arc::clone(&self.0.metrics),
+            span: span.clone(),
             met: Arc::new(move |addr| seen.met(id, addr)),
         };
         swarm::spawn(inbox, config, Arc::new(self.0.gate.clone()));
@@ -151,40 +156,22 @@ impl Daemon {
             swarm,
             names,
             home: Mutex::new(None),
+            span,
         });
         self.0.folders.lock().insert(id, Arc::clone(&open));
         Ok(open)
+    }
+
+    /// Addresses the user gave, for every folder and for this one.
+    fn given_peers(&self, record: &FolderRecord) -> Vec<SocketAddr> {
+        let all = self.0.config.peers.iter();
+        all.chain(&record.peers).copied().collect()
     }
 
     /// The store of a folder's suite.
     async fn store_of(&self, link: &Link) -> Result<Arc<Store>, ApiError> {
         let (daemon, suite) = (self.clone(), link.suite().hashes());
         blocking(move || daemon.0.stores.of(suite)).await
-    }
-
-    fn work_config(
-        &self,
-        dir: &Path,
-        store: Arc<Store>,
-        inc: Inc,
-        read_only: bool,
-        swarm: &SwarmHandle,
-        names: Names,
-    ) -> FolderConfig {
-        FolderConfig {
-            dir: dir.join("work"),
-            disk: Arc::new(RealDisk),
-            store,
-            inc,
-            rename_row: ledger::rename_row,
-            held_content: ledger::held_content,
-            clock: Arc::new(WallClock),
-            read_only,
-            fetch: Arc::new(swarm.clone()),
-            observer: Arc::new(swarm.clone()),
-            device_name: Arc::new(move |inc: Inc| names.read().get(&inc.0).cloned()),
-            read_timeout: self.0.config.read_timeout,
-        }
     }
 
     /// What this device shows to members.
@@ -206,8 +193,7 @@ impl Daemon {
             .as_ref()
             .is_some_and(|manifest| manifest.claims().suite != link.suite())
         {
-            let what = "the link names another hash suite than the folder's owner does";
-            return Err(ApiError::new(ErrorKind::Refused, what).hint("ask for the link again"));
+            return Err(wrong_suite());
         }
         let writer = write_key.as_ref().map(|key| Writer {
             device: Arc::clone(&self.0.device),
@@ -253,21 +239,23 @@ impl Daemon {
     ) -> Result<(), ApiError> {
         let home = self.attach_home(open, dir).await?;
         let was_shared = open.record.lock().shared;
-        let dir = place::shown(dir);
-        blocking(move || {
+        let is_new = open.folder.is_empty();
+        let (root, dir, span) = (dir.to_path_buf(), place::shown(dir), open.span.clone());
+        let take_in = move || {
+            let total = is_new.then(|| place::measure(&root));
             if !was_shared {
                 home.mark_again()
                     .map_err(|error| ApiError::io(format_args!("cannot write in {dir}"), &error))?;
             }
-            match home.scan(&|done| progress.report(indexing(&done))) {
+            match home.scan(&|done| progress.report(indexing(&done, total))) {
                 // It says why in `status` and goes on once the user confirms.
                 Ok(_) | Err(ScanError::Held(_)) => {}
                 Err(error) => return Err(unscanned(error)),
             }
             home.watch(Box::new(report_scan))
                 .map_err(|error| ApiError::io(format_args!("cannot watch {dir}"), &error))
-        })
-        .await
+        };
+        blocking(move || span.in_scope(take_in)).await
     }
 
     /// Opens the plain directory that holds the folder, and reads nothing of it yet.
@@ -342,6 +330,70 @@ impl Daemon {
     }
 }
 
+/// See [`Daemon::closed_folder`].
+pub(super) fn closed_folder(stores: &Stores, dir: &Path) -> Result<Option<Folder>, ApiError> {
+    let Some(record) = load_if_there(dir)? else {
+        return Ok(None);
+    };
+    let inc = Inc(*record.incarnation().as_bytes());
+    // Nobody takes what it would tell.
+    let (nobody, _) = swarm::channel();
+    let store = stores.of(record.link(dir)?.suite().hashes())?;
+    let config = work_config(dir, store, inc, &nobody, Names::default());
+    Folder::open(config).map(Some).map_err(unopened)
+}
+
+/// How a folder is opened to be looked at only.
+fn work_config(
+    dir: &Path,
+    store: Arc<Store>,
+    inc: Inc,
+    swarm: &SwarmHandle,
+    names: Names,
+) -> FolderConfig {
+    FolderConfig {
+        dir: dir.join("work"),
+        disk: Arc::new(RealDisk),
+        store,
+        inc,
+        rename_row: ledger::rename_row,
+        held_content: ledger::held_content,
+        clock: Arc::new(WallClock),
+        read_only: true,
+        fetch: Arc::new(swarm.clone()),
+        observer: Arc::new(swarm.clone()),
+        device_name: Arc::new(move |inc: Inc| names.read().get(&inc.0).cloned()),
+        read_timeout: Duration::ZERO,
+    }
+}
+
+/// The snapshots that the heads of a folder name, as far as they are noted. None: that cannot be told.
+pub(super) fn noted_snapshots(dir: &Path) -> Option<Vec<NodeId>> {
+    if !dir.join("heads").exists() {
+        return Some(Vec::new());
+    }
+    let link = load_if_there(dir).ok()??.link(dir).ok()?;
+    let write = link.capability().write_key(EPOCH).map(|key| key.public());
+    let table = stored_heads(Heads::new(link.folder(), write), dir)?;
+    Some(table.heads().map(|head| head.claims().snapshot).collect())
+}
+
+/// What other devices hold of a folder that is not open, as far as noted.
+pub(super) fn noted_elsewhere(dir: &Path) -> Elsewhere {
+    let noted = || {
+        let record = load_if_there(dir).ok()??;
+        let link = record.link(dir).ok()?;
+        let write = link.capability().write_key(EPOCH).map(|key| key.public());
+        let heads = stored_heads(Heads::new(link.folder(), write), dir)?;
+        Some(Elsewhere::noted(
+            &heads,
+            &record.incarnation(),
+            &dir.join("heads"),
+        ))
+    };
+    noted().unwrap_or_default()
+}
+
 /// The directories of all folders that are remembered.
 pub(super) fn folder_dirs(state: &StateDir) -> Result<Vec<PathBuf>, ApiError> {
     let folders = state.path().join("folders");
@@ -407,6 +459,9 @@ fn no_home(error: OpenHomeError) -> ApiError {
                 "end that with `ccbt unshare`; if there is nothing to end, remove `.ccbt/home` in the directory",
             )
         }
+        error @ OpenHomeError::InUse(_) => ApiError::new(ErrorKind::Refused, error).hint(
+            "two daemons would undo each other's work: end the other one (`ccbt stop` with its --state)",
+        ),
         error @ OpenHomeError::Store(_) => ApiError::new(ErrorKind::Io, error),
         error => ApiError::new(ErrorKind::Refused, error)
             .hint("share a directory that neither lies in another one of these nor contains one"),
@@ -426,6 +481,11 @@ pub(super) fn unscanned(error: ScanError) -> ApiError {
     ApiError::new(kind, error)
 }
 
+/// A link of another suite than its folder's.
+pub(super) fn wrong_suite() -> ApiError {
+    ApiError::new(ErrorKind::Refused, swarm::WRONG_SUITE).hint("ask for the link again")
+}
+
 fn load_if_there(dir: &Path) -> Result<Option<FolderRecord>, RecordError> {
     match FolderRecord::load(dir) {
         Err(RecordError::Read { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -435,12 +495,14 @@ fn load_if_there(dir: &Path) -> Result<Option<FolderRecord>, RecordError> {
     }
 }
 
-pub(super) fn indexing(done: &ScanProgress) -> Progress {
+/// How far a scan is; `total`: of all that is to be read, if that is known.
+pub(super) fn indexing(done: &ScanProgress, total: Option<Amount>) -> Progress {
     Progress {
-        files_done: done.found,
+        files_done: total.map_or(done.found, |_| done.read),
+        files_total: total.map(|total| total.files.max(done.read)),
         bytes_done: done.bytes,
+        bytes_total: total.map(|total| total.bytes.max(done.bytes)),
         note: "indexing".to_owned(),
-        ..Progress::default()
     }
 }
 
@@ -489,6 +551,12 @@ fn known_names(credentials: &FolderCredentials, dir: &Path, own: Incarnation) ->
 }
 
 impl OpenFolder {
+    /// Whether all of its content is to be here: what is missing is not only what nobody has read yet.
+    pub(super) fn is_kept_whole(&self) -> bool {
+        let record = self.record.lock();
+        record.pinned || record.home.is_some()
+    }
+
     pub(super) fn save(&self) -> Result<(), ApiError> {
         Ok(self.record.lock().save(&self.dir)?)
     }

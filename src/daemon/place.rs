@@ -1,9 +1,10 @@
 //! Which directories may be shared and mounted on, each refusal with one sentence and what to do.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::api::types::ApiPath;
+use crate::api::types::{Amount, ApiPath};
 use crate::api::{ApiError, ErrorKind};
 use crate::folder::home::marker::OWN_DIR;
 
@@ -108,6 +109,29 @@ pub(super) fn is_empty(dir: &Path) -> Result<bool, ApiError> {
 /// A path for people.
 pub(super) fn shown(path: &Path) -> String {
     ApiPath(path.to_path_buf()).to_string()
+}
+
+/// Files, links and bytes below a directory, by looking at them only. What cannot be read counts for nothing; other file
+/// systems below it are not looked into, as they are not shared either.
+pub(super) fn measure(dir: &Path) -> Amount {
+    let mut amount = Amount::default();
+    let Ok(device) = fs::metadata(dir).map(|meta| meta.dev()) else {
+        return amount;
+    };
+    let mut dirs = vec![dir.to_path_buf()];
+    while let Some(at) = dirs.pop() {
+        for entry in fs::read_dir(&at).into_iter().flatten().flatten() {
+            let Ok(meta) = entry.metadata() else { continue };
+            let kind = meta.file_type();
+            if kind.is_dir() && meta.dev() == device && entry.file_name() != OWN_DIR {
+                dirs.push(entry.path());
+            } else if kind.is_file() || kind.is_symlink() {
+                amount.files += 1;
+                amount.bytes += meta.len();
+            }
+        }
+    }
+    amount
 }
 
 #[cfg(test)]

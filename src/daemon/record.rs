@@ -45,6 +45,12 @@ pub(super) struct FolderRecord {
 pub(super) struct MountRecord {
     pub(super) dir: ApiPath,
     pub(super) read_only: bool,
+    /// Only written if set, as earlier versions do not know it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) suid: bool,
+    /// As above.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) dev: bool,
 }
 
 /// Under which incarnation this device publishes, and whether it may go on under it (merge rules, "State").
@@ -109,10 +115,14 @@ impl FolderRecord {
 
     pub(super) fn load(dir: &Path) -> Result<Self, RecordError> {
         let path = dir.join(FILE);
-        let bytes = fs::read(&path).map_err(|error| RecordError::Read {
-            path: path.clone(),
-            error,
-        })?;
+        match fs::read(&path) {
+            Ok(bytes) => Self::parse(&bytes, path),
+            Err(error) => Err(RecordError::Read { path, error }),
+        }
+    }
+
+    /// Reads a record; `path` is where it stands.
+    pub(super) fn parse(bytes: &[u8], path: PathBuf) -> Result<Self, RecordError> {
         #[derive(Deserialize)]
         struct Version {
             version: u32,
@@ -121,11 +131,11 @@ impl FolderRecord {
             path: path.clone(),
             error,
         };
-        let Version { version } = serde_json::from_slice(&bytes).map_err(parse)?;
+        let Version { version } = serde_json::from_slice(bytes).map_err(parse)?;
         if version > VERSION {
             return Err(RecordError::Newer { path, version });
         }
-        serde_json::from_slice(&bytes).map_err(parse)
+        serde_json::from_slice(bytes).map_err(parse)
     }
 
     pub(super) fn save(&self, dir: &Path) -> Result<(), RecordError> {

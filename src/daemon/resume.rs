@@ -50,9 +50,9 @@ impl Daemon {
     }
 
     async fn resume_dir(&self, dir: &Path) {
-        let is_open = self.0.folders.lock().values().any(|open| open.dir == dir);
+        let open = self.open_in(dir);
         let (name, result) = match FolderRecord::load(dir) {
-            _ if is_open => (String::new(), Ok(())),
+            Ok(record) if open.is_some() => (record.name, Ok(())),
             Ok(record) if record.shared || !record.mounts.is_empty() => {
                 (record.name.clone(), self.resume_folder(dir, record).await)
             }
@@ -62,17 +62,22 @@ impl Daemon {
                 (escape(name.as_encoded_bytes()), Err(error.into()))
             }
         };
+        let result = match (result, self.open_in(dir)) {
+            (Ok(()), Some(open)) => self.mount_again(&open).await,
+            (result, _) => result.map_err(|error| (None, error)),
+        };
         let mut unopened = self.0.unopened.lock();
         match result {
             Ok(()) => drop(unopened.remove(dir)),
-            Err(ApiError { message, hint, .. }) => {
+            Err((mount, ApiError { message, hint, .. })) => {
                 let now = UnopenedStatus {
                     name,
+                    mount,
                     error: message,
                     hint,
                 };
                 if unopened.get(dir) != Some(&now) {
-                    tracing::error!(folder = now.name, error = now.error, "folder not opened");
+                    tracing::error!(folder = now.name, mount = ?now.mount, error = now.error, "not opened");
                     unopened.insert(dir.to_path_buf(), now);
                 }
             }
@@ -90,9 +95,13 @@ impl Daemon {
     }
 
     async fn resume_work(&self, open: &Arc<OpenFolder>) -> Result<(), ApiError> {
-        let (home, shared, mounts) = {
+        let (home, shared, mounts, is_private) = {
             let record = open.record.lock();
-            (record.home.clone(), record.shared, record.mounts.clone())
+            // One that was opened by a link is not.
+            let is_own = record.home.is_some() || record.live.is_some();
+            let is_private = is_own && !record.shared;
+            let (home, mounts) = (record.home.clone(), record.mounts.clone());
+            (home, record.shared, mounts, is_private)
         };
         let is_mounted = |home: &ApiPath| mounts.iter().any(|mount| mount.dir == *home);
         match home {
@@ -104,17 +113,31 @@ impl Daemon {
             Some(home) => drop(self.attach_home(open, &home.0).await?),
             None => {}
         }
-        if shared {
+        if !is_private {
             self.go_online(open)?;
         }
+        Ok(())
+    }
+
+    /// Mounts an open folder wherever it is to be and is not. One mount that does not come back does not keep the others
+    /// away; the first is given back with the reason.
+    async fn mount_again(&self, open: &Arc<OpenFolder>) -> Result<(), (Option<ApiPath>, ApiError)> {
+        let mut mounts = open.record.lock().mounts.clone();
+        mounts.retain(|mount| !self.0.mounts.lock().contains_key(&mount.dir.0));
+        let mut result = Ok(());
         for mount in mounts {
-            if let Err(error) = self
-                .mount_folder(open, &mount.dir.0, mount.read_only, true, false, false)
-                .await
-            {
-                tracing::error!(dir = %mount.dir, error = error.message, "not mounted again");
+            let dir = mount.dir.clone();
+            let mounted = self.mount_folder(open, mount, true).await;
+            if let Err(error) = mounted {
+                result = result.and(Err((Some(dir), error)));
             }
         }
-        Ok(())
+        self.announce_work();
+        result
+    }
+
+    fn open_in(&self, dir: &Path) -> Option<Arc<OpenFolder>> {
+        let folders = self.0.folders.lock();
+        folders.values().find(|open| open.dir == dir).cloned()
     }
 }

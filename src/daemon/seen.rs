@@ -176,7 +176,7 @@ fn key(folder: &FolderId, addr: SocketAddr) -> Vec<u8> {
     key
 }
 
-fn addr_of(key: &[u8]) -> Option<SocketAddr> {
+pub(super) fn addr_of(key: &[u8]) -> Option<SocketAddr> {
     let addr = key.get(FolderId::LEN..)?;
     std::str::from_utf8(addr).ok()?.parse().ok()
 }

@@ -219,13 +219,13 @@ impl Daemon {
                 home.confirm().map_err(|error| {
                     ApiError::io(format_args!("cannot write in {shown}"), &error)
                 })?;
-                let scanned = home.scan(&|done| progress.report(indexing(&done)));
+                let scanned = home.scan(&|done| progress.report(indexing(&done, None)));
                 scanned.map(drop).map_err(unscanned)
             })
             .await?;
             self.publish(&open).await?;
         }
-        let stats = open.folder.stats();
+        let stats = open.folder.stats(&|_| true);
         Ok(ConfirmResponse {
             folder: open.id.to_string(),
             name: open.record.lock().name.clone(),
@@ -286,7 +286,7 @@ impl Daemon {
 
     fn share_response(&self, open: &OpenFolder) -> Result<ShareResponse, ApiError> {
         let (read_write, read_only) = self.links_of(open)?;
-        let stats = open.folder.stats();
+        let stats = open.folder.stats(&|_| true);
         Ok(ShareResponse {
             folder: open.id.to_string(),
             name: open.record.lock().name.clone(),

@@ -25,8 +25,12 @@ impl Daemon {
         let mut folders = Vec::new();
         for folder in open {
             if let Some(status) = folder.swarm.status().await {
-                let (counted, home) = (folder.folder.clone(), folder.home.lock().clone());
-                let look = move || (counted.stats(), home.map(|home| home_status(&home)));
+                let (counted, elsewhere) = (folder.folder.clone(), status.elsewhere.clone());
+                let home = folder.home.lock().clone();
+                let look = move || {
+                    let stats = counted.stats(&|dot| elsewhere.has(dot));
+                    (stats, home.map(|home| home_status(&home)))
+                };
                 let looked = tokio::task::spawn_blocking(look).await;
                 let (stats, home) = looked.unwrap_or_default();
                 folders.push(self.folder_status(&folder, &status, &stats, home));
@@ -86,7 +90,7 @@ impl Daemon {
                 .collect(),
             root: swarm.root.to_string().chars().take(ROOT_DIGITS).collect(),
             converged_with: count(converged),
-            only_here: only_here(stats, swarm),
+            only_here: only_here(stats),
             missing: Amount {
                 files: stats.missing_files,
                 bytes: stats.missing_bytes,
@@ -232,15 +236,11 @@ fn path_of(path: Vec<u8>) -> ApiPath {
     ApiPath(PathBuf::from(OsString::from_vec(path)))
 }
 
-/// What nobody else is known to hold: nothing, once a keeper said it has this very root.
-pub(super) fn only_here(stats: &FolderStats, swarm: &SwarmStatus) -> Amount {
-    if swarm.stored_elsewhere {
-        Amount::default()
-    } else {
-        Amount {
-            files: stats.only_here_files,
-            bytes: stats.only_here_bytes,
-        }
+/// What nobody else is known to hold.
+pub(super) fn only_here(stats: &FolderStats) -> Amount {
+    Amount {
+        files: stats.only_here_files,
+        bytes: stats.only_here_bytes,
     }
 }
 

@@ -4,16 +4,20 @@
 //! asked, nothing is collected.
 
 use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ccbt_mount::VolumeError;
 use ccbt_xet::hash::{ChunkHash, NodeId};
-use ccbt_xet::store::{CollectError, ReadError, Reclaimed, Store, StoreOptions};
+use ccbt_xet::store::{Collect, CollectError, Marks, ReadError, Reclaimed, Store, StoreOptions};
 
 use super::Daemon;
 use super::keep::fetch;
-use super::open::{OpenFolder, blocking, folder_dirs};
+use super::open::{
+    OpenFolder, blocking, closed_folder, folder_dirs, noted_elsewhere, noted_snapshots,
+};
 use super::stores::{self, Stores};
 use crate::api::types::*;
 use crate::api::{ApiError, ErrorKind, ProgressSink};
@@ -39,26 +43,35 @@ impl Daemon {
                 found.map(StoreResponse::Verify)
             }
             StoreAction::Gc { dry_run } => {
-                // No folder is opened or closed meanwhile.
-                let _turn = self.0.turn.lock().await;
                 self.collect(dry_run, progress).await.map(StoreResponse::Gc)
             }
         }
     }
 
     async fn store_stats(&self) -> Result<StoreStatsResponse, ApiError> {
-        let stores = self.0.stores.all();
-        let mut stats = blocking(move || stats(&stores)).await?;
-        let (mut content, mut only_here) = (Amount::default(), Amount::default());
-        for folder in self.report_status().await?.folders {
-            content.files += folder.content.files;
-            content.bytes += folder.content.bytes;
-            only_here.files += folder.only_here.files;
-            only_here.bytes += folder.only_here.bytes;
-        }
-        stats.content = Some(content);
-        stats.only_here = Some(only_here);
-        Ok(stats)
+        let status = self.report_status().await?;
+        let _turn = self.0.turn.lock().await;
+        let daemon = self.clone();
+        blocking(move || {
+            let open: Vec<Arc<OpenFolder>> = daemon.0.folders.lock().values().cloned().collect();
+            let mut response = stats(&daemon.0.stores.all())?;
+            let (mut content, mut only_here) = (Content::default(), Amount::default());
+            for folder in &status.folders {
+                content.all.add(folder.content);
+                content.missing.add(folder.missing);
+                only_here.add(folder.only_here);
+            }
+            for dir in daemon.folder_dirs()? {
+                if open.iter().all(|open| open.dir != dir) {
+                    // Nobody is asked about a folder that is closed: what was made here may be only here.
+                    only_here.add(content.add_closed(&daemon.0.stores, &dir));
+                }
+            }
+            content.show(&mut response);
+            response.only_here = Some(only_here);
+            Ok(response)
+        })
+        .await
     }
 
     async fn verify(
@@ -66,82 +79,149 @@ impl Daemon {
         repair: bool,
         progress: ProgressSink,
     ) -> Result<VerifyResponse, ApiError> {
-        let stores = self.0.stores.all();
-        let mut response = blocking(move || verify(&stores, &progress)).await?;
-        if repair && response.damaged > 0 {
-            let (chunks, nodes) = self.take_quarantined();
-            response.repaired = self.repair(&chunks, &nodes).await?;
+        let (stores, shown) = (self.0.stores.all(), Arc::clone(&progress));
+        let mut response = blocking(move || verify(&stores, &shown)).await?;
+        if repair {
+            let _waiting = self.stop_background_gc();
+            // What was met before counts too.
+            let lost = self.take_damaged();
+            response.damaged = response.damaged.max(lost.len());
+            if lost.len() > 0 {
+                response.repaired = self.repair(lost, &progress).await?;
+            }
         }
         Ok(response)
     }
 
     /// What was found damaged since the last time, in all stores.
-    pub(super) fn take_quarantined(&self) -> (Vec<ChunkHash>, Vec<NodeId>) {
-        let (mut chunks, mut nodes) = (Vec::new(), Vec::new());
+    pub(super) fn take_damaged(&self) -> Damaged {
+        let mut damaged = Damaged::default();
         for store in self.0.stores.all() {
-            let (more_chunks, more_nodes) = store.take_quarantined();
-            chunks.extend(more_chunks);
-            nodes.extend(more_nodes);
+            let (chunks, nodes) = store.take_quarantined();
+            damaged.chunks.extend(chunks);
+            damaged.nodes.extend(nodes);
+            damaged.nameless += store.take_nameless();
         }
-        (chunks, nodes)
+        damaged
     }
 
     /// Gets what was damaged from plain files and from peers. Returns how much of it is here again.
     pub(super) async fn repair(
         &self,
-        chunks: &[ChunkHash],
-        nodes: &[NodeId],
+        damaged: Damaged,
+        progress: &ProgressSink,
     ) -> Result<u64, ApiError> {
-        let stores = self.0.stores.all();
-        let damaged: HashSet<ChunkHash> = chunks.iter().copied().collect();
-        let wanted = damaged.clone();
+        let (stores, damaged) = (self.0.stores.all(), Arc::new(damaged));
+        let (total, lost) = (damaged.len(), Arc::clone(&damaged));
+        let show = |note: &str, files_done| {
+            progress.report(Progress {
+                files_done,
+                files_total: Some(total),
+                note: note.to_owned(),
+                ..Progress::default()
+            });
+        };
+        show("repairing from plain files", 0);
         blocking(move || {
             stores
                 .iter()
-                .try_for_each(|store| pack_borrowed(store, &wanted))
+                .try_for_each(|store| pack_borrowed(store, &lost.chunks))
         })
         .await?;
-        let damaged_nodes: HashSet<NodeId> = nodes.iter().copied().collect();
         let open: Vec<Arc<OpenFolder>> = self.0.folders.lock().values().cloned().collect();
+        let mut nameless = 0;
         for folder in open {
-            refetch(&folder, &damaged, &damaged_nodes).await?;
+            show("fetching what is damaged", self.here_again(&damaged));
+            refetch(&folder, Some(&damaged)).await?;
+            // Whatever a folder that is kept whole misses may be what nobody could name.
+            if damaged.nameless > nameless && folder.is_kept_whole() {
+                nameless += refetch(&folder, None).await?;
+            }
         }
         let stores = self.0.stores.all();
         blocking(move || {
-            let mut repaired = 0;
             for store in stores {
                 store.sync().map_err(write_failed)?;
                 // Empties the packs with damage into others.
                 store.remove(&|_| true).map_err(write_failed)?;
                 store.remove_nodes(&|_| true).map_err(write_failed)?;
-                repaired += damaged.iter().filter(|hash| store.contains(hash)).count();
-                let nodes = damaged_nodes.iter();
-                repaired += nodes.filter(|id| store.contains_node(id)).count();
             }
-            Ok(repaired as u64)
+            Ok(())
         })
-        .await
+        .await?;
+        Ok(self.here_again(&damaged) + nameless.min(damaged.nameless))
+    }
+
+    fn here_again(&self, damaged: &Damaged) -> u64 {
+        let stores = self.0.stores.all();
+        let is_here = |hash: &&ChunkHash| stores.iter().any(|store| store.contains(hash));
+        let chunks = damaged.chunks.iter().filter(is_here).count();
+        let is_here = |id: &&NodeId| stores.iter().any(|store| store.contains_node(id));
+        (chunks + damaged.nodes.iter().filter(is_here).count()) as u64
+    }
+
+    /// Keeps the garbage collection of the background from going on while this is held.
+    pub(super) fn stop_background_gc(&self) -> Waiting<'_> {
+        self.0.waiting_for_gc.fetch_add(1, Ordering::AcqRel);
+        Waiting(&self.0.waiting_for_gc)
     }
 
     async fn collect(&self, dry_run: bool, progress: ProgressSink) -> Result<GcResponse, ApiError> {
+        let _waiting = self.stop_background_gc();
         let daemon = self.clone();
         blocking(move || {
             progress.report(Progress {
                 note: "looking for what is wanted".to_owned(),
                 ..Progress::default()
             });
-            collect(&daemon.0.stores.all(), &daemon.every_folder()?, dry_run)
+            let how = Collect {
+                wait: STORING_TIME_MAX,
+                grace: daemon.0.config.store_gc_grace,
+                dry_run,
+            };
+            let all = stores::stats(&daemon.0.stores.all()).bytes;
+            let (mut before, mut sum) = (0, Reclaimed::default());
+            for store in daemon.0.stores.all() {
+                let reclaimed = daemon.collect_store(&store, &how, &mut |_, (done, total)| {
+                    let done = before + done.min(total);
+                    progress.report(collecting(done, all));
+                    true
+                })?;
+                before += store.stats().bytes;
+                sum = sum_of(sum, reclaimed);
+            }
+            Ok(gc_response(dry_run, sum))
         })
         .await
     }
 
-    /// Every folder that is remembered. Those that are not open are opened to be looked at only.
-    fn every_folder(&self) -> Result<Vec<Folder>, ApiError> {
+    /// Collects the garbage of one store. Blocks.
+    pub(super) fn collect_store(
+        &self,
+        store: &Store,
+        how: &Collect,
+        report: &mut dyn FnMut(&Reclaimed, (u64, u64)) -> bool,
+    ) -> Result<Reclaimed, ApiError> {
+        // No folder is opened or closed until all of them have said what they need.
+        let turn = Arc::clone(&self.0.turn).blocking_lock_owned();
+        let mark = |marks: &mut Marks<'_>| {
+            for (folder, dir) in self.every_folder()? {
+                mark_needed(&folder, &dir, marks)?;
+            }
+            drop(turn);
+            Ok(())
+        };
+        store.collect(mark, how, report).map_err(not_collected)
+    }
+
+    /// Every folder that is remembered, and where its files are. Those that are not open are opened to be looked at only.
+    fn every_folder(&self) -> Result<Vec<(Folder, PathBuf)>, ApiError> {
         let open: Vec<Arc<OpenFolder>> = self.0.folders.lock().values().cloned().collect();
-        let mut folders: Vec<Folder> = open.iter().map(|open| open.folder.clone()).collect();
+        let known = |open: &Arc<OpenFolder>| (open.folder.clone(), open.dir.clone());
+        let mut folders: Vec<(Folder, PathBuf)> = open.iter().map(known).collect();
         for dir in self.folder_dirs()? {
             if open.iter().all(|open| open.dir != dir) {
-                folders.extend(self.closed_folder(&dir).map_err(|error| {
+                let closed = self.closed_folder(&dir).map_err(|error| {
                     let what = format!(
                         "cannot tell what the folder in {} needs: {}",
                         dir.display(),
@@ -149,10 +229,83 @@ impl Daemon {
                     );
                     ApiError::new(error.kind, what)
                         .hint("nothing was dropped; open the folder, or remove its directory")
-                })?);
+                })?;
+                folders.extend(closed.map(|folder| (folder, dir)));
             }
         }
         Ok(folders)
+    }
+}
+
+/// Records that were found damaged.
+#[derive(Debug, Default)]
+pub(super) struct Damaged {
+    chunks: HashSet<ChunkHash>,
+    nodes: HashSet<NodeId>,
+    /// How many more nobody can name: the footer that named them is damaged too.
+    nameless: u64,
+}
+
+impl Damaged {
+    pub(super) fn len(&self) -> u64 {
+        (self.chunks.len() + self.nodes.len()) as u64 + self.nameless
+    }
+}
+
+/// Somebody waits for the garbage collection of the background.
+pub(super) struct Waiting<'d>(&'d AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What folders hold, as far as all of them could be asked.
+#[derive(Default)]
+struct Content {
+    all: Amount,
+    missing: Amount,
+    unknown: bool,
+}
+
+impl Content {
+    /// Adds a folder that is not open. Returns what was made here.
+    fn add_closed(&mut self, stores: &Stores, dir: &Path) -> Amount {
+        match closed_folder(stores, dir) {
+            Ok(None) => Amount::default(),
+            Ok(Some(folder)) => {
+                let elsewhere = noted_elsewhere(dir);
+                let stats = folder.stats(&|dot| elsewhere.has(dot));
+                self.all.add(Amount {
+                    files: stats.files,
+                    bytes: stats.bytes,
+                });
+                self.missing.add(Amount {
+                    files: stats.missing_files,
+                    bytes: stats.missing_bytes,
+                });
+                Amount {
+                    files: stats.only_here_files,
+                    bytes: stats.only_here_bytes,
+                }
+            }
+            Err(error) => {
+                tracing::warn!(dir = %dir.display(), error = error.message, "a folder is not counted");
+                self.unknown = true;
+                Amount::default()
+            }
+        }
+    }
+
+    fn show(&self, response: &mut StoreStatsResponse) {
+        if !self.unknown {
+            response.content = Some(self.all);
+            response.here = Some(Amount {
+                files: self.all.files.saturating_sub(self.missing.files),
+                bytes: self.all.bytes.saturating_sub(self.missing.bytes),
+            });
+        }
     }
 }
 
@@ -163,17 +316,38 @@ pub fn store_offline(
     request: &StoreRequest,
     progress: &ProgressSink,
 ) -> Result<StoreResponse, ApiError> {
-    let stores = Stores::open(state, StoreOptions::default().cache_bytes)?.all();
+    let stores = Stores::open(state, StoreOptions::default().cache_bytes)?;
     match request.action {
-        StoreAction::Stats => Ok(StoreResponse::Stats(stats(&stores)?)),
-        StoreAction::Verify { .. } => verify(&stores, progress).map(StoreResponse::Verify),
+        StoreAction::Stats => {
+            let (mut response, mut content) = (stats(&stores.all())?, Content::default());
+            for dir in folder_dirs(state)? {
+                content.add_closed(&stores, &dir);
+            }
+            content.show(&mut response);
+            Ok(StoreResponse::Stats(response))
+        }
+        StoreAction::Verify { .. } => verify(&stores.all(), progress).map(StoreResponse::Verify),
         StoreAction::Gc { dry_run } => {
             if !folder_dirs(state)?.is_empty() {
                 let what = "only a daemon can tell what the folders of this state directory need";
                 return Err(ApiError::new(ErrorKind::NoDaemon, what)
                     .hint("start one with `ccbt daemon -d`"));
             }
-            collect(&stores, &[], dry_run).map(StoreResponse::Gc)
+            let how = Collect {
+                wait: STORING_TIME_MAX,
+                grace: Duration::ZERO,
+                dry_run,
+            };
+            let (stores, mut sum) = (stores.all(), Reclaimed::default());
+            for store in &stores {
+                let nothing = |_: &mut Marks<'_>| Ok::<_, ApiError>(());
+                let reclaimed = store.collect(nothing, &how, &mut |_, (done, total)| {
+                    progress.report(collecting(done, total));
+                    true
+                });
+                sum = sum_of(sum, reclaimed.map_err(not_collected)?);
+            }
+            Ok(StoreResponse::Gc(gc_response(dry_run, sum)))
         }
     }
 }
@@ -191,9 +365,11 @@ fn stats(stores: &[Arc<Store>]) -> Result<StoreStatsResponse, ApiError> {
         packs: stats.packs,
         packed_bytes: stats.bytes,
         borrowed: stats.borrowed,
+        borrowed_bytes: stats.borrowed_bytes,
         quarantined: stats.quarantined,
         memory_bytes: stats.memory_bytes,
         content: None,
+        here: None,
         only_here: None,
     })
 }
@@ -225,35 +401,63 @@ fn verify(stores: &[Arc<Store>], progress: &ProgressSink) -> Result<VerifyRespon
     Ok(response)
 }
 
-fn collect(
-    stores: &[Arc<Store>],
-    folders: &[Folder],
-    dry_run: bool,
-) -> Result<GcResponse, ApiError> {
-    let mark = || {
-        let mut wanted = HashSet::new();
-        for folder in folders {
-            wanted.extend(folder.needed_chunks()?);
-        }
-        Ok::<_, VolumeError>(move |hash: &ChunkHash| wanted.contains(hash))
+/// Marks what a folder needs, and what peers may ask for because its heads name it.
+fn mark_needed(folder: &Folder, dir: &Path, marks: &mut Marks<'_>) -> Result<(), ApiError> {
+    let failed = |error: VolumeError| {
+        let what = format!(
+            "cannot tell what the folder in {} needs: {error}",
+            dir.display()
+        );
+        ApiError::new(ErrorKind::Io, what).hint("nothing was dropped")
     };
-    let mut sum = Reclaimed::default();
-    for store in stores {
-        let reclaimed = store.collect(mark, STORING_TIME_MAX, dry_run);
-        let reclaimed = reclaimed.map_err(|error| match error {
-            CollectError::Busy(_) => ApiError::new(ErrorKind::Busy, error).hint("try again later"),
-            error => ApiError::new(ErrorKind::Io, error),
-        })?;
-        sum.dropped += reclaimed.dropped;
-        sum.dropped_bytes += reclaimed.dropped_bytes;
-        sum.freed_bytes += reclaimed.freed_bytes.saturating_sub(reclaimed.moved_bytes);
+    folder
+        .needed_chunks(&mut |hash| marks.chunk(hash))
+        .map_err(failed)?;
+    let heads = noted_snapshots(dir);
+    let nodes = heads.map(|heads| folder.needed_nodes(&heads)).transpose();
+    match nodes.map_err(failed)?.flatten() {
+        Some(nodes) => nodes.iter().for_each(|id| marks.node(id)),
+        None => {
+            tracing::warn!(dir = %dir.display(), "no nodes are dropped: a folder's tree is not whole");
+            marks.keep_all_nodes();
+        }
     }
-    Ok(GcResponse {
+    Ok(())
+}
+
+fn not_collected(error: CollectError<ApiError>) -> ApiError {
+    match error {
+        CollectError::Mark(error) => error,
+        CollectError::Busy(_) => ApiError::new(ErrorKind::Busy, error).hint("try again later"),
+        CollectError::Write(error) => write_failed(error),
+    }
+}
+
+pub(super) fn collecting(done: u64, total: u64) -> Progress {
+    Progress {
+        bytes_done: done,
+        bytes_total: Some(total),
+        note: "collecting".to_owned(),
+        ..Progress::default()
+    }
+}
+
+fn sum_of(a: Reclaimed, b: Reclaimed) -> Reclaimed {
+    Reclaimed {
+        dropped: a.dropped + b.dropped,
+        dropped_bytes: a.dropped_bytes + b.dropped_bytes,
+        moved_bytes: a.moved_bytes + b.moved_bytes,
+        freed_bytes: a.freed_bytes + b.freed_bytes,
+    }
+}
+
+fn gc_response(dry_run: bool, sum: Reclaimed) -> GcResponse {
+    GcResponse {
         dry_run,
         dropped: sum.dropped,
         dropped_bytes: sum.dropped_bytes,
-        freed_bytes: sum.freed_bytes,
-    })
+        freed_bytes: sum.freed_bytes.saturating_sub(sum.moved_bytes),
+    }
 }
 
 /// Stores the chunks that plain files have.
@@ -266,12 +470,10 @@ fn pack_borrowed(store: &Store, damaged: &HashSet<ChunkHash>) -> Result<(), ApiE
     Ok(())
 }
 
-/// Asks a folder's peers for what it misses of the damaged. Peers that do not have it are no error.
-async fn refetch(
-    open: &OpenFolder,
-    chunks: &HashSet<ChunkHash>,
-    nodes: &HashSet<NodeId>,
-) -> Result<(), ApiError> {
+/// Asks a folder's peers for what it misses, of the damaged or of everything. Peers that do not have it are no error.
+/// How much arrived.
+async fn refetch(open: &OpenFolder, damaged: Option<&Damaged>) -> Result<u64, ApiError> {
+    let mut arrived = 0;
     for _ in 0..REPAIR_ROUNDS_MAX {
         let folder = open.folder.clone();
         let missing = blocking(move || {
@@ -279,14 +481,23 @@ async fn refetch(
             missing.map_err(|error| ApiError::new(ErrorKind::Io, error))
         });
         let mut missing = missing.await?;
-        missing.chunks.retain(|want| chunks.contains(&want.hash));
-        missing.nodes.retain(|(_, id)| nodes.contains(id));
+        if let Some(damaged) = damaged {
+            missing
+                .chunks
+                .retain(|want| damaged.chunks.contains(&want.hash));
+            missing.nodes.retain(|(_, id)| damaged.nodes.contains(id));
+        }
         let nothing = missing.chunks.is_empty() && missing.nodes.is_empty();
+        let asked = match missing.nodes.len() {
+            0 => missing.chunks.len(),
+            nodes => nodes,
+        };
         if nothing || fetch(open, missing).await.is_err() {
             break;
         }
+        arrived += asked as u64;
     }
-    Ok(())
+    Ok(arrived)
 }
 
 fn read_failed(error: ReadError) -> ApiError {

@@ -6,23 +6,19 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ccbt_xet::disk::RealDisk;
+use ccbt_xet::disk::{Disk, RealDisk};
 use ccbt_xet::hash::Suite;
-use ccbt_xet::store::{Store, StoreOptions, StoreStats};
+use ccbt_xet::store::{OpenStoreError, Store, StoreOptions, StoreStats};
 use parking_lot::Mutex;
 
 use super::place;
-use crate::api::ApiError;
+use crate::api::{ApiError, ErrorKind};
 use crate::config::StateDir;
-
-/// Part of the budget for decoded chunks that the second store gets.
-const SECOND_CACHE_PART: usize = 4;
 
 /// The stores that are open.
 #[derive(Debug)]
 pub(super) struct Stores {
     state: PathBuf,
-    cache_bytes: usize,
     blake3: Arc<Store>,
     sha256: Mutex<Option<Arc<Store>>>,
 }
@@ -32,10 +28,15 @@ impl Stores {
     pub(super) fn open(state: &StateDir, cache_bytes: usize) -> Result<Self, ApiError> {
         let state = state.path().to_path_buf();
         let stores = Self {
-            blake3: open(&state, Suite::Blake3, cache_bytes)?,
+            blake3: open(&state, Suite::Blake3, |dir, disk, options| {
+                let options = StoreOptions {
+                    cache_bytes,
+                    ..options
+                };
+                Store::open(dir, disk, options)
+            })?,
             sha256: Mutex::new(None),
             state,
-            cache_bytes,
         };
         if dir(&stores.state, Suite::Sha256).exists() {
             stores.of(Suite::Sha256)?;
@@ -52,7 +53,10 @@ impl Stores {
         if let Some(store) = &*sha256 {
             return Ok(Arc::clone(store));
         }
-        let store = open(&self.state, suite, self.cache_bytes / SECOND_CACHE_PART)?;
+        // One budget for what is decoded, however many stores there are.
+        let store = open(&self.state, suite, |dir, disk, options| {
+            Store::open_beside(&self.blake3, dir, disk, options)
+        })?;
         *sha256 = Some(Arc::clone(&store));
         Ok(store)
     }
@@ -75,6 +79,7 @@ pub(super) fn stats(stores: &[Arc<Store>]) -> StoreStats {
         sum.bytes += stats.bytes;
         sum.packs += stats.packs;
         sum.borrowed += stats.borrowed;
+        sum.borrowed_bytes += stats.borrowed_bytes;
         sum.quarantined += stats.quarantined;
         sum.memory_bytes += stats.memory_bytes;
     }
@@ -88,15 +93,25 @@ fn dir(state: &Path, suite: Suite) -> PathBuf {
     })
 }
 
-fn open(state: &Path, suite: Suite, cache_bytes: usize) -> Result<Arc<Store>, ApiError> {
+fn open(
+    state: &Path,
+    suite: Suite,
+    open: impl FnOnce(&Path, Arc<dyn Disk>, StoreOptions) -> Result<Store, OpenStoreError>,
+) -> Result<Arc<Store>, ApiError> {
     let options = StoreOptions {
-        cache_bytes,
         suite,
         ..StoreOptions::default()
     };
-    let opened = Store::open(&dir(state, suite), Arc::new(RealDisk), options);
-    opened.map(Arc::new).map_err(|error| {
-        let path = place::shown(&error.path);
-        ApiError::io(format_args!("cannot open the store: {path}"), &error.source)
+    let opened = open(&dir(state, suite), Arc::new(RealDisk), options);
+    opened.map(Arc::new).map_err(|error| match &error {
+        OpenStoreError::Io { path, source } => {
+            let path = place::shown(path);
+            ApiError::io(format_args!("cannot open the store: {path}"), source)
+        }
+        OpenStoreError::Version { .. } => ApiError::new(ErrorKind::Refused, &error)
+            .hint("use the version of ccbt that made it, or another directory with --state"),
+        OpenStoreError::Suite { .. } => ApiError::new(ErrorKind::Refused, &error)
+            .hint("it was moved here: put it back where it was"),
+        OpenStoreError::Format { .. } => ApiError::new(ErrorKind::Io, &error),
     })
 }

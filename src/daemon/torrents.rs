@@ -39,7 +39,7 @@ const PEER_ID_HEAD: &[u8; 8] = b"-CC0100-";
 /// What is remembered of a torrent over restarts.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct TorrentRecord {
+pub(super) struct TorrentRecord {
     version: u32,
     /// As given; the metadata lies in a file beside this one.
     magnet: Option<String>,
@@ -671,7 +671,11 @@ fn load(state: &Path) -> Result<TorrentRecord, ApiError> {
     let shown = place::shown(&path);
     let bytes = std::fs::read(&path)
         .map_err(|error| ApiError::io(format_args!("cannot read {shown}"), &error))?;
-    let record: TorrentRecord = serde_json::from_slice(&bytes).map_err(|error| {
+    parse_record(&bytes, &shown)
+}
+
+pub(super) fn parse_record(bytes: &[u8], shown: &str) -> Result<TorrentRecord, ApiError> {
+    let record: TorrentRecord = serde_json::from_slice(bytes).map_err(|error| {
         ApiError::new(ErrorKind::Io, format_args!("{shown} is damaged: {error}"))
     })?;
     match record.version {

@@ -7,6 +7,7 @@
 mod adopt;
 mod handle;
 mod hints;
+mod kept;
 mod members;
 mod publish;
 mod replica;
@@ -23,6 +24,7 @@ use ccbt_xet::store::Store;
 use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use tracing::{Instrument, Span};
 
 use self::adopt::Adoption;
 use self::handle::Message;
@@ -30,6 +32,9 @@ pub(super) use self::handle::{Credit, PeerEvents};
 pub use self::handle::{SwarmHandle, SwarmInbox, channel};
 use self::hints::Hints;
 pub use self::hints::Outlook;
+pub use self::kept::Elsewhere;
+use self::kept::Kept;
+pub use self::members::WRONG_SUITE;
 pub use self::publish::NotPublished;
 use self::replica::Replica;
 pub use self::status::{HeadView, PeerView, SwarmStatus};
@@ -38,12 +43,14 @@ use super::gate::Door;
 use super::peer::{PeerCounters, PeerInfo, ToPeer};
 use crate::clock::{self, Elapsed};
 use crate::folder::work::{Dirty, FetchError, Fetched, Folder};
-use crate::proto::scheduler::{Failure, JobId, Output, PeerKey, Priority, Scheduler};
+use crate::proto::scheduler::{Failure, Item, JobId, Output, PeerKey, Priority, Scheduler};
 use crate::proto::ut_xet::{Frame, Holding};
 use crate::share::head::HEAD_LEN;
 use crate::share::heads::Heads;
 use crate::share::pace::Pace;
-use crate::share::{Certificate, DeviceKey, FolderCredentials, Head, Incarnation, Unverified};
+use crate::share::{
+    Certificate, DeviceId, DeviceKey, FolderCredentials, Head, Incarnation, Unverified,
+};
 use crate::telemetry::Metrics;
 
 /// Messages taken from the channel before the state is acted on again.
@@ -87,6 +94,8 @@ pub struct SwarmConfig {
     /// What this process says in HELLO.
     pub nonce: [u8; 8],
     pub metrics: Arc<Metrics>,
+    /// What is logged of the folder is logged in it.
+    pub span: Span,
     /// Told of every member that is met, by the address it can be called at. Must not wait.
     pub met: Arc<dyn Fn(SocketAddr) + Send + Sync>,
 }
@@ -120,6 +129,13 @@ struct Peer {
     reminded: Option<NodeId>,
 }
 
+impl Peer {
+    /// The device it has proven to be; a reader does not.
+    fn device(&self) -> Option<DeviceId> {
+        Some(self.info.certificate.as_ref()?.device())
+    }
+}
+
 /// What a finished job brings back.
 enum JobDone {
     Adopted(Incarnation, Box<adopt::Attempt>),
@@ -151,6 +167,9 @@ pub(super) struct Swarm {
     peers: BTreeMap<PeerKey, Peer>,
     heads: Heads,
     heads_saved: bool,
+    kept: Kept,
+    /// Peers were told that we hold some tree whole, and nothing was lost since.
+    vouching: bool,
     adoptions: BTreeMap<Incarnation, Adoption>,
     adopting: bool,
     hints: Hints,
@@ -172,6 +191,9 @@ pub(super) struct Swarm {
     not_stored: Option<(String, Duration)>,
     /// Our state is older than what we published under this incarnation: nothing more is done under it.
     rolled_back: bool,
+    /// The owner's manifest names another hash suite than the link we have: nothing of the folder would be what it is
+    /// called.
+    wrong_suite: bool,
 }
 
 /// Opens a connection and runs its task; the outcome comes back as messages.
@@ -192,6 +214,8 @@ pub fn spawn(inbox: SwarmInbox, config: SwarmConfig, dial: Arc<dyn Dial>) {
     let mut heads = Heads::new(config.credentials.folder, config.credentials.write);
     restore_heads(&mut heads, &config);
     let replica = Replica::new(config.replica);
+    let kept = Kept::load(&kept::path(&config.heads_file));
+    let span = config.span.clone();
     let mut swarm = Swarm {
         credentials: Arc::clone(&config.credentials),
         config,
@@ -206,6 +230,8 @@ pub fn spawn(inbox: SwarmInbox, config: SwarmConfig, dial: Arc<dyn Dial>) {
         peers: BTreeMap::new(),
         heads,
         heads_saved: true,
+        kept,
+        vouching: false,
         adoptions: BTreeMap::new(),
         adopting: false,
         hints: Hints::default(),
@@ -223,8 +249,9 @@ pub fn spawn(inbox: SwarmInbox, config: SwarmConfig, dial: Arc<dyn Dial>) {
         trouble: None,
         not_stored: None,
         rolled_back: false,
+        wrong_suite: false,
     };
-    tokio::spawn(async move { swarm.run().await });
+    tokio::spawn(async move { swarm.run().await }.instrument(span));
 }
 
 fn restore_heads(heads: &mut Heads, config: &SwarmConfig) {
@@ -276,6 +303,7 @@ impl Swarm {
             }
         }
         self.save_heads();
+        self.save_kept();
         if let Some(done) = self.ending.take() {
             let _nobody = done.send(());
         }
@@ -364,7 +392,7 @@ impl Swarm {
                     Priority::Blocked => self.config.read_timeout,
                     _ => BACKGROUND_DEADLINE,
                 };
-                let job = self.scheduler.add_job(items, priority, now + patience);
+                let job = self.ask_for(items, priority, now + patience);
                 self.waiters.insert(job, Waiter::Caller(done));
                 self.interests
                     .extend(interest.map(|interest| (job, interest)));
@@ -384,7 +412,7 @@ impl Swarm {
             }
             Message::SetReplica(on) => self.replica.set(on),
             Message::SetKeeper(on) => self.config.keeper = on,
-            Message::SetOnline(on) => self.set_online(on),
+            Message::SetOnline(on) => self.set_online(on && !self.wrong_suite),
             Message::Status(reply) => self.report_status(reply),
             Message::PublishNow(reply) => {
                 self.next_publish_waiters.push(reply);
@@ -419,6 +447,7 @@ impl Swarm {
         if !self.publishing {
             self.save_heads();
         }
+        self.save_kept();
         self.weigh_hints();
         self.retry_adoptions();
         self.drop_uninteresting();
@@ -508,6 +537,19 @@ impl Swarm {
         }
     }
 
+    /// Starts a job for items that somebody missed when they looked. What has come since is not asked for: the look and
+    /// the answer to somebody else may have crossed.
+    fn ask_for(
+        &mut self,
+        mut items: Vec<(Item, u32)>,
+        priority: Priority,
+        until: Duration,
+    ) -> JobId {
+        let store = &self.config.store;
+        items.retain(|(item, _)| !is_here(store, item));
+        self.scheduler.add_job(items, priority, until)
+    }
+
     /// Gives up what was asked for ahead of a reader that went elsewhere.
     fn drop_uninteresting(&mut self) {
         let Self {
@@ -528,13 +570,16 @@ impl Swarm {
     fn wake(&mut self, job: JobId, result: Result<(), FetchError>) {
         match self.waiters.remove(&job) {
             Some(Waiter::Caller(done)) => {
-                self.jobs.spawn_blocking(move || {
+                self.start_job(JobDone::Other, move || {
                     done(result);
                     JobDone::Other
                 });
             }
             Some(Waiter::Adoption(incarnation)) => self.adoption_fetched(incarnation, result),
-            Some(Waiter::Replica) => self.replica.fetched(result.is_ok(), self.clock.now()),
+            Some(Waiter::Replica) => {
+                self.config.folder.note_arrival();
+                self.replica.fetched(result.is_ok(), self.clock.now());
+            }
             None => {}
         }
     }
@@ -544,9 +589,11 @@ impl Swarm {
         let root = self.config.folder.root().0;
         let whole = self.replica.whole() == Some(root);
         if self.told == Some((root, whole)) {
-            return;
+            return self.tell_losses(root);
         }
         let before = self.told.replace((root, whole));
+        self.show(before.map(|(shown, _)| shown));
+        self.vouching |= whole;
         for peer in self.peers.values() {
             let send = |frame| {
                 let _gone = peer.commands.send(ToPeer::Send(frame));
@@ -558,6 +605,38 @@ impl Swarm {
                 _ => {}
             }
         }
+        self.tell_losses(root);
+    }
+
+    /// Takes back what we said of a tree that we held whole, if something of it has gone.
+    fn tell_losses(&mut self, root: NodeId) {
+        if !self.vouching || self.replica.whole().is_some() {
+            return;
+        }
+        self.vouching = false;
+        if self.may_vouch() {
+            for peer in self.peers.values() {
+                let _gone = peer.commands.send(ToPeer::Send(Frame::Unstored(root)));
+            }
+        }
+    }
+
+    /// Notes which tree we show, for what keepers say of it, or have said.
+    fn show(&mut self, before: Option<NodeId>) {
+        let (root, vector) = self.config.folder.written();
+        if before == Some(root) {
+            return;
+        }
+        self.kept.shown(root, vector);
+        for peer in self.peers.values().filter(|p| p.stored == Some(root)) {
+            if let Some(keeper) = peer.device() {
+                self.kept.stored(keeper, root);
+            }
+        }
+    }
+
+    fn save_kept(&mut self) {
+        self.kept.save(&kept::path(&self.config.heads_file));
     }
 
     /// Whether others believe it when we say that we keep everything.
@@ -579,13 +658,18 @@ impl Swarm {
         drop(names);
         if renamed {
             let folder = self.config.folder.clone();
-            self.jobs.spawn_blocking(move || {
-                outcome_of(JobDone::Other, || {
-                    folder.rename_siblings();
-                    JobDone::Other
-                })
+            self.start_job(JobDone::Other, move || {
+                folder.rename_siblings();
+                JobDone::Other
             });
         }
+    }
+
+    /// Runs what may take long on the blocking pool. If it panics, what comes back is `otherwise`.
+    fn start_job(&mut self, otherwise: JobDone, job: impl FnOnce() -> JobDone + Send + 'static) {
+        let span = self.config.span.clone();
+        self.jobs
+            .spawn_blocking(move || span.in_scope(|| outcome_of(otherwise, job)));
     }
 
     fn save_heads(&mut self) {
@@ -613,6 +697,14 @@ fn outcome_of(otherwise: JobDone, job: impl FnOnce() -> JobDone) -> JobDone {
         tracing::error!("a job of the folder panicked");
         otherwise
     })
+}
+
+/// Whether an item is in a pack. A plain file that once had it is no reason not to ask.
+fn is_here(store: &Store, item: &Item) -> bool {
+    match item {
+        Item::Chunk(hash) => store.is_packed(hash),
+        Item::Node { id, .. } => store.contains_node(id),
+    }
 }
 
 fn have(root: NodeId, whole: bool) -> Frame {

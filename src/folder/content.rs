@@ -368,6 +368,27 @@ impl<'n, N: Nodes + ?Sized> ContentReader<'n, N> {
         Ok(missing)
     }
 
+    /// Shows `each` the nodes of the list of chunks, as far as they are known: those that are here, and those that
+    /// these name. A node that occurs many times is shown once or more.
+    pub fn each_node(&self, each: &mut dyn FnMut(&NodeId)) -> Result<(), NodesError<N::Error>> {
+        let mut links = match self.top() {
+            Err(NodesError::Missing(root)) => {
+                root.iter().for_each(|node| each(&node.id));
+                return Ok(());
+            }
+            top => top?,
+        };
+        let (mut missing, mut seen) = (Vec::new(), HashSet::new());
+        loop {
+            links.retain(|link| seen.insert((link.level, link.item.name)));
+            links.iter().for_each(|link| each(&link.item.id()));
+            if links.first().is_none_or(|link| link.level == 0) {
+                return Ok(());
+            }
+            links = self.descend(&links, &mut missing)?;
+        }
+    }
+
     /// References to the nodes that the content names.
     fn top(&self) -> Result<Vec<Link>, NodesError<N::Error>> {
         let top = self.form.top(self.size);

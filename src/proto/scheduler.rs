@@ -48,6 +48,8 @@ const MISS_SCORE_MAX: u64 = 1024;
 const PROBE_ITEMS_MAX: usize = 2;
 /// How often deadlines, stalls and misses are looked at while anything is wanted.
 const TICK: Duration = Duration::from_millis(50);
+/// An answer to something nobody wants any more is waited for this long before the item counts as not asked for.
+const FLIGHT_TIME: Duration = Duration::from_secs(60);
 /// Items looked at in one queue for one peer in one go, so that a long queue of misses cannot stall the rest.
 const SCAN_ITEMS_MAX: usize = 4096;
 
@@ -152,6 +154,8 @@ struct Peer {
 #[derive(Debug, Default)]
 pub struct Scheduler {
     wants: HashMap<Item, Want>,
+    /// What is on its way although nobody wants it any more: who wants it next waits for it instead of asking again.
+    flying: HashMap<Item, Vec<(PeerKey, Now)>>,
     jobs: BTreeMap<JobId, Job>,
     next_job: u64,
     peers: BTreeMap<PeerKey, Peer>,
@@ -243,12 +247,18 @@ impl Scheduler {
         if let Some(load) = gone.listed {
             self.ready.remove(&(load, peer));
         }
-        for item in gone.open.into_keys() {
+        let asked = self.wants.iter().filter(|(_, w)| w.is_asked_of(peer));
+        let asked: Vec<Item> = asked.map(|(item, _)| *item).collect();
+        for item in asked {
             self.release(item, peer);
         }
         for want in self.wants.values_mut() {
             want.missed.retain(|miss| miss.peer != peer);
         }
+        self.flying.retain(|_, asked| {
+            asked.retain(|(asked, _)| *asked != peer);
+            !asked.is_empty()
+        });
     }
 
     /// `item` is here, hashed and stored. `from` is the peer that sent it; `None` if it came otherwise.
@@ -256,6 +266,7 @@ impl Scheduler {
         if let Some(peer) = from {
             self.answered(now, item, peer, true);
         }
+        self.flying.remove(&item);
         let Some(want) = self.wants.remove(&item) else {
             return;
         };
@@ -284,12 +295,14 @@ impl Scheduler {
             p.miss_score += (MISS_SCORE_MAX - p.miss_score).div_ceil(8);
         }
         self.list(peer);
+        self.landed(&item, peer);
         self.release(item, peer);
     }
 
     /// The item came from `peer` and could not be kept: whoever waits for it is told, nobody is asked for it again.
     pub fn not_stored(&mut self, now: Now, item: Item, peer: PeerKey) {
         self.answered(now, item, peer, false);
+        self.landed(&item, peer);
         let jobs = self.wants.get(&item).map(|want| want.jobs.clone());
         for job in jobs.unwrap_or_default() {
             self.end_job(job, Failure::NotStored);
@@ -305,6 +318,8 @@ impl Scheduler {
     pub fn handle_timeout(&mut self, now: Now) {
         let before = std::mem::replace(&mut self.last_tick, now);
         self.note_nobody(now);
+        self.flying
+            .retain(|_, asked| asked.iter().any(|(_, at)| *at + FLIGHT_TIME > now));
         let late: Vec<(JobId, Failure)> = self
             .jobs
             .iter()
@@ -375,11 +390,12 @@ impl Scheduler {
     }
 
     fn want(&mut self, item: Item, bytes: u32, priority: Priority, job: JobId) -> bool {
+        let flying = &mut self.flying;
         let want = self.wants.entry(item).or_insert_with(|| Want {
             bytes,
             priority,
             jobs: Vec::new(),
-            asked: Vec::new(),
+            asked: flying.remove(&item).unwrap_or_default(),
             missed: Vec::new(),
             queued: false,
         });
@@ -450,6 +466,19 @@ impl Scheduler {
         want.asked.retain(|(p, _)| *p != peer);
         if want.asked.is_empty() {
             self.enqueue(item);
+        }
+    }
+
+    /// The peer's answer has come, whatever it was.
+    fn landed(&mut self, item: &Item, peer: PeerKey) {
+        if let Some(want) = self.wants.get_mut(item) {
+            want.asked.retain(|(asked, _)| *asked != peer);
+        }
+        if let Some(asked) = self.flying.get_mut(item) {
+            asked.retain(|(asked, _)| *asked != peer);
+            if asked.is_empty() {
+                self.flying.remove(item);
+            }
         }
     }
 
@@ -578,11 +607,14 @@ impl Scheduler {
                 continue;
             };
             want.jobs.retain(|j| *j != id);
-            if want.jobs.is_empty() {
-                let want = self.wants.remove(&item);
-                for (peer, _) in want.into_iter().flat_map(|w| w.asked) {
-                    self.close(peer, &item);
+            if want.jobs.is_empty()
+                && let Some(want) = self.wants.remove(&item)
+                && !want.asked.is_empty()
+            {
+                for (peer, _) in &want.asked {
+                    self.close(*peer, &item);
                 }
+                self.flying.insert(item, want.asked);
             }
         }
         self.outputs.push_back(Output::Failed(id, why));

@@ -378,3 +378,42 @@ fn of_three_versions_one_is_kept() {
         });
     }
 }
+
+#[test]
+fn three_edits_made_apart_are_all_kept_on_every_side() {
+    let world = World::new();
+    let src = world.dir("src");
+    fs::write(src.join("plan.txt"), b"base").unwrap();
+    let (mut a, links) = world.share(&src, "a");
+    let at: Vec<_> = (0..3).map(|n| world.dir(&format!("at{n}"))).collect();
+    for at in &at {
+        let mut member = world.mount(&links.write, at, &state_of(at), &[&a]);
+        wait_equal(&src, at, &[&a, &member]);
+        assert_eq!(member.stop(), 0);
+    }
+    assert_eq!(a.stop(), 0);
+    // Each edits while none of the others runs.
+    for at in &at {
+        let state = state_of(at);
+        let mut member = world.mount(&links.write, at, &state, &[]);
+        fs::write(at.join("plan.txt"), format!("by {state}")).unwrap();
+        assert_eq!(member.stop(), 0);
+    }
+    let (a, _) = world.share(&src, "a");
+    let members: Vec<_> = at
+        .iter()
+        .map(|at| world.mount(&links.write, at, &state_of(at), &[&a]))
+        .collect();
+    let all: BTreeSet<Vec<u8>> = ["by state-at0", "by state-at1", "by state-at2"]
+        .map(|text| text.as_bytes().to_vec())
+        .into();
+    for (member, dir) in members.iter().zip(&at) {
+        member.wait("all three versions", || contents(dir) == all);
+        wait_equal(&at[0], dir, &[&a, member]);
+    }
+}
+
+/// The state directory of who has a folder mounted at `at`.
+fn state_of(at: &Path) -> String {
+    format!("state-{}", at.file_name().unwrap().display())
+}

@@ -14,11 +14,14 @@ use ccbt::proto::ut_xet::{
     Chunk, Delta, Frame, Get, Holding, Indexes, NODE_LEN_MAX, ObjCodec, ObjectRef, Priority,
 };
 use ccbt::random;
-use ccbt::share::{Head, HeadClaims, Incarnation, NodeId, SnapshotId, Unverified};
+use ccbt::share::{
+    Capability, Head, HeadClaims, Incarnation, Link, NodeId, OwnerSeed, SnapshotId, Suite,
+    Unverified,
+};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::member::{Keys, Member, connect_from, is_timeout};
-use crate::support::{Daemon, Links, Options, Rng, World, wait_equal};
+use crate::support::{Daemon, Links, Options, Rng, World, tree, wait_equal};
 
 /// What hostile peers may cost, in KiB of resident memory.
 const EXTRA_KIB_MAX: u64 = 64 * 1024;
@@ -269,14 +272,28 @@ fn heads_that_lie_are_not_believed() {
     let (accepted, refused) = ("ccbt_heads_accepted_total", "ccbt_heads_refused_total");
 
     // An edit makes what we heard old; telling it again changes nothing.
+    let at_first = stage.a.metric(accepted);
     fs::write(stage.at_b.join("notes"), b"newer\n").unwrap();
     stage.a.wait("the edit", || {
         fs::read(stage.at_a.join("notes")).is_ok_and(|text| text == b"newer\n")
     });
+    stage
+        .a
+        .wait("its head", || stage.a.metric(accepted) > at_first);
+    let (knew, turned_away) = (stage.a.metric(accepted), stage.a.metric(refused));
     member.say(&Frame::Heads(old.clone())).unwrap();
+    // What is asked after it is answered after it.
+    let theirs = old[0].claimed().claims().clone();
+    snapshot_of(&mut member, theirs.snapshot);
+    assert_eq!(stage.a.metric(accepted), knew, "a head was believed twice");
+    assert_eq!(
+        stage.a.metric(refused),
+        turned_away,
+        "a known head is no offence"
+    );
+    assert_eq!(fs::read(stage.at_a.join("notes")).unwrap(), b"newer\n");
 
     // A head of our own is believed; one with the same number and other content is a fork.
-    let theirs = old[0].claimed().claims().clone();
     let certificate = keys.certificate();
     member.say(&Frame::Certs(vec![certificate.into()])).unwrap();
     let believed = stage.a.metric(accepted);
@@ -420,4 +437,57 @@ fn lie(req: u32, idx: u16) -> Frame {
         raw_len: bytes.len() as u32,
         bytes,
     })
+}
+
+#[test]
+fn what_a_reader_publishes_is_not_shown() {
+    let stage = Stage::new();
+    let keys = Keys::of_reader(&stage.links.read);
+    let mut member = Member::connect(67, stage.a.port, &keys);
+    let known = newest_heads(&mut member)[0].claimed().claims().snapshot;
+    let (accepted, refused) = ("ccbt_heads_accepted_total", "ccbt_heads_refused_total");
+    let before = (stage.a.metric(accepted), stage.a.metric(refused));
+    let shown = tree(&stage.at_a).unwrap();
+
+    // An empty folder, by a device of its own: only the certificate is missing.
+    let mut snapshot = snapshot_of(&mut member, known);
+    let empty = NodeId::from_bytes([0; 32]);
+    (snapshot.tree.root, snapshot.files, snapshot.bytes) = (empty, 0, 0);
+    let bytes = snapshot.encode().unwrap();
+    let head = Head::sign(&keys.device, claims(&keys, 1, snapshot_ref(&bytes).id));
+    member
+        .say(&Frame::Heads(vec![head.clone().into()]))
+        .unwrap();
+    let delta = Delta {
+        head: head.into(),
+        snapshot: bytes.into(),
+        base_root: snapshot.tree.root,
+        raw_len: 0,
+        changes: Bytes::new(),
+    };
+    member.say(&Frame::Delta(Box::new(delta))).unwrap();
+    stage.a.wait("both to be refused", || {
+        stage.a.metric(refused) == before.1 + 2
+    });
+    assert_eq!(stage.a.metric(accepted), before.0);
+    assert_eq!(tree(&stage.at_a).unwrap(), shown);
+
+    // A certificate it made itself ends the connection.
+    let writer = Keys::of(&other_write_link());
+    member
+        .say(&Frame::Certs(vec![writer.certificate().into()]))
+        .unwrap();
+    assert!(
+        member.until_closed(SETUP_TIME, |_| Vec::new()),
+        "{}",
+        stage.a.log()
+    );
+    stage.others_are_unharmed();
+}
+
+/// A link with a write key that is not the folder's.
+fn other_write_link() -> String {
+    let owner = OwnerSeed::generate(&mut random::fill);
+    let capability = Capability::Write(owner.write_key(0));
+    Link::new(owner.folder(), Suite::Blake3, capability).reveal()
 }

@@ -48,6 +48,25 @@ impl Keys {
         }
     }
 
+    /// The keys of a read link, and of a device that nobody has certified.
+    pub(crate) fn of_reader(link: &str) -> Self {
+        let link: Link = link.parse().unwrap();
+        let Capability::Read(read) = link.capability().clone() else {
+            panic!("not a read link");
+        };
+        let credentials = FolderCredentials {
+            folder: link.folder(),
+            read,
+            write: None,
+            manifest: None,
+            writer: None,
+        };
+        Self {
+            device: Arc::new(DeviceKey::generate(&mut random::fill)),
+            credentials: Arc::new(credentials),
+        }
+    }
+
     pub(crate) fn certificate(&self) -> Certificate {
         self.credentials
             .writer

@@ -1,6 +1,8 @@
 //! More than two: readers complete from each other, five daemons converge.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::Path;
 
 use crate::support::{Daemon, Rng, World, tree, wait_equal};
 
@@ -44,21 +46,78 @@ fn five_daemons_agree() {
         daemons.push(next);
     }
     let mut rng = Rng(11);
-    for round in 0..30 {
+    let mut model = Model::default();
+    for round in 0..60 {
         let who = rng.below(5) as usize;
-        let name = format!("file {}", rng.below(8));
-        let path = at[who].join(&name);
-        match rng.below(4) {
-            0 => drop(fs::remove_file(&path)),
-            1 => drop(fs::rename(&path, at[who].join(format!("renamed {round}")))),
-            _ => {
-                let size = rng.below(100_000) as usize;
-                fs::write(&path, rng.bytes(size)).unwrap();
-            }
-        }
+        model.edit(&at[who], who, round, &mut rng);
     }
     let all: Vec<&Daemon> = daemons.iter().collect();
     for other in &at[1..] {
         wait_equal(&at[0], other, &all);
+    }
+    model.check(&at[0]);
+}
+
+/// What five people did at once. What a file is that several of them touched depends on who was first, but it is
+/// something that one of them wrote; what only one of them touched is what that one made of it.
+#[derive(Default)]
+struct Model {
+    /// Names and contents of the files that have one editor.
+    own: BTreeMap<String, Vec<u8>>,
+    /// Every content that was ever written to a file of all.
+    written: BTreeSet<Vec<u8>>,
+}
+
+impl Model {
+    fn edit(&mut self, at: &Path, who: usize, round: usize, rng: &mut Rng) {
+        let size = rng.below(100_000) as usize;
+        let (content, n) = (rng.bytes(size), rng.below(4));
+        let (common, own) = (format!("file {n}"), format!("own {who} {n}"));
+        match rng.below(6) {
+            0 => drop(fs::remove_file(at.join(common))),
+            1 => drop(fs::rename(
+                at.join(common),
+                at.join(format!("renamed {round}")),
+            )),
+            2 => {
+                fs::write(at.join(common), &content).unwrap();
+                self.written.insert(content);
+            }
+            3 if self.own.contains_key(&own) => {
+                let new = format!("own {who} renamed {round}");
+                fs::rename(at.join(&own), at.join(&new)).unwrap();
+                let content = self.own.remove(&own).unwrap();
+                self.own.insert(new, content);
+            }
+            4 if self.own.contains_key(&own) => {
+                fs::remove_file(at.join(&own)).unwrap();
+                self.own.remove(&own);
+            }
+            _ => {
+                fs::write(at.join(&own), &content).unwrap();
+                self.own.insert(own, content);
+            }
+        }
+    }
+
+    fn check(&self, at: &Path) {
+        let mut own = BTreeMap::new();
+        for entry in fs::read_dir(at).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            let content = fs::read(at.join(&name)).unwrap();
+            if name.starts_with("own ") {
+                own.insert(name, content);
+            } else if name != "start" {
+                assert!(self.written.contains(&content), "{name}: nobody wrote this");
+            }
+        }
+        let names = |map: &BTreeMap<String, Vec<u8>>| map.keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(&own), names(&self.own));
+        assert!(own.len() > 5, "too few files to mean anything");
+        assert!(
+            own == self.own,
+            "a file is not what its only editor made it"
+        );
+        assert_eq!(fs::read(at.join("start")).unwrap(), b"start");
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use ccbt::share::{Link, Suite};
 
-use crate::support::{Daemon, Rng, World, wait_equal};
+use crate::support::{Daemon, Rng, World, text, wait_equal};
 
 /// A number that `ccbt xet COMMAND --json` prints.
 fn xet(daemon: &Daemon, command: &[&str], field: &str) -> u64 {
@@ -105,4 +105,52 @@ fn what_is_damaged_is_fetched_again() {
     assert_eq!(xet(&b, &["verify"], "damaged"), 0);
     assert_eq!(xet(&b, &["stats"], "chunks"), held);
     wait_equal(&src, &at, &[&a, &b]);
+}
+
+/// The same link of the other suite.
+fn of_other_suite(link: &str) -> String {
+    let link: Link = link.parse().unwrap();
+    let other = match link.suite() {
+        Suite::Blake3 => Suite::Sha256,
+        Suite::Sha256 => Suite::Blake3,
+    };
+    Link::new(link.folder(), other, link.capability().clone()).reveal()
+}
+
+#[test]
+fn a_link_of_another_suite_is_refused_and_nothing_is_left() {
+    let world = World::new();
+    let (src, at, known) = (world.dir("src"), world.dir("at"), world.dir("known"));
+    fs::write(src.join("f"), b"content").unwrap();
+    let (a, links) = world.share(&src, "a");
+    let peer = std::net::SocketAddr::from(([127, 0, 0, 1], a.port)).to_string();
+    let wrong = of_other_suite(&links.write);
+    let refused = |daemon: &Daemon| {
+        let output = daemon.try_run(&["mount", &wrong, at.to_str().unwrap(), "--peer", &peer]);
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(5), "{said}");
+        assert!(said.contains("another hash suite"), "{said}");
+    };
+    // One that has never heard of the folder learns it from a member.
+    let b = world.start("b", &[a.port], &["daemon"]);
+    b.wait("the daemon", || b.try_run(&["status"]).status.success());
+    refused(&b);
+    assert_eq!(b.status()["folders"], serde_json::json!([]));
+    assert_eq!(fs::read_dir(b.state.join("folders")).unwrap().count(), 0);
+    // The right link works afterwards: no member is barred for what it would have sent.
+    b.run(&[
+        "mount",
+        &links.read,
+        known.to_str().unwrap(),
+        "--peer",
+        &peer,
+    ]);
+    b.wait("the file", || {
+        fs::read(known.join("f")).is_ok_and(|found| found == b"content")
+    });
+    // One that knows the folder says so at once.
+    b.run(&["unmount", known.to_str().unwrap()]);
+    refused(&b);
+    assert_eq!(b.status()["folders"], serde_json::json!([]));
+    drop(a);
 }

@@ -3,6 +3,10 @@
 //! Chunks come in file order. New ones go into the open xorb, known ones cost nothing; a file is noted
 //! as runs of chunks. A xorb is handed out when the next chunk does not fit, so memory holds one xorb
 //! and a map entry per chunk, however much goes through. This module does no IO.
+//!
+//! What a crash may lose: the open xorb, the runs noted so far and the map of known chunks, which exist in memory only. What was
+//! handed out is as durable as its taker made it. A shard names only xorbs that were handed out before or with it, so who writes
+//! them in the order in which they come never has a shard that names what is not there; xorbs without a shard are waste.
 
 use std::collections::HashMap;
 use std::ops::Range;

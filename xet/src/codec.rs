@@ -6,9 +6,11 @@
 //! ever more rarely while it keeps finding the same. Decoding writes into a buffer of exactly the
 //! length the record states and accepts nothing else, whatever the payload claims.
 
+mod block;
 mod frame;
 mod xxh32;
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use lz4_flex::block::{CompressTable, compress_into, get_maximum_output_size};
@@ -98,6 +100,20 @@ pub fn decode_into(scheme: Scheme, payload: &[u8], chunk: &mut [u8]) -> Result<(
     Ok(())
 }
 
+/// Decodes the first `len` bytes of a chunk into `out`, growing it as needed, from a payload that is known to be good:
+/// whoever wants it checked decodes it whole. `None` where only that is possible.
+pub fn decode_start<'o>(
+    scheme: Scheme,
+    payload: &[u8],
+    len: usize,
+    out: &'o mut Vec<u8>,
+) -> Option<&'o [u8]> {
+    match scheme {
+        Scheme::Lz4 => frame::decode_start(payload, len, out),
+        Scheme::Stored | Scheme::GroupedLz4 => None,
+    }
+}
+
 /// A payload ready to be written, borrowed from the chunk or from the encoder.
 #[derive(Clone, Copy, Debug)]
 pub struct Encoded<'a> {
@@ -107,11 +123,46 @@ pub struct Encoded<'a> {
     pub payload: &'a [u8],
 }
 
+/// Payloads one after the other in one buffer, which is kept.
+#[derive(Debug, Default)]
+pub struct Payloads {
+    /// Longer than what is used, so that it is cleared once.
+    bytes: Vec<u8>,
+    used: usize,
+}
+
+impl Payloads {
+    /// Forgets the payloads, but keeps the memory.
+    pub fn clear(&mut self) {
+        self.used = 0;
+    }
+
+    /// The bytes of one.
+    pub fn get(&self, range: Range<usize>) -> &[u8] {
+        self.bytes.get(range).unwrap_or_default()
+    }
+
+    /// Appends a frame. `None` when it would not be shorter than `bytes`.
+    fn push_frame(&mut self, bytes: &[u8], table: &mut CompressTable) -> Option<Range<usize>> {
+        let room = self.used + frame::room(bytes.len());
+        if self.bytes.len() < room {
+            self.bytes.resize(room, 0);
+        }
+        let len = frame::encode(bytes, self.bytes.get_mut(self.used..)?, table);
+        let range = self.used..self.used + len;
+        (0 < len && len < bytes.len()).then(|| {
+            self.used = range.end;
+            range
+        })
+    }
+}
+
 /// Compresses chunks, keeping its tables and buffers between them (about 300 KiB).
 pub struct Encoder {
     table: CompressTable,
     grouped: Vec<u8>,
-    frame: Vec<u8>,
+    /// Of one chunk.
+    payload: Payloads,
 }
 
 impl Default for Encoder {
@@ -126,20 +177,35 @@ impl Encoder {
         Self {
             table: CompressTable::large(),
             grouped: Vec::new(),
-            frame: Vec::new(),
+            payload: Payloads::default(),
         }
     }
 
     /// Encodes a chunk of at most [`MAX_CHUNK`](crate::chunk::MAX_CHUNK) bytes by `scheme`, or
     /// stores it when the result would not be smaller.
     pub fn encode<'a>(&'a mut self, scheme: Scheme, chunk: &'a [u8]) -> Encoded<'a> {
+        let mut payload = std::mem::take(&mut self.payload);
+        payload.clear();
+        let range = self.encode_to(scheme, chunk, &mut payload);
+        self.payload = payload;
+        match range {
+            Some(range) => Encoded {
+                scheme,
+                payload: self.payload.get(range),
+            },
+            None => Encoded::stored(chunk),
+        }
+    }
+
+    /// As [`encode`](Self::encode), to the end of `out`. `None` means that the chunk is to be stored as it is.
+    fn encode_to(
+        &mut self,
+        scheme: Scheme,
+        chunk: &[u8],
+        out: &mut Payloads,
+    ) -> Option<Range<usize>> {
         let source = match scheme {
-            Scheme::Stored => {
-                return Encoded {
-                    scheme,
-                    payload: chunk,
-                };
-            }
+            Scheme::Stored => return None,
             Scheme::Lz4 => chunk,
             Scheme::GroupedLz4 => {
                 self.grouped.resize(chunk.len(), 0);
@@ -147,13 +213,16 @@ impl Encoder {
                 &self.grouped
             }
         };
-        let len = frame::encode(source, &mut self.frame, &mut self.table);
-        match self.frame.get(..len) {
-            Some(payload) if 0 < len && len < chunk.len() => Encoded { scheme, payload },
-            _ => Encoded {
-                scheme: Scheme::Stored,
-                payload: chunk,
-            },
+        out.push_frame(source, &mut self.table)
+    }
+}
+
+impl<'a> Encoded<'a> {
+    /// A chunk as it is.
+    pub const fn stored(chunk: &'a [u8]) -> Self {
+        Self {
+            scheme: Scheme::Stored,
+            payload: chunk,
         }
     }
 }
@@ -201,17 +270,39 @@ impl Probe {
 
     /// Encodes a chunk if that pays. If it does not where it was said to, the next chunk is looked at.
     pub fn encode<'a>(&self, encoder: &'a mut Encoder, chunk: &'a [u8]) -> Encoded<'a> {
-        let scheme = self.scheme(chunk);
-        let encoded = encoder.encode(scheme, chunk);
-        if scheme == Scheme::Stored || pays(encoded.payload.len(), chunk.len()) {
-            return encoded;
+        let mut payload = std::mem::take(&mut encoder.payload);
+        payload.clear();
+        let encoded = self.encode_to(encoder, chunk, &mut payload);
+        encoder.payload = payload;
+        match encoded {
+            Some((scheme, range)) => Encoded {
+                scheme,
+                payload: encoder.payload.get(range),
+            },
+            None => Encoded::stored(chunk),
         }
+    }
+
+    /// As [`encode`](Self::encode), to the end of `out`. `None` means that the chunk is to be stored as it is.
+    pub fn encode_to(
+        &self,
+        encoder: &mut Encoder,
+        chunk: &[u8],
+        out: &mut Payloads,
+    ) -> Option<(Scheme, Range<usize>)> {
+        let scheme = self.scheme(chunk);
+        if scheme == Scheme::Stored {
+            return None;
+        }
+        let used = out.used;
+        let range = encoder.encode_to(scheme, chunk, out);
+        if let Some(range) = range.filter(|range| pays(range.len(), chunk.len())) {
+            return Some((scheme, range));
+        }
+        out.used = used;
         self.same.store(0, Ordering::Relaxed);
         self.skip.store(0, Ordering::Relaxed);
-        Encoded {
-            scheme: Scheme::Stored,
-            payload: chunk,
-        }
+        None
     }
 }
 

@@ -10,6 +10,7 @@ mod real;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub use mem::MemDisk;
 pub use real::RealDisk;
@@ -44,6 +45,18 @@ pub trait Disk: fmt::Debug + Send + Sync {
 
     /// Makes names created, renamed or removed directly inside `dir` durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// How long ago a file was last written. Zero if the clock was set back since.
+    fn age(&self, path: &Path) -> io::Result<Duration>;
+}
+
+/// Whether a read failed because these bytes are not to be had from the drive: what lies there is as good as damaged,
+/// and what lies elsewhere is not. Nothing of the kind is a missing file, a missing right or a lack of memory.
+pub(crate) fn is_unreadable(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let bad_media = [Errno::IO, Errno::BADMSG, Errno::UCLEAN];
+    error.kind() == io::ErrorKind::UnexpectedEof
+        || Errno::from_io_error(error).is_some_and(|errno| bad_media.contains(&errno))
 }
 
 /// An open file. All positions are explicit, so one handle serves many threads.

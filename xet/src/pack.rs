@@ -18,15 +18,16 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
 
 use crate::codec::{self, Scheme};
+use crate::disk::is_unreadable;
 use crate::hash::{Suite, node_id};
-use crate::index::PackId;
+use crate::index::{PackId, Place};
 use crate::xorb::{HEADER_LEN, MAX_CHUNKS, RecordHeader};
 
 pub(crate) mod files;
@@ -75,6 +76,8 @@ pub(crate) struct Pack {
     layout: RwLock<Layout>,
     states: States,
     has_bad: AtomicBool,
+    /// A bit a record, see [`mark_cut`](Self::mark_cut). Most packs are never asked.
+    cuts: OnceLock<Box<[AtomicU64]>>,
 }
 
 /// Where the records of a pack are.
@@ -128,6 +131,14 @@ impl Pack {
             layout,
             states,
             has_bad,
+            cuts: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn place(&self, slot: u16) -> Place {
+        Place {
+            pack: self.id,
+            slot,
         }
     }
 
@@ -155,11 +166,17 @@ impl Pack {
     }
 
     /// Lets the records name themselves, as the footer cannot be believed any more. Those that cannot are bad; how
-    /// many. The pack is retired.
-    pub(crate) fn rename_records(&self, files: &OpenFiles) -> io::Result<usize> {
-        let (mut entries, mut bad) = (Vec::new(), Vec::new());
+    /// many, and whether it is the drive that cannot read some. The pack is retired.
+    pub(crate) fn rename_records(&self, files: &OpenFiles) -> io::Result<(usize, bool)> {
+        let (mut entries, mut bad, mut unreadable) = (Vec::new(), Vec::new(), false);
         for (slot, end) in self.ends().into_iter().enumerate() {
-            let record = self.read(files, slot as u16)?;
+            let record = match self.read(files, slot as u16) {
+                Err(error) if is_unreadable(&error) => {
+                    unreadable |= error.kind() != io::ErrorKind::UnexpectedEof;
+                    None
+                }
+                read => read?,
+            };
             let named = record.and_then(|record| {
                 let content = record.decode()?;
                 let name = self.kind.name_of(record.tag, &content)?;
@@ -181,7 +198,7 @@ impl Pack {
         for slot in &bad {
             self.set_state(*slot, State::Bad);
         }
-        Ok(bad.len())
+        Ok((bad.len(), unreadable))
     }
 
     pub(crate) fn is_sealed(&self) -> bool {
@@ -306,25 +323,127 @@ impl Pack {
         Ok(RawRecord::parse(bytes.into()))
     }
 
-    /// Reads part of a record already known to be good and stored as it is. False if the range is
-    /// not inside it.
+    /// Reads part of a record already known to be good and stored as it is. Returns the length of its content; `buf`
+    /// is filled if the range is inside it.
     pub(crate) fn read_plain(
         &self,
         files: &OpenFiles,
         slot: u16,
         offset: u32,
         buf: &mut [u8],
-    ) -> io::Result<bool> {
+    ) -> io::Result<Option<u32>> {
         let Some(span) = self.span(slot) else {
-            return Ok(false);
+            return Ok(None);
         };
-        let start = span.start + HEADER_LEN as u64 + u64::from(offset);
-        if start + buf.len() as u64 > span.end {
-            return Ok(false);
+        let content = span.start + HEADER_LEN as u64;
+        let start = content + u64::from(offset);
+        if start + buf.len() as u64 <= span.end {
+            files.file(&self.path, &self.handle)?.read_at(start, buf)?;
         }
-        files.file(&self.path, &self.handle)?.read_at(start, buf)?;
-        Ok(true)
+        Ok(Some(span.end.saturating_sub(content) as u32))
     }
+
+    /// As [`read_plain`](Self::read_plain), of a record that has to be decoded, by decoding no more than it takes.
+    /// `None` where only the whole will do.
+    pub(crate) fn read_encoded(
+        &self,
+        files: &OpenFiles,
+        slot: u16,
+        (offset, buf): (u32, &mut [u8]),
+        scratch: &mut Scratch,
+    ) -> io::Result<Option<u32>> {
+        let Some(span) = self.span(slot) else {
+            return Ok(None);
+        };
+        let len = (span.end - span.start) as usize;
+        if scratch.record.len() < len {
+            scratch.record.resize(len, 0);
+        }
+        let record = &mut scratch.record[..len];
+        let file = files.file(&self.path, &self.handle)?;
+        file.read_at(span.start, record)?;
+        let header = record.first_chunk().copied().and_then(parse_header);
+        let Some((_, header)) = header.filter(|(_, header)| header.record_len() == len) else {
+            return Ok(None);
+        };
+        let (scheme, payload) = (header.scheme, &record[HEADER_LEN..]);
+        let start = offset as usize;
+        let end = start + buf.len();
+        if end > header.chunk_len as usize {
+            return Ok(Some(header.chunk_len));
+        }
+        if buf.len() == header.chunk_len as usize {
+            let decoded = codec::decode_into(scheme, payload, buf);
+            return Ok(decoded.ok().map(|()| header.chunk_len));
+        }
+        let content = codec::decode_start(scheme, payload, end, &mut scratch.content);
+        Ok(content.map(|content| {
+            buf.copy_from_slice(&content[start..]);
+            header.chunk_len
+        }))
+    }
+
+    /// Notes that our chunker, at the start of this content, cuts at its end.
+    pub(crate) fn mark_cut(&self, slot: u16) {
+        let slots = || match &*self.layout.read() {
+            Layout::Listed(_) => MAX_CHUNKS,
+            Layout::Sealed { ends } => ends.len(),
+        };
+        let cuts = self.cuts.get_or_init(|| {
+            let words = slots().div_ceil(64);
+            (0..words).map(|_| AtomicU64::new(0)).collect()
+        });
+        if let Some(word) = cuts.get(usize::from(slot) / 64) {
+            word.fetch_or(1 << (slot % 64), Ordering::Relaxed);
+        }
+    }
+
+    /// Name and length of a content at whose end our chunker is known to cut.
+    pub(crate) fn known_cut(
+        &self,
+        files: &OpenFiles,
+        slot: u16,
+    ) -> io::Result<Option<(Name, u32)>> {
+        let word = self
+            .cuts
+            .get()
+            .and_then(|cuts| cuts.get(usize::from(slot) / 64));
+        let is_cut = word.is_some_and(|word| word.load(Ordering::Relaxed) >> (slot % 64) & 1 != 0);
+        // The names of a retired pack may have been corrected since.
+        if !is_cut || self.is_retired() || self.state(slot) == State::Bad {
+            return Ok(None);
+        }
+        let at = match &*self.layout.read() {
+            Layout::Listed(list) => {
+                let entry = list.get(usize::from(slot));
+                return Ok(entry.map(|entry| (entry.name, entry.len)));
+            }
+            sealed => sealed.records_len() + footer::content_end_offset(sealed.slots()),
+        };
+        let Some(name) = self.name(files, slot)? else {
+            return Ok(None);
+        };
+        let back = 4 * (self.slots() as u64 - 1 - u64::from(slot));
+        let mut ends = [0; 8];
+        let file = files.file(&self.path, &self.handle)?;
+        match slot {
+            0 => file.read_at(at - back, &mut ends[4..])?,
+            _ => file.read_at(at - back - 4, &mut ends)?,
+        }
+        let [before, end] = [0, 4].map(|at| word_at(&ends, at));
+        Ok(end.checked_sub(before).map(|len| (name, len)))
+    }
+}
+
+/// Buffers of a reader, kept between reads.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    record: Vec<u8>,
+    content: Vec<u8>,
+}
+
+fn word_at(bytes: &[u8; 8], at: usize) -> u32 {
+    u32::from_le_bytes(*bytes[at..].first_chunk().unwrap_or(&[0; 4]))
 }
 
 impl fmt::Debug for Pack {

@@ -16,10 +16,10 @@
 //! Readers take no lock during IO. Writers of one kind (chunks, nodes) append one after the other.
 //! A directory belongs to one `Store` at a time; keeping others out is for its owner.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -29,18 +29,19 @@ use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
 
 use crate::chunk::MAX_CHUNK;
-use crate::codec::{Encoded, Encoder, Probe, Scheme};
+use crate::codec::{Encoded, Encoder, Payloads, Probe, Scheme};
 use crate::disk::Disk;
 use crate::hash::{ChunkHash, NodeId, Suite};
-use crate::index::{ChunkIndex, CompactIndex};
-use crate::pack::PackKind;
+use crate::index::{ChunkIndex, CompactIndex, Place};
 use crate::pack::files::OpenFiles;
+use crate::pack::{PackKind, Scratch};
 use crate::xorb::{MAX_CHUNKS, MAX_XORB_LEN, RecordHeader};
 
 mod borrow;
 mod cache;
 mod checkpoint;
 mod commit;
+mod format;
 mod gc;
 mod shelf;
 mod verify;
@@ -50,8 +51,8 @@ pub use borrow::{BorrowedFiles, SourceId};
 use cache::Cache;
 use commit::Committer;
 use gc::Gate;
-pub use gc::{CollectError, Hold, Reclaimed};
-use shelf::{Item, Limits, Shelf};
+pub use gc::{Collect, CollectError, Hold, Marks, Reclaimed};
+use shelf::{Item, Limits, Ranged, Shelf};
 pub use verify::{Verified, VerifyPosition};
 
 /// Longest node in bytes: what a record can hold.
@@ -63,15 +64,15 @@ const SEALED_WAITING_MAX: usize = 4;
 /// Part of the packs that must have come or gone, so that checkpoints cost a few bytes a chunk however many there are.
 const CHECKPOINT_PART: usize = 8;
 
-/// Encoders kept for reuse, about 300 KiB each.
-const ENCODERS_MAX: usize = 4;
+/// Encoders, and as many buffers of readers, kept for reuse: about 300 KiB each.
+const SPARES_MAX: usize = 4;
 
 /// How a store behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct StoreOptions {
-    /// Budget of the cache of decoded chunks, in bytes.
+    /// Budget of the cache of decoded chunks, in bytes. Of no meaning beside another store.
     pub cache_bytes: usize,
-    /// Names chunks. One store holds chunks of one suite; which one is for the owner to remember.
+    /// Names chunks. One store holds chunks of one suite, and is not opened for another.
     pub suite: Suite,
     /// A pack is sealed before it gets longer than this, footer included. At most 64 MiB.
     pub pack_bytes: u64,
@@ -112,12 +113,42 @@ impl Put {
 
 /// Why a store cannot be opened.
 #[derive(Debug, Error)]
-#[error("cannot open the store at {path}: {source}")]
-pub struct OpenStoreError {
-    /// The file or directory that failed.
-    pub path: PathBuf,
-    /// What the system said.
-    pub source: io::Error,
+pub enum OpenStoreError {
+    /// The system refused.
+    #[error("cannot open the store at {path}: {source}")]
+    Io {
+        /// The file or directory that failed.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It holds chunks of another suite. Nothing was changed.
+    #[error("the store at {path} names chunks by {found}, not {wanted}")]
+    Suite {
+        /// The store.
+        path: PathBuf,
+        /// What it holds.
+        found: &'static str,
+        /// What it was opened for.
+        wanted: &'static str,
+    },
+    /// Another version of this program made it. Nothing was changed.
+    #[error(
+        "the store at {path} has format {found}, this version reads {}",
+        format::FORMAT
+    )]
+    Version {
+        /// The store.
+        path: PathBuf,
+        /// Its format.
+        found: u64,
+    },
+    /// The file that says what the store is says nothing.
+    #[error("{path} is damaged: remove it, and what the store holds tells what it is")]
+    Format {
+        /// The file.
+        path: PathBuf,
+    },
 }
 
 /// Why something that is held cannot be read.
@@ -183,6 +214,8 @@ pub struct StoreStats {
     pub packs: u64,
     /// Borrowed ranges.
     pub borrowed: u64,
+    /// Their bytes.
+    pub borrowed_bytes: u64,
     /// Damaged records met since start.
     pub quarantined: u64,
     /// Bytes of memory the chunk index, the borrow table and the cache take.
@@ -193,13 +226,16 @@ pub struct StoreStats {
 pub struct Store {
     chunks: Shelf,
     nodes: Shelf,
-    cache: Cache,
+    cache: Arc<Cache>,
+    /// Another store counts what is in the cache.
+    is_cache_shared: bool,
     borrowed: BorrowTable,
     /// By the space of the sources they read.
     readers: RwLock<BTreeMap<u16, Arc<dyn BorrowedFiles>>>,
     suite: Suite,
     probe: Probe,
-    encoders: Mutex<Vec<Encoder>>,
+    encoders: Spares<Encoder>,
+    scratches: Spares<Scratch>,
     committer: Mutex<Committer>,
     sync_failed: AtomicBool,
     gate: Gate,
@@ -227,6 +263,32 @@ impl Store {
         options: StoreOptions,
         index: Box<dyn ChunkIndex>,
     ) -> Result<Self, OpenStoreError> {
+        let cache = Arc::new(Cache::new(options.cache_bytes));
+        Self::open_in(dir, disk, options, index, cache)
+    }
+
+    /// As [`open`](Self::open), with the cache of `other`: both together keep within its budget.
+    pub fn open_beside(
+        other: &Self,
+        dir: &Path,
+        disk: Arc<dyn Disk>,
+        options: StoreOptions,
+    ) -> Result<Self, OpenStoreError> {
+        let (index, cache) = (Box::new(CompactIndex::new()), Arc::clone(&other.cache));
+        let opened = Self::open_in(dir, disk, options, index, cache)?;
+        Ok(Self {
+            is_cache_shared: true,
+            ..opened
+        })
+    }
+
+    fn open_in(
+        dir: &Path,
+        disk: Arc<dyn Disk>,
+        options: StoreOptions,
+        index: Box<dyn ChunkIndex>,
+        cache: Arc<Cache>,
+    ) -> Result<Self, OpenStoreError> {
         let limits = Limits {
             bytes: options.pack_bytes.min(MAX_XORB_LEN as u64),
             slots: options.pack_slots.clamp(1, MAX_CHUNKS),
@@ -234,25 +296,31 @@ impl Store {
         let (chunks_dir, nodes_dir) = (dir.join("chunks"), dir.join("nodes"));
         for dir in [&chunks_dir, &nodes_dir] {
             let created = disk.create_dir(dir);
-            created.map_err(|source| OpenStoreError {
+            created.map_err(|source| OpenStoreError::Io {
                 path: dir.clone(),
                 source,
             })?;
         }
-        let files = Arc::new(OpenFiles::new(disk));
+        let is_settled = format::check(&*disk, dir, options.suite)?;
+        let files = Arc::new(OpenFiles::new(Arc::clone(&disk)));
         let kind = PackKind::Chunks(options.suite);
         let chunks = Shelf::open(kind, chunks_dir, limits, Arc::clone(&files), index)?;
+        if !is_settled {
+            format::settle(&*disk, dir, options.suite, &chunks)?;
+        }
         let index = Box::new(CompactIndex::new());
         let nodes = Shelf::open(PackKind::Nodes, nodes_dir, limits, files, index)?;
         Ok(Self {
             chunks,
             nodes,
-            cache: Cache::new(options.cache_bytes),
+            cache,
+            is_cache_shared: false,
             borrowed: BorrowTable::new(),
             readers: RwLock::default(),
             suite: options.suite,
             probe: Probe::new(),
-            encoders: Mutex::default(),
+            encoders: Spares::default(),
+            scratches: Spares::default(),
             committer: Mutex::default(),
             sync_failed: AtomicBool::new(false),
             gate: Gate::default(),
@@ -279,14 +347,14 @@ impl Store {
 
     /// The bytes of a chunk, or `None` if it is not here.
     pub fn chunk(&self, hash: &ChunkHash) -> Result<Option<Bytes>, ReadError> {
-        if let Some(bytes) = self.cache.get(hash) {
+        if let Some(bytes) = self.cache.get(self.suite, hash) {
             return Ok(Some(bytes));
         }
         // A pack that cannot be read is no reason to fail while a plain file has the chunk.
         let packed = self.chunks.read(hash.as_bytes());
         let found = match packed {
             Ok(Some(bytes)) => {
-                self.cache.insert(hash, bytes.clone());
+                self.cache.insert(self.suite, hash, bytes.clone());
                 return Ok(Some(bytes));
             }
             Ok(None) | Err(_) => self.read_borrowed(hash),
@@ -294,16 +362,61 @@ impl Store {
         if found.is_some() { Ok(found) } else { packed }
     }
 
-    /// Copies part of a chunk into `buf`, if that takes one read: the chunk was checked before and
-    /// is stored as it is. False means: use [`chunk`](Self::chunk).
-    pub fn read_stored(
+    /// Copies the bytes of a chunk from `offset` on into `buf`, and does no more for it than it takes: what was checked
+    /// before is not read or decoded whole. Returns the length of the chunk, `None` if it is not here; `buf` is filled if
+    /// the chunk is long enough.
+    pub fn read_range(
         &self,
         hash: &ChunkHash,
-        offset_in_chunk: u32,
+        offset: u32,
         buf: &mut [u8],
-    ) -> Result<bool, ReadError> {
-        self.chunks
-            .read_plain(hash.as_bytes(), offset_in_chunk, buf)
+    ) -> Result<Option<u32>, ReadError> {
+        if let Some(bytes) = self.cache.get(self.suite, hash) {
+            return Ok(Some(copy_range(&bytes, offset, buf)));
+        }
+        let keep = || self.cache.touch(hash);
+        let packed = self.scratches.with(|scratch| {
+            let range = (offset, &mut *buf);
+            self.chunks
+                .read_range(hash.as_bytes(), range, scratch, keep)
+        });
+        let found = match packed {
+            Ok(Some(Ranged::Copied(len))) => return Ok(Some(len)),
+            Ok(Some(Ranged::Whole { content, is_plain })) => {
+                if !is_plain {
+                    self.cache.insert(self.suite, hash, content.clone());
+                }
+                return Ok(Some(copy_range(&content, offset, buf)));
+            }
+            Ok(None) | Err(_) => self.read_borrowed(hash),
+        };
+        match found {
+            Some(bytes) => Ok(Some(copy_range(&bytes, offset, buf))),
+            None => packed.map(|_| None),
+        }
+    }
+
+    /// Whether a chunk is here in a pack, for one who needs it to stay: as if it were put, a gc that runs meanwhile
+    /// leaves it.
+    pub fn note_held(&self, hash: &ChunkHash) -> bool {
+        self.held_place(hash).is_some()
+    }
+
+    /// As [`note_held`](Self::note_held), and where it is.
+    pub(crate) fn held_place(&self, hash: &ChunkHash) -> Option<Place> {
+        let _open = self.gate.enter(&[*hash.as_bytes()]);
+        self.chunks.place_of(hash.as_bytes())
+    }
+
+    /// Notes that our chunker, at the start of the chunk at this place, cuts at its end.
+    pub(crate) fn mark_cut(&self, place: Place) {
+        self.chunks.mark_cut(place);
+    }
+
+    /// The chunk that was stored after the one at this place, and its length, if our chunker is known to cut at its end.
+    pub(crate) fn follower(&self, place: Place) -> Option<(ChunkHash, u32)> {
+        let (name, len) = self.chunks.follower(place)?;
+        Some((ChunkHash::from_bytes(name), len))
     }
 
     /// Stores a chunk. The caller has hashed it: `hash` is not checked here.
@@ -315,7 +428,7 @@ impl Store {
         if self.chunks.holds(hash.as_bytes()) {
             return Ok(Put::Held);
         }
-        self.with_encoder(|encoder| {
+        self.encoders.with(|encoder| {
             let encoded = self.probe.encode(encoder, bytes);
             self.append(
                 &self.chunks,
@@ -333,27 +446,38 @@ impl Store {
         }
         let names: Vec<_> = chunks.iter().map(|(hash, _)| *hash.as_bytes()).collect();
         let _open = self.gate.enter(&names);
-        let mut encoded = Vec::with_capacity(chunks.len());
-        for (hash, bytes) in chunks {
-            let held = self.chunks.holds(hash.as_bytes());
-            encoded.push(if held {
-                (Scheme::Stored, Cow::Borrowed(*bytes))
-            } else {
-                self.encode(bytes)
-            });
-        }
-        let mut items = Vec::with_capacity(chunks.len());
-        for ((hash, bytes), (scheme, payload)) in chunks.iter().zip(&encoded) {
-            let encoded = Encoded {
-                scheme: *scheme,
-                payload,
-            };
-            items.push(item(*hash.as_bytes(), 0, encoded, bytes.len()));
-        }
-        self.check_usable()?;
-        let new = self.chunks.append_missing(&items)?;
-        self.commit_if_due(&self.chunks)?;
+        let mut payloads = Payloads::default();
+        let encoded: Vec<_> = chunks
+            .iter()
+            .map(|(hash, bytes)| {
+                let held = self.chunks.holds(hash.as_bytes());
+                (!held).then(|| self.encode(bytes, &mut payloads)).flatten()
+            })
+            .collect();
+        let items = chunks.iter().zip(encoded).map(|((hash, bytes), encoded)| {
+            let encoded = found_in(&payloads, encoded, bytes);
+            item(*hash.as_bytes(), 0, encoded, bytes.len())
+        });
+        let new = self.append_missing(&items.collect::<Vec<_>>())?;
         Ok(new.into_iter().map(Put::of).collect())
+    }
+
+    /// Compresses a chunk to the end of `payloads`, if that pays.
+    pub(crate) fn encode(&self, bytes: &[u8], payloads: &mut Payloads) -> EncodedAt {
+        self.encoders
+            .with(|encoder| self.probe.encode_to(encoder, bytes, payloads))
+    }
+
+    /// Stores chunks that were cut out of a stream and encoded, unless they are here by now.
+    pub(crate) fn put_cut(&self, chunks: &[CutChunk<'_>]) -> Result<(), WriteError> {
+        let names: Vec<_> = chunks.iter().map(|of| *of.hash.as_bytes()).collect();
+        let _open = self.gate.enter(&names);
+        let items = chunks.iter().map(|chunk| Item {
+            is_cut: chunk.is_cut,
+            ..item(*chunk.hash.as_bytes(), 0, chunk.encoded, chunk.len)
+        });
+        self.append_missing(&items.collect::<Vec<_>>())?;
+        Ok(())
     }
 
     /// The bytes of a node, or `None` if it is not here.
@@ -455,6 +579,11 @@ impl Store {
         )
     }
 
+    /// Damaged records met since the last call that [`take_quarantined`](Self::take_quarantined) cannot name.
+    pub fn take_nameless(&self) -> u64 {
+        self.chunks.take_nameless() + self.nodes.take_nameless()
+    }
+
     /// How often something that was here may have gone since start: a plain file changed or went, a record is
     /// damaged, space was given back. While it stays the same, what was here still is.
     pub fn losses(&self) -> u64 {
@@ -472,10 +601,14 @@ impl Store {
             chunks: self.chunks.index.len() as u64,
             nodes: self.nodes.index.len() as u64,
             borrowed: self.borrowed.len() as u64,
+            borrowed_bytes: self.borrowed.bytes(),
             quarantined: self.chunks.quarantined() + self.nodes.quarantined(),
-            memory_bytes: (self.borrowed.memory_bytes() + self.cache.bytes()) as u64,
+            memory_bytes: self.borrowed.memory_bytes() as u64,
             ..StoreStats::default()
         };
+        if !self.is_cache_shared {
+            stats.memory_bytes += self.cache.bytes() as u64;
+        }
         for shelf in [&self.chunks, &self.nodes] {
             stats.memory_bytes += shelf.index.memory_bytes() as u64;
             for pack in shelf.packs.read().values() {
@@ -493,6 +626,13 @@ impl Store {
         Ok(Put::of(new))
     }
 
+    fn append_missing(&self, items: &[Item<'_>]) -> Result<Vec<bool>, WriteError> {
+        self.check_usable()?;
+        let new = self.chunks.append_missing(items)?;
+        self.commit_if_due(&self.chunks)?;
+        Ok(new)
+    }
+
     fn check_usable(&self) -> Result<(), WriteError> {
         if self.sync_failed.load(Ordering::Acquire) {
             return Err(WriteError::SyncFailed);
@@ -506,28 +646,6 @@ impl Store {
             self.commit()?;
         }
         Ok(())
-    }
-
-    fn encode<'a>(&self, bytes: &'a [u8]) -> (Scheme, Cow<'a, [u8]>) {
-        self.with_encoder(|encoder| {
-            let Encoded { scheme, payload } = self.probe.encode(encoder, bytes);
-            let payload = match scheme {
-                Scheme::Stored => Cow::Borrowed(bytes),
-                _ => Cow::Owned(payload.to_vec()),
-            };
-            (scheme, payload)
-        })
-    }
-
-    fn with_encoder<T>(&self, run: impl FnOnce(&mut Encoder) -> T) -> T {
-        let kept = self.encoders.lock().pop();
-        let mut encoder = kept.unwrap_or_default();
-        let result = run(&mut encoder);
-        let mut encoders = self.encoders.lock();
-        if encoders.len() < ENCODERS_MAX {
-            encoders.push(encoder);
-        }
-        result
     }
 
     /// Tries the ranges of plain files until one still has the chunk.
@@ -563,6 +681,56 @@ impl fmt::Debug for Store {
     }
 }
 
+/// Where among payloads a chunk was encoded to; `None` means that it is stored as it is.
+pub(crate) type EncodedAt = Option<(Scheme, Range<usize>)>;
+
+/// A chunk of a stream, ready to be stored.
+pub(crate) struct CutChunk<'a> {
+    pub(crate) hash: ChunkHash,
+    /// Length of the chunk in bytes.
+    pub(crate) len: usize,
+    pub(crate) encoded: Encoded<'a>,
+    /// Our chunker, at its start, cuts at its end: so of all chunks of a stream but the last.
+    pub(crate) is_cut: bool,
+}
+
+/// What stands in `payloads` for a chunk.
+pub(crate) fn found_in<'a>(payloads: &'a Payloads, at: EncodedAt, chunk: &'a [u8]) -> Encoded<'a> {
+    match at {
+        Some((scheme, range)) => Encoded {
+            scheme,
+            payload: payloads.get(range),
+        },
+        None => Encoded::stored(chunk),
+    }
+}
+
+/// Things of many bytes, kept for the next who needs one.
+#[derive(Debug, Default)]
+struct Spares<T>(Mutex<Vec<T>>);
+
+impl<T: Default> Spares<T> {
+    fn with<R>(&self, run: impl FnOnce(&mut T) -> R) -> R {
+        let kept = self.0.lock().pop();
+        let mut spare = kept.unwrap_or_default();
+        let result = run(&mut spare);
+        let mut kept = self.0.lock();
+        if kept.len() < SPARES_MAX {
+            kept.push(spare);
+        }
+        result
+    }
+}
+
+/// Copies bytes of a chunk, if it is long enough. Returns its length.
+fn copy_range(chunk: &[u8], offset: u32, buf: &mut [u8]) -> u32 {
+    let rest = chunk.get(offset as usize..);
+    if let Some(part) = rest.and_then(|rest| rest.get(..buf.len())) {
+        buf.copy_from_slice(part);
+    }
+    chunk.len() as u32
+}
+
 fn item(name: [u8; 32], tag: u8, encoded: Encoded<'_>, len: usize) -> Item<'_> {
     let Encoded { scheme, payload } = encoded;
     let header = RecordHeader {
@@ -572,6 +740,7 @@ fn item(name: [u8; 32], tag: u8, encoded: Encoded<'_>, len: usize) -> Item<'_> {
     };
     Item {
         name,
+        is_cut: false,
         tag,
         header,
         payload,

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ccbt_xet::disk::{MemDisk, RealDisk};
-use ccbt_xet::hash::{NodeId, Suite, XorbHash};
+use ccbt_xet::hash::{NodeId, Suite, XorbHash, chunk_hash};
 use ccbt_xet::store::{Put, Store, StoreOptions, WriteError};
 use ccbt_xet::xorb;
 use store_support::{DIR, node, noise, open_with, small_packs, text};
@@ -143,34 +143,73 @@ fn full_packs_stay_within_a_xorb() {
     assert!(spare < 131_200, "{spare} bytes unused");
     let (hash, bytes) = noise(519, 131_072);
     let mut part = vec![0; 1000];
-    assert!(store.read_stored(&hash, 130_000, &mut part).unwrap());
+    assert_eq!(
+        store.read_range(&hash, 130_000, &mut part).unwrap(),
+        Some(131_072)
+    );
     assert_eq!(part, bytes[130_000..131_000]);
 }
 
 #[test]
-fn stored_bytes_are_read_directly_once_checked() {
+fn ranges_are_the_bytes_of_their_chunk_however_it_is_stored() {
     let disk = MemDisk::new();
-    let store = open_with(&disk, small_packs(), "opens");
-    let ((hash, bytes), (packed, long)) = (noise(1, 50_000), text(2, 50_000));
-    let after = noise(3, 50_000);
-    for (hash, bytes) in [(&packed, &long), (&hash, &bytes), (&after.0, &after.1)] {
-        store.put_chunk(hash, bytes).unwrap();
+    let numbers: Vec<u8> = (0..12_000u32)
+        .flat_map(|n| (n * 7919).to_le_bytes())
+        .collect();
+    let numbers = (chunk_hash(&numbers), numbers);
+    let chunks = [
+        text(2, 50_000),
+        noise(1, 50_000),
+        numbers,
+        text(3, 131_072),
+        noise(4, 9),
+    ];
+    for cache_bytes in [0, 4 << 20] {
+        let options = StoreOptions {
+            cache_bytes,
+            ..small_packs()
+        };
+        let store = open_with(&disk, options, "opens");
+        for (hash, bytes) in &chunks {
+            store.put_chunk(hash, bytes).unwrap();
+        }
+        for reopened in [false, true] {
+            let store = match reopened {
+                true => &open_with(&disk, options, "again"),
+                false => &store,
+            };
+            for (n, (hash, bytes)) in chunks.iter().cycle().take(40).enumerate() {
+                let from = (n * 7919) % bytes.len();
+                for len in [1, 100, 4096, bytes.len()] {
+                    let mut buf = vec![0xAA; len];
+                    let got = store.read_range(hash, from as u32, &mut buf).unwrap();
+                    assert_eq!(got, Some(bytes.len() as u32));
+                    match bytes.get(from..from + len) {
+                        Some(expected) => assert!(buf == expected, "chunk {n} {from} {len}"),
+                        None => assert!(buf.iter().all(|byte| *byte == 0xAA), "{n} {from} {len}"),
+                    }
+                }
+                let mut whole = vec![0; bytes.len()];
+                assert_eq!(
+                    store.read_range(hash, 0, &mut whole).unwrap(),
+                    Some(whole.len() as u32)
+                );
+                assert!(whole == *bytes);
+                assert!(
+                    store
+                        .read_range(hash, u32::MAX, &mut [0; 9])
+                        .unwrap()
+                        .is_some()
+                );
+            }
+            store.sync().unwrap();
+        }
     }
-    let mut buf = [0; 100];
-    assert!(store.read_stored(&hash, 49_900, &mut buf).unwrap());
-    assert_eq!(buf, bytes[49_900..]);
-    assert!(!store.read_stored(&hash, 49_901, &mut buf).unwrap());
-    assert!(!store.read_stored(&hash, u32::MAX, &mut buf).unwrap());
-    assert!(!store.read_stored(&packed, 0, &mut buf).unwrap());
-    drop(store);
     let store = open_with(&disk, small_packs(), "opens");
-    assert!(
-        !store.read_stored(&hash, 0, &mut buf).unwrap(),
-        "not checked in this life"
+    assert_eq!(
+        store.read_range(&noise(77, 5).0, 0, &mut [0; 2]).unwrap(),
+        None
     );
-    store.chunk(&hash).unwrap().unwrap();
-    assert!(store.read_stored(&hash, 0, &mut buf).unwrap());
-    assert_eq!(buf, bytes[..100]);
 }
 
 #[test]

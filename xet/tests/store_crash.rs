@@ -11,8 +11,15 @@ use std::time::Duration;
 
 use ccbt_xet::disk::{Disk, MemDisk, OpenMode};
 use ccbt_xet::hash::{ChunkHash, NodeId};
-use ccbt_xet::store::{Store, StoreOptions, WriteError};
+use ccbt_xet::store::{Collect, Marks, Store, StoreOptions, WriteError};
 use store_support::{DIR, node, noise, open_with, small_packs, text};
+
+/// A gc that waits for work under way and spares nothing for being young.
+const COLLECT: Collect = Collect {
+    wait: Duration::from_secs(60),
+    grace: Duration::ZERO,
+    dry_run: false,
+};
 
 /// Everything the workload ever tries to store, by name.
 struct World {
@@ -357,8 +364,11 @@ fn numbers_of_packs_a_checkpoint_covers_are_not_used_again() {
     let keep: Vec<_> = chunks[..20].to_vec();
     let kept: HashSet<ChunkHash> = keep.iter().map(|(hash, _)| *hash).collect();
     let store = open(&disk, "gc");
-    let mark = || Ok::<_, Infallible>(|hash: &ChunkHash| kept.contains(hash));
-    store.collect(mark, Duration::ZERO, false).expect("gc");
+    let mark = |marks: &mut Marks<'_>| {
+        kept.iter().for_each(|hash| marks.chunk(hash));
+        Ok::<_, Infallible>(())
+    };
+    store.collect(mark, &COLLECT, &mut |_, _| true).expect("gc");
     drop(store);
     // The open pack was emptied too; the one begun after it is empty and goes at the next start.
     for context in ["after gc", "and again"] {

@@ -10,7 +10,7 @@ use ccbt_xet::disk::{Disk, MemDisk, OpenMode};
 use ccbt_xet::hash::{ChunkHash, Suite};
 use ccbt_xet::index::{Candidates, ChunkIndex, PackId, Place};
 use ccbt_xet::merkle::xorb_hash;
-use ccbt_xet::store::{Put, Store, StoreOptions, WriteError};
+use ccbt_xet::store::{Put, Store, StoreOptions, VerifyPosition, WriteError};
 use ccbt_xet::xorb;
 use store_support::{DIR, node, noise, open_with, small_packs, text};
 
@@ -142,7 +142,12 @@ fn damage_while_open_is_found_by_the_first_read_only() {
     assert!(store.chunk(&chunks[1].0).expect("reads").is_none());
     assert!(!store.contains(&chunks[1].0));
     let mut buf = [0; 10];
-    assert!(!store.read_stored(&chunks[1].0, 0, &mut buf).expect("reads"));
+    assert!(
+        store
+            .read_range(&chunks[1].0, 0, &mut buf)
+            .expect("reads")
+            .is_none()
+    );
 }
 
 #[test]
@@ -430,4 +435,100 @@ fn compressed_records_survive_gc() {
     assert_eq!(store.stats().chunks, 4);
     disk.crash(3);
     assert_eq!(missing(&open_with(&disk, options, "again"), &keep), [0; 0]);
+}
+
+#[test]
+fn what_the_drive_cannot_read_is_missing_and_the_rest_is_not() {
+    let disk = MemDisk::new();
+    let chunks = filled(&disk);
+    let store = open_with(&disk, small_packs(), "opens");
+    // In the middle of slot 1 of the sealed pack, and of slot 1 of the open one.
+    disk.fail_reads(&path("00000001.xorb"), 1500..1501);
+    disk.fail_reads(&path("00000002.xorb"), 1500..1501);
+    assert_eq!(missing(&store, &chunks), [1, 6]);
+    let names = [chunks[1].0, chunks[6].0];
+    assert_eq!(store.take_quarantined().0, names);
+    for hash in &names {
+        assert!(!store.contains(hash));
+    }
+
+    // A gc moves the rest elsewhere, and leaves the pack: the drive may read it another day.
+    store.remove(&|_| true).expect("gc");
+    assert_eq!(missing(&store, &chunks), [1, 6]);
+    assert!(disk.contents(&path("00000001.xorb")).is_some());
+    disk.kill();
+    disk.heal();
+    let store = open_with(&disk, small_packs(), "another day");
+    assert_eq!(missing(&store, &chunks), [0; 0]);
+}
+
+#[test]
+fn a_pack_the_drive_cannot_read_goes_once_its_records_are_elsewhere() {
+    let disk = MemDisk::new();
+    let chunks = filled(&disk);
+    let store = open_with(&disk, small_packs(), "opens");
+    disk.fail_reads(&path("00000001.xorb"), 1500..3500);
+    let found = store.verify(&mut |_, _| true).expect("goes on");
+    assert_eq!((found.records, found.damaged), (7, 3));
+    for hash in store.take_quarantined().0 {
+        let (_, bytes) = chunks.iter().find(|chunk| chunk.0 == hash).expect("known");
+        store.put_chunk(&hash, bytes).expect("put");
+    }
+    store.remove(&|_| true).expect("gc");
+    assert!(disk.contents(&path("00000001.xorb")).is_none());
+    assert_eq!(missing(&store, &chunks), [0; 0]);
+    disk.crash(8);
+    let store = open_with(&disk, small_packs(), "again");
+    assert_eq!(missing(&store, &chunks), [0; 0]);
+    assert_eq!(store.stats().quarantined, 0);
+}
+
+#[test]
+fn a_scrub_goes_on_behind_what_the_drive_cannot_read() {
+    let disk = MemDisk::new();
+    let chunks: Chunks = (0..23).map(|n| noise(n, 1000)).collect();
+    let store = open_with(&disk, small_packs(), "opens");
+    for (hash, bytes) in &chunks {
+        store.put_chunk(hash, bytes).expect("put");
+    }
+    store.sync().expect("sync");
+    disk.fail_reads(&path("00000002.xorb"), 0..1_000_000);
+    let (mut at, mut packs, mut damaged) = (VerifyPosition::default(), 0, 0);
+    while let Some((next, found)) = store.verify_next(at, &mut |_, _| true) {
+        (at, packs, damaged) = (next, packs + 1, damaged + found.damaged);
+    }
+    assert_eq!((packs, damaged), (5, 5));
+    let lost: Vec<usize> = (5..10).collect();
+    assert_eq!(missing(&store, &chunks), lost);
+    store.remove(&|_| true).expect("gc");
+    assert_eq!(missing(&store, &chunks), lost);
+    disk.kill();
+    disk.heal();
+    let store = open_with(&disk, small_packs(), "another day");
+    assert_eq!(missing(&store, &chunks), [0; 0]);
+}
+
+#[test]
+fn where_only_the_footer_cannot_be_read_records_name_themselves() {
+    let disk = MemDisk::new();
+    let chunks = filled(&disk);
+    let footer = 5 * 1008;
+    let store = open_with(&disk, small_packs(), "opens");
+    disk.fail_reads(&path("00000001.xorb"), footer..1_000_000);
+    assert_eq!(missing(&store, &chunks), [0; 0]);
+    store.remove(&|_| true).expect("gc");
+    assert!(disk.contents(&path("00000001.xorb")).is_none());
+    assert_eq!(missing(&store, &chunks), [0; 0]);
+
+    // The same found at start, with a record that cannot be read either: nobody can tell its name.
+    let disk = MemDisk::new();
+    let chunks = filled(&disk);
+    disk.fail_reads(&path("00000001.xorb"), footer..1_000_000);
+    disk.fail_reads(&path("00000001.xorb"), 1500..1501);
+    let store = open_with(&disk, small_packs(), "opens");
+    assert_eq!(missing(&store, &chunks), [1]);
+    assert_eq!(store.take_quarantined().0, []);
+    assert_eq!((store.take_nameless(), store.take_nameless()), (1, 0));
+    store.put_chunk(&chunks[1].0, &chunks[1].1).expect("put");
+    assert_eq!(missing(&store, &chunks), [0; 0]);
 }

@@ -9,10 +9,15 @@ use std::time::Duration;
 
 use ccbt_xet::disk::MemDisk;
 use ccbt_xet::hash::ChunkHash;
-use ccbt_xet::store::{CollectError, VerifyPosition};
+use ccbt_xet::store::{Collect, CollectError, Marks, Put, Reclaimed, VerifyPosition};
 use store_support::{DIR, node, noise, open_with, small_packs, text};
 
-const LONG: Duration = Duration::from_secs(60);
+/// A gc that waits for work under way and spares nothing for being young.
+const COLLECT: Collect = Collect {
+    wait: Duration::from_secs(60),
+    grace: Duration::ZERO,
+    dry_run: false,
+};
 
 #[test]
 fn verify_reads_everything_and_names_what_is_damaged() {
@@ -68,14 +73,11 @@ fn packs_are_verified_one_at_a_time_from_where_the_last_time_ended() {
     disk.damage(&Path::new(DIR).join("chunks/00000002.xorb"), 500, &[0; 8]);
     let (mut at, mut steps, mut shown) = (VerifyPosition::default(), Vec::new(), (0, 0));
     let all = store.stats().bytes;
-    while let Some((next, found)) = store
-        .verify_next(at, &mut |read, (before, total)| {
-            assert!(before + read > shown.0 && before + read <= total && total == all);
-            shown = (before + read, total);
-            true
-        })
-        .expect("reads")
-    {
+    while let Some((next, found)) = store.verify_next(at, &mut |read, (before, total)| {
+        assert!(before + read > shown.0 && before + read <= total && total == all);
+        shown = (before + read, total);
+        true
+    }) {
         steps.push((next.nodes, next.pack, found.records, found.damaged));
         at = next;
     }
@@ -151,10 +153,18 @@ fn a_dry_run_says_what_a_gc_does_and_drops_nothing() {
         store.put_chunk(hash, bytes).expect("put");
     }
     let wanted: Vec<ChunkHash> = chunks.iter().step_by(4).map(|chunk| chunk.0).collect();
-    let mark = || Ok::<_, Infallible>(|hash: &ChunkHash| wanted.contains(hash));
-    let estimate = store.collect(mark, LONG, true).expect("estimate");
+    let mark = |marks: &mut Marks<'_>| {
+        wanted.iter().for_each(|hash| marks.chunk(hash));
+        Ok::<_, Infallible>(())
+    };
+    let dry_run = Collect {
+        dry_run: true,
+        ..COLLECT
+    };
+    let all = &mut |_: &Reclaimed, _: (u64, u64)| true;
+    let estimate = store.collect(mark, &dry_run, all).expect("estimate");
     assert!(chunks.iter().all(|(hash, _)| store.is_packed(hash)));
-    let done = store.collect(mark, LONG, false).expect("collects");
+    let done = store.collect(mark, &COLLECT, all).expect("collects");
     assert_eq!(estimate, done);
     assert_eq!(done.dropped as usize, chunks.len() - wanted.len());
     assert!(done.freed_bytes > done.moved_bytes && done.dropped_bytes > 0);
@@ -177,11 +187,13 @@ fn gc_asks_what_is_wanted_only_after_older_work_has_named_its_chunks() {
     store.put_chunk(&early.0, &early.1).expect("put");
     std::thread::scope(|scope| {
         let gc = scope.spawn(|| {
-            let mark = || {
+            let mark = |marks: &mut Marks<'_>| {
                 assert!(named.load(Ordering::SeqCst), "asked too early");
-                Ok::<_, Infallible>(|hash: &ChunkHash| *hash == early.0)
+                marks.chunk(&early.0);
+                Ok::<_, Infallible>(())
             };
-            store.collect(mark, LONG, false).expect("collects")
+            let all = &mut |_: &Reclaimed, _: (u64, u64)| true;
+            store.collect(mark, &COLLECT, all).expect("collects")
         });
         // Whichever comes first, the gc must not ask before the hold is gone.
         std::thread::sleep(Duration::from_millis(20));
@@ -192,12 +204,14 @@ fn gc_asks_what_is_wanted_only_after_older_work_has_named_its_chunks() {
     assert!(store.is_packed(&early.0));
 
     // Work that begins while a gc runs is not waited for: its puts are noted.
-    let mark = || {
+    let mark = |_: &mut Marks<'_>| {
         let _later = store.hold();
         store.put_chunk(&late.0, &late.1).expect("put");
-        Ok::<_, Infallible>(|_: &ChunkHash| false)
+        Ok::<_, Infallible>(())
     };
-    store.collect(mark, LONG, false).expect("collects");
+    store
+        .collect(mark, &COLLECT, &mut |_, _| true)
+        .expect("collects");
     assert!(store.is_packed(&late.0) && !store.is_packed(&early.0));
 }
 
@@ -208,19 +222,132 @@ fn gc_gives_up_on_work_that_does_not_end_and_on_an_owner_that_cannot_tell() {
     let (hash, bytes) = noise(1, 900);
     let hold = store.hold();
     store.put_chunk(&hash, &bytes).expect("put");
-    let nothing = || Ok::<_, Infallible>(|_: &ChunkHash| false);
-    let busy = store.collect(nothing, Duration::ZERO, false);
+    let nothing = |_: &mut Marks<'_>| Ok::<_, Infallible>(());
+    let at_once = Collect {
+        wait: Duration::ZERO,
+        ..COLLECT
+    };
+    let all = &mut |_: &Reclaimed, _: (u64, u64)| true;
+    let busy = store.collect(nothing, &at_once, all);
     assert!(matches!(busy, Err(CollectError::Busy(Duration::ZERO))));
     drop(hold);
-    let unknown = || Err::<fn(&ChunkHash) -> bool, _>("no idea");
-    let failed = store.collect(unknown, LONG, false);
+    let unknown = |_: &mut Marks<'_>| Err("no idea");
+    let failed = store.collect(unknown, &COLLECT, all);
     assert!(matches!(failed, Err(CollectError::Mark("no idea"))));
     assert!(store.is_packed(&hash));
     assert_eq!(
         store
-            .collect(nothing, LONG, false)
+            .collect(nothing, &COLLECT, all)
             .expect("collects")
             .dropped,
         1
     );
+}
+
+#[test]
+fn gc_spares_packs_that_were_written_to_just_now() {
+    let disk = MemDisk::new();
+    let store = open_with(&disk, small_packs(), "opens");
+    let chunks: Vec<_> = (0..13).map(|n| noise(n, 900)).collect();
+    // Two sealed packs, and the first record of a third.
+    for (hash, bytes) in &chunks[..11] {
+        store.put_chunk(hash, bytes).expect("put");
+    }
+    let grace = Duration::from_secs(600);
+    let collect = |dry_run| {
+        let nothing = |_: &mut Marks<'_>| Ok::<_, Infallible>(());
+        let how = Collect {
+            grace,
+            dry_run,
+            ..COLLECT
+        };
+        let reclaimed = store.collect(nothing, &how, &mut |_, _| true);
+        reclaimed.expect("collects").dropped
+    };
+    disk.pass(grace - Duration::from_secs(1));
+    assert_eq!((collect(true), collect(false)), (0, 0));
+    disk.pass(Duration::from_secs(1));
+    // These come from a peer, and nothing names them yet.
+    for (hash, bytes) in &chunks[11..] {
+        store.put_chunk(hash, bytes).expect("put");
+    }
+    assert_eq!(collect(true), 10);
+    assert_eq!(collect(false), 10);
+    assert!(chunks[10..].iter().all(|(hash, _)| store.is_packed(hash)));
+    assert!(!chunks[..10].iter().any(|(hash, _)| store.is_packed(hash)));
+}
+
+#[test]
+fn gc_collects_nodes_like_chunks_and_only_those_it_may_judge() {
+    let disk = MemDisk::new();
+    let store = open_with(&disk, small_packs(), "opens");
+    let nodes: Vec<_> = (0..23).map(|n| node(1, n)).collect();
+    for (id, bytes) in &nodes[..20] {
+        store.put_node(1, id, bytes).expect("put");
+    }
+    let all = &mut |_: &Reclaimed, _: (u64, u64)| true;
+    let unknown = |marks: &mut Marks<'_>| {
+        marks.keep_all_nodes();
+        Ok::<_, Infallible>(())
+    };
+    let kept = store.collect(unknown, &COLLECT, all).expect("collects");
+    assert_eq!(kept.dropped, 0, "nobody can tell which are wanted");
+    let mark = |marks: &mut Marks<'_>| {
+        nodes[..20]
+            .iter()
+            .step_by(5)
+            .for_each(|(id, _)| marks.node(id));
+        // One that is new, and one that is held and asked for after it was judged.
+        store.put_node(1, &nodes[20].0, &nodes[20].1).expect("put");
+        let held = store.put_node(1, &nodes[1].0, &nodes[1].1);
+        assert_eq!(held.expect("put"), Put::Held);
+        Ok::<_, Infallible>(())
+    };
+    let before = store.stats().bytes;
+    let done = store.collect(mark, &COLLECT, all).expect("collects");
+    assert_eq!(done.dropped, 15);
+    assert!(store.stats().bytes < before / 2, "{:?}", store.stats());
+    let wanted = |n: usize| (n < 20 && n.is_multiple_of(5)) || n == 20 || n == 1;
+    for (n, (id, bytes)) in nodes.iter().enumerate() {
+        let held = store.node(id).expect("reads");
+        assert_eq!(held.as_deref(), wanted(n).then_some(&bytes[..]), "node {n}");
+    }
+    store.sync().expect("sync");
+    disk.crash(5);
+    let store = open_with(&disk, small_packs(), "again");
+    for (n, (id, bytes)) in nodes.iter().enumerate().filter(|(n, _)| wanted(*n)) {
+        assert_eq!(store.node(id).expect("reads").expect("held"), bytes, "{n}");
+    }
+}
+
+#[test]
+fn gc_ends_early_when_it_is_told_to_and_loses_nothing() {
+    let disk = MemDisk::new();
+    let store = open_with(&disk, small_packs(), "opens");
+    let chunks: Vec<_> = (0..25).map(|n| noise(n, 900)).collect();
+    for (hash, bytes) in &chunks {
+        store.put_chunk(hash, bytes).expect("put");
+    }
+    let mark = |marks: &mut Marks<'_>| {
+        chunks
+            .iter()
+            .step_by(5)
+            .for_each(|(hash, _)| marks.chunk(hash));
+        Ok::<_, Infallible>(())
+    };
+    let mut heard = Vec::new();
+    let done = store.collect(mark, &COLLECT, &mut |reclaimed, (at, of)| {
+        heard.push((reclaimed.dropped, at, of));
+        heard.len() < 2
+    });
+    assert_eq!(done.expect("collects").dropped, 8);
+    // Two packs of chunks; the nodes' shelf, which has none, is not heard of.
+    assert_eq!(heard.len(), 2, "{heard:?}");
+    assert!(
+        heard[0].1 < heard[1].1 && heard[1].1 < heard[1].2,
+        "{heard:?}"
+    );
+    for (hash, bytes) in chunks.iter().step_by(5) {
+        assert_eq!(store.chunk(hash).expect("reads").expect("held"), bytes);
+    }
 }

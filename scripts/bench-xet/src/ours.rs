@@ -12,9 +12,9 @@ use ccbt_xet::chunk::chunks;
 use ccbt_xet::codec::Scheme;
 use ccbt_xet::disk::RealDisk;
 use ccbt_xet::hash::{ChunkHash, Suite};
-use ccbt_xet::ingest;
+use ccbt_xet::ingest::{self, IngestError};
 use ccbt_xet::recipe::ChunkRef;
-use ccbt_xet::store::{Store, StoreOptions};
+use ccbt_xet::store::{Collect, Marks, Store, StoreOptions};
 use ccbt_xet::xorb::{Footer, RecordHeader};
 
 use crate::input::{fill_noise, splitmix};
@@ -47,10 +47,24 @@ fn open(dir: &Path) -> Result<Store> {
     )?)
 }
 
-fn store_file(store: &Store, file: &Path) -> Result<Vec<ChunkRef>> {
-    let listed = ingest::store_chunks(store, File::open(file)?)?;
+/// As a commit of a written file does it.
+fn store_file(store: &Store, file: &Path) -> Result<()> {
+    let len = fs::metadata(file)?.len();
+    store_bytes(store, len, File::open(file)?)?;
     store.sync()?;
-    Ok(listed)
+    Ok(())
+}
+
+fn store_bytes(store: &Store, len: u64, bytes: impl io::Read + Send) -> Result<()> {
+    let mut total = 0;
+    ingest::store_stream(store, len, ingest::reader(bytes), |chunk: ChunkRef| {
+        total += u64::from(chunk.len);
+        Ok::<(), IngestError>(())
+    })?;
+    if total != len {
+        return Err(format!("{total} bytes stored instead of {len}").into());
+    }
+    Ok(())
 }
 
 pub fn ingest(held: Option<&Path>, file: &Path, dir: &Path) -> Result<Fields> {
@@ -103,13 +117,12 @@ pub fn read(dir: &Path, file: &Path) -> Result<Fields> {
     Ok(fields)
 }
 
-/// What a reader does: the bytes as they lie, or, if that is not to be had, decoded.
+/// What a reader does.
 fn read_range(store: &Store, chunk: &ChunkRef, offset: u32, buf: &mut [u8]) -> Result<usize> {
-    if !store.read_stored(&chunk.hash, offset, buf)? {
-        let bytes = store.chunk(&chunk.hash)?.ok_or("a chunk is not there")?;
-        buf.copy_from_slice(&bytes[offset as usize..][..buf.len()]);
+    match store.read_range(&chunk.hash, offset, buf)? {
+        Some(len) if len == chunk.len => Ok(std::hint::black_box(buf).len()),
+        _ => Err("a chunk is not there".into()),
     }
-    Ok(std::hint::black_box(buf).len())
 }
 
 /// Random reads inside of chunks, the second of two passes over the same places.
@@ -191,9 +204,9 @@ fn die_while_storing(store: &Store) -> Result<()> {
     let mut data = vec![0; 80 << 20];
     fill_noise(u64::from(std::process::id()), &mut data);
     let (synced, unsynced) = data.split_at(70 << 20);
-    ingest::store_chunks(store, synced)?;
+    store_bytes(store, synced.len() as u64, synced)?;
     store.sync()?;
-    ingest::store_chunks(store, unsynced)?;
+    store_bytes(store, unsynced.len() as u64, unsynced)?;
     rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)?;
     Err("survived".into())
 }
@@ -217,8 +230,17 @@ pub fn collect(dir: &Path, chunks: u64) -> Result<Fields> {
     store.sync()?;
     let before = disk_bytes(dir)?;
     let clock = Clock::start();
-    let keep = |hash: &ChunkHash| numbers.get(hash).is_some_and(|number| number % 2 == 0);
-    store.collect(|| Ok::<_, io::Error>(keep), Duration::ZERO, false)?;
+    let mark = |marks: &mut Marks<'_>| {
+        let wanted = numbers.iter().filter(|(_, number)| *number % 2 == 0);
+        wanted.for_each(|(hash, _)| marks.chunk(hash));
+        Ok::<_, io::Error>(())
+    };
+    let how = Collect {
+        wait: Duration::ZERO,
+        grace: Duration::ZERO,
+        dry_run: false,
+    };
+    store.collect(mark, &how, &mut |_, _| true)?;
     let fields = clock.stop(0);
     let kept = numbers.iter().filter(|(_, number)| *number % 2 == 0);
     for (hash, _) in kept.step_by(997) {

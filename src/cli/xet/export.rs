@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ccbt_xet::assemble::{Assembler, SealedXorb};
-use ccbt_xet::hash::{Suite, shard_hash};
+use ccbt_xet::hash::Suite;
 use ccbt_xet::ingest;
 use ccbt_xet::shard::Form;
 use clap::Args;
@@ -18,8 +18,8 @@ use super::super::options::GlobalOptions;
 use super::super::output::{self, Output};
 use super::super::progress::Bar;
 use super::set::{self, Entry, Kind, Manifest};
-use super::shown;
-use crate::api::types::{ApiPath, Progress};
+use super::{hashes, shown};
+use crate::api::types::{ApiPath, HashSuite, Progress};
 use crate::api::{ApiError, ErrorKind, ProgressReport};
 
 /// Write a file or directory as xorbs and a shard
@@ -34,6 +34,9 @@ pub(in crate::cli) struct ExportCommand {
     /// Leave out the SHA-256 of the files
     #[arg(long)]
     no_sha256: bool,
+    /// The hash suite that names the chunks
+    #[arg(long, value_enum, value_name = "SUITE", default_value = "blake3")]
+    suite: HashSuite,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -56,10 +59,12 @@ impl ExportCommand {
         prepare(&self.path, &self.out)?;
         let output = Output { json: global.json };
         let bar = Bar::for_command(global, output);
-        let mut export = Export::new(&self.out, &bar, content_len(&entries));
+        let suite = hashes(self.suite);
+        let mut export = Export::new(&self.out, suite, &bar, content_len(&entries));
         export.sha256 = !self.no_sha256;
         let mut manifest = Manifest {
             version: set::VERSION,
+            suite: suite.name().to_owned(),
             entries: Vec::new(),
         };
         for entry in &entries {
@@ -155,13 +160,14 @@ struct Export<'a> {
     out: &'a Path,
     bar: &'a Bar,
     progress: Progress,
+    suite: Suite,
     assembler: Assembler,
     sha256: bool,
     done: Exported,
 }
 
 impl<'a> Export<'a> {
-    fn new(out: &'a Path, bar: &'a Bar, bytes_total: u64) -> Self {
+    fn new(out: &'a Path, suite: Suite, bar: &'a Bar, bytes_total: u64) -> Self {
         Self {
             out,
             bar,
@@ -170,7 +176,8 @@ impl<'a> Export<'a> {
                 note: "exporting".to_owned(),
                 ..Progress::default()
             },
-            assembler: Assembler::new(Suite::Blake3),
+            suite,
+            assembler: Assembler::new(suite),
             sha256: true,
             done: Exported::default(),
         }
@@ -203,7 +210,7 @@ impl<'a> Export<'a> {
         let file = File::open(&found.at).map_err(|error| unreadable(found, &error))?;
         let mut sha256 = self.sha256.then(Sha256::new);
         let mut size = 0;
-        ingest::each_chunk(Suite::Blake3, Named { file, found }, |hash, bytes| {
+        ingest::each_chunk(self.suite, Named { file, found }, |hash, bytes| {
             if let Some(sha256) = &mut sha256 {
                 sha256.update(bytes);
             }
@@ -249,7 +256,7 @@ impl<'a> Export<'a> {
         let bytes = shard
             .encode(Form::LOCAL)
             .map_err(|error| ApiError::new(ErrorKind::Internal, error))?;
-        let hash = shard_hash(&bytes);
+        let hash = self.suite.shard_hash(&bytes);
         set::write_file(&self.out.join(set::shard_name(&hash)), &bytes)?;
         self.done.shards.push(hash.to_string());
         Ok(())

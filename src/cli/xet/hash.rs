@@ -3,7 +3,6 @@
 use std::io;
 use std::path::PathBuf;
 
-use ccbt_xet::hash::Suite;
 use ccbt_xet::ingest;
 use ccbt_xet::merkle::MerkleBuilder;
 use clap::Args;
@@ -13,8 +12,8 @@ use super::super::CommandResult;
 use super::super::options::GlobalOptions;
 use super::super::output::Output;
 use super::super::progress::Bar;
-use super::shown;
-use crate::api::types::{ApiPath, Progress};
+use super::{hashes, shown};
+use crate::api::types::{ApiPath, HashSuite, Progress};
 use crate::api::{ApiError, ProgressReport};
 
 /// Print the Xet hash of a file
@@ -23,6 +22,9 @@ use crate::api::{ApiError, ProgressReport};
 #[derive(Debug, Args)]
 pub(in crate::cli) struct HashCommand {
     file: PathBuf,
+    /// The hash suite that names the chunks
+    #[arg(long, value_enum, value_name = "SUITE", default_value = "blake3")]
+    suite: HashSuite,
 }
 
 #[derive(Serialize)]
@@ -38,14 +40,16 @@ impl HashCommand {
         let failed = |error: io::Error| {
             ApiError::io(format_args!("cannot read {}", shown(&self.file)), &error)
         };
+        let suite = hashes(self.suite);
         let file = super::open(&self.file)?;
         let size = file.metadata().map_err(failed)?.len();
         let output = Output { json: global.json };
         let bar = Bar::for_command(global, output);
-        let (mut tree, mut chunks, mut progress) = (MerkleBuilder::new(), 0, Progress::default());
+        let (mut tree, mut chunks, mut progress) =
+            (MerkleBuilder::with_suite(suite), 0, Progress::default());
         progress.note = "hashing".to_owned();
         progress.bytes_total = (size > 0).then_some(size);
-        ingest::each_chunk(Suite::Blake3, file, |hash, bytes| {
+        ingest::each_chunk(suite, file, |hash, bytes| {
             tree.push(hash, bytes.len() as u64);
             chunks += 1;
             progress.bytes_done += bytes.len() as u64;

@@ -7,7 +7,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use ccbt_xet::hash::{FileHash, ShardHash, Suite, XorbHash, shard_hash};
+use ccbt_xet::hash::{FileHash, ShardHash, Suite, XorbHash};
 use ccbt_xet::merkle::MerkleBuilder;
 use ccbt_xet::shard::{self, FileInfo, Segment};
 use ccbt_xet::xorb::{self, Contents, records};
@@ -20,8 +20,8 @@ use super::super::options::GlobalOptions;
 use super::super::output::{self, Output};
 use super::super::progress::Bar;
 use super::set::{self, Entry, Kind, MANIFEST, MANIFEST_BYTES_MAX, Manifest};
-use super::{damaged, read_whole, shown};
-use crate::api::types::{ApiPath, Progress};
+use super::{damaged, hashes, read_whole, shown};
+use crate::api::types::{ApiPath, HashSuite, Progress};
 use crate::api::{ApiError, ErrorKind, ProgressReport};
 
 /// Read files back from xorbs and shards
@@ -34,6 +34,9 @@ pub(in crate::cli) struct ImportCommand {
     /// Where the files go
     #[arg(short, long, value_name = "DIR", default_value = ".")]
     out: PathBuf,
+    /// The hash suite that names the chunks, where `files.json` does not say
+    #[arg(long, value_enum, value_name = "SUITE")]
+    suite: Option<HashSuite>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -55,8 +58,7 @@ struct ImportedFile {
 
 impl ImportCommand {
     pub(super) fn run(self, global: &GlobalOptions) -> CommandResult {
-        let set = Set::open(&self.dir)?;
-        let entries = set.entries()?;
+        let (set, entries) = Set::open(&self.dir, self.suite.map(hashes))?;
         let output = Output { json: global.json };
         let bar = Bar::for_command(global, output);
         let mut import = Import {
@@ -100,15 +102,26 @@ impl Entry {
 /// A set on disk, its shards read.
 struct Set {
     dir: PathBuf,
+    suite: Suite,
     shards: u64,
     files: BTreeMap<FileHash, FileInfo>,
     xorbs: HashMap<XorbHash, PathBuf>,
 }
 
 impl Set {
-    fn open(dir: &Path) -> Result<Self, ApiError> {
+    /// Reads a set. Also what is to be written: what the manifest names, or every file under its hash.
+    fn open(dir: &Path, suite: Option<Suite>) -> Result<(Self, Vec<Entry>), ApiError> {
+        let manifest = manifest_of(dir)?;
+        if let (Some((_, stated)), Some(suite)) = (&manifest, suite)
+            && *stated != suite
+        {
+            let what = format!("{} was exported with --suite {}", shown(dir), stated.name());
+            return Err(ApiError::new(ErrorKind::Usage, what).hint("leave --suite out"));
+        }
+        let stated = manifest.as_ref().map(|(_, stated)| *stated);
         let mut set = Self {
             dir: dir.to_path_buf(),
+            suite: stated.or(suite).unwrap_or_default(),
             shards: 0,
             files: BTreeMap::new(),
             xorbs: HashMap::new(),
@@ -126,17 +139,21 @@ impl Set {
             return Err(ApiError::new(ErrorKind::NotFound, what)
                 .hint("name a directory that `ccbt xet export` wrote"));
         }
-        Ok(set)
+        let entries = match manifest {
+            Some((manifest, _)) => manifest.entries,
+            None => set.unnamed(),
+        };
+        Ok((set, entries))
     }
 
     fn add_shard(&mut self, path: &Path) -> Result<(), ApiError> {
         let bytes = read_whole(path, shard::MAX_READ_LEN, "shard")?;
         let named: Option<ShardHash> = stem(path).and_then(|name| name.parse().ok());
-        if named.is_some_and(|named| named != shard_hash(&bytes)) {
+        if named.is_some_and(|named| named != self.suite.shard_hash(&bytes)) {
             return Err(damaged(path, "the shard has another hash than its name"));
         }
         let parsed = shard::parse(&bytes).map_err(|error| damaged(path, error))?;
-        let checked = parsed.shard.check();
+        let checked = parsed.shard.check_as(self.suite);
         checked.map_err(|error| damaged(path, error))?;
         let files = parsed.shard.files.into_iter();
         self.files.extend(files.map(|file| (file.hash, file)));
@@ -144,33 +161,30 @@ impl Set {
         Ok(())
     }
 
-    /// What is to be written: what the manifest names, or every file under its hash.
-    fn entries(&self) -> Result<Vec<Entry>, ApiError> {
-        let path = self.dir.join(MANIFEST);
-        if !path.exists() {
-            let files = self.files.values().map(|file| Entry {
-                path: set::unnamed(&file.hash),
-                kind: Kind::File {
-                    size: file.len(),
-                    file_hash: file.hash.to_string(),
-                },
-                mode: 0o644,
-                mtime_ns: 0,
-            });
-            return Ok(files.collect());
-        }
-        let bytes = read_whole(&path, MANIFEST_BYTES_MAX, "manifest")?;
-        let manifest: Manifest =
-            serde_json::from_slice(&bytes).map_err(|error| damaged(&path, error))?;
-        if manifest.version != set::VERSION {
-            let why = format!("version {} of another ccbt", manifest.version);
-            return Err(damaged(&path, why));
-        }
-        match manifest.entries.iter().find(|entry| !entry.is_inside()) {
-            Some(entry) => Err(damaged(&path, format_args!("{} leads out", entry.path))),
-            None => Ok(manifest.entries),
-        }
+    /// Every file, under its hash.
+    fn unnamed(&self) -> Vec<Entry> {
+        let files = self.files.values().map(|file| Entry {
+            path: set::unnamed(&file.hash),
+            kind: Kind::File {
+                size: file.len(),
+                file_hash: file.hash.to_string(),
+            },
+            mode: 0o644,
+            mtime_ns: 0,
+        });
+        files.collect()
     }
+}
+
+/// The manifest of a set, if it has one.
+fn manifest_of(dir: &Path) -> Result<Option<(Manifest, Suite)>, ApiError> {
+    let path = dir.join(MANIFEST);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let bytes = read_whole(&path, MANIFEST_BYTES_MAX, "manifest")?;
+    let parsed = Manifest::parse(&bytes);
+    parsed.map(Some).map_err(|error| damaged(&path, error))
 }
 
 fn stem(path: &Path) -> Option<&str> {
@@ -233,20 +247,11 @@ impl Import<'_> {
         let failed =
             |error: io::Error| ApiError::io(format_args!("cannot write {}", shown(path)), &error);
         let mut file = BufWriter::new(File::create_new(path).map_err(failed)?);
-        let mut sums = Sums::default();
-        for segment in &info.segments {
-            for chunk in self.segment(segment)? {
-                sums.add(&chunk);
-                file.write_all(&chunk).map_err(failed)?;
-                self.progress.bytes_done += chunk.len() as u64;
-            }
-            self.bar.report(self.progress.clone());
-        }
-        if let Err(why) = sums.check(info) {
+        if let Err(error) = self.write_content(info, path, &mut file) {
             drop(file);
             // What is wrong must not be left lying there as if it were right.
             drop(fs::remove_file(path));
-            return Err(damaged(&set.dir, why));
+            return Err(error);
         }
         let file = file
             .into_inner()
@@ -265,29 +270,58 @@ impl Import<'_> {
         Ok(())
     }
 
-    /// The chunks of a segment, decoded.
-    fn segment(&mut self, segment: &Segment) -> Result<Vec<Vec<u8>>, ApiError> {
-        let path = self.set.xorbs.get(&segment.xorb).ok_or_else(|| {
-            let why = format!("xorb {} is missing", segment.xorb);
-            damaged(&self.set.dir, why)
+    /// Writes a file chunk by chunk and checks it.
+    fn write_content(
+        &mut self,
+        info: &FileInfo,
+        path: &Path,
+        out: &mut impl Write,
+    ) -> Result<(), ApiError> {
+        let mut sums = Sums::new(self.set.suite);
+        for segment in &info.segments {
+            let (from, loaded) = self.xorb(&segment.xorb)?;
+            let mut written = 0;
+            for chunk in loaded.run(segment).map_err(|why| damaged(from, why))? {
+                let chunk = chunk.map_err(|error| damaged(from, error))?;
+                sums.add(&chunk);
+                out.write_all(&chunk).map_err(|error| {
+                    ApiError::io(format_args!("cannot write {}", shown(path)), &error)
+                })?;
+                written += chunk.len() as u64;
+            }
+            self.progress.bytes_done += written;
+            self.bar.report(self.progress.clone());
+        }
+        sums.check(info).map_err(|why| damaged(&self.set.dir, why))
+    }
+
+    /// A xorb of the set, checked, and where it lies.
+    fn xorb(&mut self, hash: &XorbHash) -> Result<(&Path, &Loaded), ApiError> {
+        let set = self.set;
+        let path = set.xorbs.get(hash).ok_or_else(|| {
+            let why = format!("xorb {hash} is missing");
+            damaged(&set.dir, why)
         })?;
         let loaded = match self.loaded.take() {
-            Some((hash, loaded)) if hash == segment.xorb => loaded,
+            Some((known, loaded)) if known == *hash => loaded,
             _ => {
                 let bytes = read_whole(path, xorb::MAX_READ_LEN, "xorb")?;
-                let contents = xorb::validate(Suite::Blake3, &bytes, &segment.xorb);
+                let contents = xorb::validate(set.suite, &bytes, hash);
                 let contents = contents.map_err(|error| damaged(path, error))?;
                 Loaded { bytes, contents }
             }
         };
-        let chunks = loaded.run(segment);
-        self.loaded = Some((segment.xorb, loaded));
-        chunks.map_err(|why| damaged(path, why))
+        let (_, loaded) = self.loaded.insert((*hash, loaded));
+        Ok((path, loaded))
     }
 }
 
 impl Loaded {
-    fn run(&self, segment: &Segment) -> Result<Vec<Vec<u8>>, String> {
+    /// The chunks of a segment, each decoded when it is asked for.
+    fn run(
+        &self,
+        segment: &Segment,
+    ) -> Result<impl Iterator<Item = Result<Vec<u8>, String>> + '_, String> {
         let (first, end) = (segment.chunks.start as usize, segment.chunks.end as usize);
         if end > self.contents.chunks.len() {
             return Err(format!("no chunk {}", end - 1));
@@ -295,25 +329,32 @@ impl Loaded {
         let start = first.checked_sub(1);
         let start = start.and_then(|before| self.contents.record_ends.get(before));
         let from = self.bytes.get(start.map_or(0, |end| *end as usize)..);
-        let run = records(from.unwrap_or_default()).take(end - first);
-        let decoded = run.map(|record| {
+        let run = records(from.unwrap_or_default()).take(end.saturating_sub(first));
+        Ok(run.map(|record| {
             let record = record.map_err(|error| error.to_string())?;
             record.decode().map_err(|error| error.to_string())
-        });
-        decoded.collect()
+        }))
     }
 }
 
 /// The hashes of a file as it is written.
-#[derive(Default)]
 struct Sums {
+    suite: Suite,
     tree: MerkleBuilder,
     sha256: Sha256,
 }
 
 impl Sums {
+    fn new(suite: Suite) -> Self {
+        Self {
+            suite,
+            tree: MerkleBuilder::with_suite(suite),
+            sha256: Sha256::new(),
+        }
+    }
+
     fn add(&mut self, chunk: &[u8]) {
-        let hash = Suite::Blake3.chunk_hash(chunk);
+        let hash = self.suite.chunk_hash(chunk);
         self.tree.push(&hash, chunk.len() as u64);
         self.sha256.update(chunk);
     }

@@ -10,8 +10,9 @@ use clap::Args;
 
 use super::super::CommandResult;
 use super::super::options::GlobalOptions;
-use super::shown;
+use super::{hashes, shown};
 use crate::api::ApiError;
+use crate::api::types::HashSuite;
 
 /// Show the chunks and hashes of a file
 ///
@@ -19,15 +20,20 @@ use crate::api::ApiError;
 #[derive(Debug, Args)]
 pub(in crate::cli) struct InspectCommand {
     file: PathBuf,
+    /// The hash suite that names the chunks
+    #[arg(long, value_enum, value_name = "SUITE", default_value = "blake3")]
+    suite: HashSuite,
 }
 
 impl InspectCommand {
     pub(super) fn run(self, global: &GlobalOptions) -> CommandResult {
         let shown = shown(&self.file);
+        let suite = hashes(self.suite);
         let file = super::open(&self.file)?;
         let mut out = BufWriter::new(io::stdout().lock());
         let done = if global.json {
             inspect(
+                suite,
                 file,
                 &mut Json {
                     out: &mut out,
@@ -35,7 +41,7 @@ impl InspectCommand {
                 },
             )
         } else {
-            inspect(file, &mut Text { out: &mut out })
+            inspect(suite, file, &mut Text { out: &mut out })
         };
         match done.and_then(|()| out.flush().map_err(InspectError::Write)) {
             Ok(()) => Ok(0),
@@ -76,10 +82,10 @@ trait Sink {
     fn end(&mut self, size: u64, tree: MerkleBuilder) -> io::Result<()>;
 }
 
-fn inspect(file: impl Read, sink: &mut dyn Sink) -> Result<(), InspectError> {
-    let mut tree = MerkleBuilder::new();
+fn inspect(suite: Suite, file: impl Read, sink: &mut dyn Sink) -> Result<(), InspectError> {
+    let mut tree = MerkleBuilder::with_suite(suite);
     let mut offset = 0;
-    ingest::each_chunk(Suite::Blake3, file, |hash, bytes| {
+    ingest::each_chunk(suite, file, |hash, bytes| {
         tree.push(hash, bytes.len() as u64);
         let found = Found {
             offset,

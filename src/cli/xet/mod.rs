@@ -4,7 +4,7 @@ mod export;
 mod hash;
 mod import;
 mod inspect;
-mod set;
+pub(crate) mod set;
 mod shard;
 mod store;
 mod xorb;
@@ -13,10 +13,12 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use ccbt_xet::hash::Suite;
 use clap::Subcommand;
 
 use super::CommandResult;
 use super::options::{Context, GlobalOptions};
+use crate::api::types::HashSuite;
 use crate::api::{ApiError, ErrorKind, escape};
 
 /// Tools for the Xet format and the store
@@ -55,6 +57,14 @@ impl XetCommand {
             // `run_alone` has taken the others.
             other => other.run_alone(&context.global).unwrap_or(Ok(0)),
         }
+    }
+}
+
+/// The functions a suite stands for.
+const fn hashes(named: HashSuite) -> Suite {
+    match named {
+        HashSuite::Blake3 => Suite::Blake3,
+        HashSuite::Sha256 => Suite::Sha256,
     }
 }
 

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
 
-use ccbt_xet::hash::{FileHash, ShardHash, XorbHash};
+use ccbt_xet::hash::{FileHash, ShardHash, Suite, XorbHash};
 use serde::{Deserialize, Serialize};
 
 use crate::api::ApiError;
@@ -23,8 +23,11 @@ pub(super) const MANIFEST_BYTES_MAX: usize = 2 << 30;
 
 /// The files of a set, in the order in which they are made: directories before what is in them.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Manifest {
+pub(crate) struct Manifest {
     pub(super) version: u32,
+    /// The hash suite of xorbs and shards. Sets of before there was a choice do not say.
+    #[serde(default = "blake3")]
+    pub(super) suite: String,
     pub(super) entries: Vec<Entry>,
 }
 
@@ -52,6 +55,40 @@ pub(super) enum Kind {
     Symlink {
         target: ApiPath,
     },
+}
+
+fn blake3() -> String {
+    Suite::Blake3.name().to_owned()
+}
+
+/// Why a manifest is not followed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ManifestError {
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    #[error("version {0} of another ccbt")]
+    Version(u32),
+    #[error("hash suite {0:?} is not known")]
+    Suite(String),
+    #[error("{0} leads out")]
+    Outside(ApiPath),
+}
+
+impl Manifest {
+    /// Reads a manifest and checks that nothing in it leads out of the directory it is for. With its suite.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<(Self, Suite), ManifestError> {
+        let manifest: Self = serde_json::from_slice(bytes)?;
+        if manifest.version != VERSION {
+            return Err(ManifestError::Version(manifest.version));
+        }
+        if let Some(entry) = manifest.entries.iter().find(|entry| !entry.is_inside()) {
+            return Err(ManifestError::Outside(entry.path.clone()));
+        }
+        match Suite::from_name(&manifest.suite) {
+            Some(suite) => Ok((manifest, suite)),
+            None => Err(ManifestError::Suite(manifest.suite)),
+        }
+    }
 }
 
 impl Entry {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ccbt_xet::hash::shard_hash;
+use ccbt_xet::hash::Suite;
 use ccbt_xet::shard::{self, FileInfo, Footer, MAX_READ_LEN, Parsed, XorbInfo};
 use clap::Args;
 use serde::Serialize;
@@ -10,7 +10,8 @@ use serde::Serialize;
 use super::super::CommandResult;
 use super::super::options::GlobalOptions;
 use super::super::output::{self, Output};
-use super::{damaged, hex, read_whole};
+use super::{damaged, hashes, hex, read_whole};
+use crate::api::types::HashSuite;
 
 /// Check a shard and show its files and xorbs
 ///
@@ -18,15 +19,19 @@ use super::{damaged, hex, read_whole};
 #[derive(Debug, Args)]
 pub(in crate::cli) struct ShardCommand {
     file: PathBuf,
+    /// The hash suite that names the chunks
+    #[arg(long, value_enum, value_name = "SUITE", default_value = "blake3")]
+    suite: HashSuite,
 }
 
 impl ShardCommand {
     pub(super) fn run(self, global: &GlobalOptions) -> CommandResult {
+        let suite = hashes(self.suite);
         let bytes = read_whole(&self.file, MAX_READ_LEN, "shard")?;
         let parsed = shard::parse(&bytes).map_err(|error| damaged(&self.file, error))?;
-        let checked = parsed.shard.check();
+        let checked = parsed.shard.check_as(suite);
         checked.map_err(|error| damaged(&self.file, error))?;
-        let shown = Shown::of(&bytes, &parsed);
+        let shown = Shown::of(suite, &bytes, &parsed);
         Output { json: global.json }.result(&shown, text)?;
         Ok(0)
     }
@@ -111,7 +116,7 @@ struct ShownFooter {
 }
 
 impl Shown {
-    fn of(bytes: &[u8], parsed: &Parsed) -> Self {
+    fn of(suite: Suite, bytes: &[u8], parsed: &Parsed) -> Self {
         let tables = &parsed.tables;
         let pairs = |table: &[(u64, u32)]| -> Vec<(String, u32)> {
             let rows = table.iter();
@@ -121,7 +126,7 @@ impl Shown {
         let chunks = tables.chunks.iter();
         Self {
             total_len: bytes.len(),
-            shard_hash: shard_hash(bytes).to_string(),
+            shard_hash: suite.shard_hash(bytes).to_string(),
             header: Header {
                 version: 2,
                 footer_size: if parsed.footer.is_some() { 200 } else { 0 },

@@ -29,7 +29,7 @@ pub(in crate::cli) struct VerifyCommand {
     repair: bool,
 }
 
-/// Drop chunks that no folder needs
+/// Drop chunks and nodes that no folder needs
 #[derive(Debug, Args)]
 pub(in crate::cli) struct GcCommand {
     /// Only say what would be dropped
@@ -108,12 +108,19 @@ fn stats_text(stats: &StoreStatsResponse) -> String {
     if let Some(content) = stats.content {
         row("files", amount(content));
     }
+    if let Some(here) = stats.here {
+        row("here", amount(here));
+    }
     let chunks = format!("{}, {}", count(stats.chunks), bytes(stats.chunk_bytes));
     row("chunks", chunks);
     row("nodes", count(stats.nodes));
     let packs = format!("{}, {}", count(stats.packs), bytes(stats.packed_bytes));
     row("packs", packs);
-    row("borrowed", format!("{} ranges", count(stats.borrowed)));
+    let borrowed = count(stats.borrowed);
+    row(
+        "borrowed",
+        format!("{borrowed} ranges, {}", bytes(stats.borrowed_bytes)),
+    );
     if let Some(only_here) = stats.only_here {
         row("only here", amount(only_here));
     }
@@ -145,7 +152,7 @@ fn gc_text(done: &GcResponse) -> String {
         "Dropped"
     };
     format!(
-        "{would} {} chunks, {}; {} on disk\n",
+        "{would} {} chunks and nodes, {}; {} on disk\n",
         count(done.dropped),
         bytes(done.dropped_bytes),
         bytes(done.freed_bytes)

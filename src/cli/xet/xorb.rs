@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ccbt_xet::hash::{Suite, XorbHash};
+use ccbt_xet::hash::XorbHash;
 use ccbt_xet::xorb::{self, Contents, MAX_READ_LEN, records};
 use clap::Args;
 use serde::Serialize;
@@ -11,8 +11,9 @@ use sha2::{Digest, Sha256};
 use super::super::CommandResult;
 use super::super::options::GlobalOptions;
 use super::super::output::{self, Output};
-use super::{damaged, hex, read_whole};
+use super::{damaged, hashes, hex, read_whole};
 use crate::api::ApiError;
+use crate::api::types::HashSuite;
 
 /// Check a xorb and show its chunks
 ///
@@ -23,6 +24,9 @@ pub(in crate::cli) struct XorbCommand {
     /// The hash the xorb must have
     #[arg(long, value_name = "HASH")]
     hash: Option<XorbHash>,
+    /// The hash suite that names the chunks
+    #[arg(long, value_enum, value_name = "SUITE", default_value = "blake3")]
+    suite: HashSuite,
 }
 
 /// Offsets and lengths in bytes. What only a footer says is `None` without one.
@@ -59,8 +63,8 @@ impl XorbCommand {
     pub(super) fn run(self, global: &GlobalOptions) -> CommandResult {
         let bytes = read_whole(&self.file, MAX_READ_LEN, "xorb")?;
         let contents = match &self.hash {
-            Some(claimed) => xorb::validate(Suite::Blake3, &bytes, claimed),
-            None => xorb::parse(Suite::Blake3, &bytes),
+            Some(claimed) => xorb::validate(hashes(self.suite), &bytes, claimed),
+            None => xorb::parse(hashes(self.suite), &bytes),
         };
         let contents = contents.map_err(|error| damaged(&self.file, error))?;
         let chunks = self.chunks(&bytes, &contents)?;

@@ -388,8 +388,11 @@ fn load(path: &Path) -> Vec<SocketAddrV4> {
         )?;
         Ok::<_, io::Error>(text)
     };
-    let bytes = read().unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes);
+    parse_nodes(&read().unwrap_or_default())
+}
+
+pub(crate) fn parse_nodes(bytes: &[u8]) -> Vec<SocketAddrV4> {
+    let text = String::from_utf8_lossy(bytes);
     text.lines()
         .filter_map(|line| line.parse().ok())
         .take(SAVED_NODES_MAX)

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ccbt_xet::hash::NodeId;
 use ccbt_xet::store::Store;
 
-use super::{Credit, JobDone, NODE_BYTES_GUESS, Swarm, Waiter, outcome_of};
+use super::{Credit, JobDone, NODE_BYTES_GUESS, Swarm, Waiter};
 use crate::clock;
 use crate::engine::peer::ToPeer;
 use crate::folder::changes::{self, PackedChanges};
@@ -119,7 +119,7 @@ impl Swarm {
     }
 
     pub(super) fn adopt(&mut self, from: Option<PeerKey>, head: Head, delta: Option<Arc<Told>>) {
-        if self.rolled_back || self.ending.is_some() {
+        if self.rolled_back || self.wrong_suite || self.ending.is_some() {
             return;
         }
         let incarnation = head.claims().incarnation;
@@ -188,8 +188,7 @@ impl Swarm {
             JobDone::Adopted(incarnation, Box::new(done))
         };
         let otherwise = JobDone::Adopted(incarnation, Box::new(panicked));
-        self.jobs
-            .spawn_blocking(move || outcome_of(otherwise, merge));
+        self.start_job(otherwise, merge);
     }
 
     pub(super) fn adopted(&mut self, incarnation: Incarnation, done: Attempt) {
@@ -269,7 +268,7 @@ impl Swarm {
             .into_iter()
             .map(|(kind, id)| (Item::Node { kind, id }, NODE_BYTES_GUESS));
         let deadline = self.clock.now() + self.config.read_timeout;
-        let job = self.scheduler.add_job(items, Priority::Blocked, deadline);
+        let job = self.ask_for(items.collect(), Priority::Blocked, deadline);
         self.waiters.insert(job, Waiter::Adoption(incarnation));
     }
 

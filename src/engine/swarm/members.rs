@@ -17,6 +17,9 @@ use crate::proto::ut_xet::{Frame, Holding};
 use crate::share::heads::HeadError;
 use crate::share::{BadSignature, Certificate, Manifest, Role, Unverified};
 
+/// What is said of a link whose suite is not the folder's.
+pub const WRONG_SUITE: &str = "the link names another hash suite than the folder's owner does";
+
 impl Swarm {
     pub(super) fn peer_event(&mut self, event: FromPeer) {
         let now = self.clock.now();
@@ -167,8 +170,12 @@ impl Swarm {
         }
         if let Some((root, whole)) = self.told {
             send(have(root, whole));
-            if whole && self.may_vouch() {
-                send(Frame::Stored(root));
+            if self.may_vouch() {
+                // What we said in an earlier run may not be true any more.
+                send(match whole {
+                    true => Frame::Stored(root),
+                    false => Frame::Unstored(root),
+                });
             }
         }
     }
@@ -218,8 +225,8 @@ impl Swarm {
                     }
                 }
             }
-            Frame::Stored(root) if self.is_keeper(key) => self.set_stored(key, Some(root)),
-            Frame::Unstored(_) => self.set_stored(key, None),
+            Frame::Stored(root) if self.is_keeper(key) => self.stored(key, root),
+            Frame::Unstored(root) => self.unstored(key, root),
             _ => {}
         }
     }
@@ -235,8 +242,19 @@ impl Swarm {
             credentials.manifest = self.heads.manifest().cloned();
             self.credentials = Arc::new(credentials);
             self.dial.reopen(self.door());
+            self.check_suite();
         }
         Ok(())
+    }
+
+    /// With the wrong suite nothing is asked of members: what they sent would look like lies.
+    fn check_suite(&mut self) {
+        let suite = self.heads.manifest().map(|m| m.claims().suite.hashes());
+        if suite.is_some_and(|suite| suite != self.config.store.suite()) {
+            self.wrong_suite = true;
+            self.trouble = Some(WRONG_SUITE.to_owned());
+            self.set_online(false);
+        }
     }
 
     pub(super) fn door(&self) -> Door {
@@ -257,9 +275,24 @@ impl Swarm {
         certificate.is_some_and(|certificate| certificate.role() == Role::Keeper)
     }
 
-    pub(super) fn set_stored(&mut self, key: PeerKey, root: Option<NodeId>) {
+    fn stored(&mut self, key: PeerKey, root: NodeId) {
         if let Some(peer) = self.peers.get_mut(&key) {
-            peer.stored = root;
+            peer.stored = Some(root);
+            if let Some(keeper) = peer.device() {
+                self.kept.stored(keeper, root);
+            }
+        }
+    }
+
+    /// A keeper that shows another tree by now only went on: it still has what both trees show.
+    fn unstored(&mut self, key: PeerKey, root: NodeId) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.stored = None;
+            let went_on = peer.shows.is_some_and(|(shown, _)| shown != root);
+            if let (false, Some(keeper)) = (went_on, peer.device()) {
+                self.kept.lost(&keeper);
+                self.save_kept();
+            }
         }
     }
 

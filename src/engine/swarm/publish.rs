@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{JobDone, Swarm, outcome_of};
+use super::{JobDone, Swarm};
 use crate::engine::peer::ToPeer;
 use crate::folder::changes;
 use crate::folder::work::{Publication, PublishError, Unsigned};
@@ -97,8 +97,7 @@ impl Swarm {
         };
         let panicked = Outcome(Err(NotPublished::because("publishing panicked")));
         let otherwise = JobDone::Published(Box::new(panicked));
-        self.jobs
-            .spawn_blocking(move || outcome_of(otherwise, publish));
+        self.start_job(otherwise, publish);
     }
 
     /// After a rollback nothing is published: whoever asks is told.

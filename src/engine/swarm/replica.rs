@@ -6,7 +6,7 @@ use std::time::Duration;
 use ccbt_xet::hash::NodeId;
 use ccbt_xet::store::Store;
 
-use super::{BACKGROUND_DEADLINE, JobDone, NODE_BYTES_GUESS, Swarm, Waiter, outcome_of};
+use super::{BACKGROUND_DEADLINE, JobDone, NODE_BYTES_GUESS, Swarm, Waiter};
 use crate::folder::work::Folder;
 use crate::proto::scheduler::{Item, Priority};
 
@@ -168,8 +168,7 @@ impl Swarm {
             })
         };
         let otherwise = JobDone::Missing(panicked);
-        self.jobs
-            .spawn_blocking(move || outcome_of(otherwise, look));
+        self.start_job(otherwise, look);
     }
 
     pub(super) fn replica_missing(&mut self, missing: Missing) {
@@ -194,7 +193,7 @@ impl Swarm {
             Ok(Found::Unsettled) => self.replica.running = false,
             Ok(Found::Lacking(items)) => {
                 let deadline = now + BACKGROUND_DEADLINE;
-                let job = self.scheduler.add_job(items, Priority::Replica, deadline);
+                let job = self.ask_for(items, Priority::Replica, deadline);
                 self.waiters.insert(job, Waiter::Replica);
             }
             Err(error) => {

@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use ccbt_xet::hash::NodeId;
 use tokio::sync::oneshot;
 
-use super::Swarm;
+use super::kept::incarnations_of_others;
+use super::{Elsewhere, Swarm};
 use crate::clock;
 
 /// How a folder stands with its peers.
@@ -24,10 +25,14 @@ pub struct SwarmStatus {
     pub stored_elsewhere: bool,
     /// Connected members that said of some root that they hold it: they will of the next, when they have it.
     pub keepers: usize,
+    /// What other devices hold, as far as known.
+    pub elsewhere: Elsewhere,
     /// Why nothing is published or received, if something is in the way.
     pub trouble: Option<String>,
     /// The state was rolled back: the incarnation must not be gone on with.
     pub rolled_back: bool,
+    /// The link is not of the folder's hash suite.
+    pub wrong_suite: bool,
     /// Chunks and nodes that are being asked for.
     pub wanted: usize,
 }
@@ -75,12 +80,21 @@ impl Swarm {
             replica: self.replica.is_wanted(),
             keepers: self.peers.values().filter(|p| p.stored.is_some()).count(),
             stored_elsewhere: self.peers.values().any(|p| p.stored == Some(root)),
+            elsewhere: self.elsewhere(),
             trouble: self.trouble.clone().or_else(not_stored),
             rolled_back: self.rolled_back,
+            wrong_suite: self.wrong_suite,
             wanted: self.scheduler.wanted(),
             peers,
         };
         let _nobody = reply.send(status);
+    }
+
+    fn elsewhere(&self) -> Elsewhere {
+        Elsewhere {
+            kept: self.kept.vectors(),
+            others: incarnations_of_others(&self.heads, self.config.device.id()),
+        }
     }
 
     fn peer_view(&self, peer: &super::Peer, root: NodeId) -> PeerView {

@@ -10,7 +10,7 @@ pub mod disk;
 mod hashes;
 mod peer;
 pub mod reader;
-mod resume;
+pub(crate) mod resume;
 pub mod select;
 pub mod slab;
 mod storage;

@@ -18,7 +18,7 @@ const HEADER_BYTES: usize = 8 + BOOT_BYTES + 1 + 4;
 
 /// What an earlier run has left.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Left {
+pub(crate) enum Left {
     /// Nothing, or nothing that can be read.
     Nothing,
     /// These pieces are here.
@@ -64,7 +64,7 @@ pub(super) fn read(path: &Path, pieces: u32) -> Left {
         .unwrap_or(Left::Nothing)
 }
 
-fn parse(bytes: &[u8], pieces: u32, boot: &[u8]) -> Option<Left> {
+pub(crate) fn parse(bytes: &[u8], pieces: u32, boot: &[u8]) -> Option<Left> {
     let rest = bytes.strip_prefix(MAGIC)?;
     let (logged_boot, rest) = rest.split_at_checked(BOOT_BYTES)?;
     let (closed, rest) = rest.split_first()?;

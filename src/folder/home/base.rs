@@ -64,6 +64,9 @@ impl FileTime {
     }
 }
 
+/// Stands for an inode number where they do not last: there a name says what is at it.
+pub const UNKNOWN_INO: u64 = 0;
+
 /// What tells without reading it that a file is still the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Stamp {
@@ -78,7 +81,17 @@ impl Stamp {
     /// Whether the content is the same as far as the file system says: a changed ctime alone may be a rename, a chmod,
     /// or a write whose mtime was set back.
     pub fn same_content(&self, other: &Self) -> bool {
-        (self.ino, self.size, self.mtime) == (other.ino, other.size, other.mtime)
+        (self.size, self.mtime) == (other.size, other.mtime) && self.same_ino(other.ino)
+    }
+
+    /// Whether the inode is the same, or may be for all that is known.
+    pub fn same_ino(&self, ino: u64) -> bool {
+        self.ino == ino || self.ino == UNKNOWN_INO || ino == UNKNOWN_INO
+    }
+
+    /// Whether nothing says that the file was touched.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.same_content(other) && self.ctime == other.ctime
     }
 }
 

@@ -15,7 +15,6 @@ use rustix::fs::{AtFlags, CWD, Dir, Mode, RenameFlags};
 
 use super::Home;
 use super::base::{At, Row};
-use super::files::found;
 use super::fs::{HomeFs, RenameHow, TEMP_PREFIX};
 use super::ledger::LedgerError;
 use super::marker::OWN_DIR;
@@ -153,7 +152,7 @@ impl Home {
                 continue;
             };
             let found = match rustix::fs::statat(&own, &file[..], AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) => found(&stat),
+                Ok(stat) => self.inner.files.found(&stat),
                 Err(rustix::io::Errno::NOENT) => continue,
                 Err(error) => return Err(error.into()),
             };
@@ -257,10 +256,9 @@ impl Home {
 
 /// Whether everything on the way is a name that a user may give, and none of ours.
 fn check_names(path: &[u8]) -> Result<(), RestoreError> {
-    let is_ours = |name: &[u8]| name.starts_with(TEMP_PREFIX);
+    let is_ours = |name: &[u8]| name.starts_with(TEMP_PREFIX) || name == OWN_DIR.as_bytes();
     let mut names = path.split(|byte| *byte == b'/');
-    let is_own_dir = path.split(|byte| *byte == b'/').next() == Some(OWN_DIR.as_bytes());
-    match is_own_dir || names.any(|name| !Name::is_valid(name) || is_ours(name)) {
+    match names.any(|name| !Name::is_valid(name) || is_ours(name)) {
         true => Err(RestoreError::BadName),
         false => Ok(()),
     }

@@ -205,7 +205,7 @@ impl Home {
     /// Fails unless it is what was looked at and nobody writes to it.
     fn prove_unwritten(&self, own: &OwnedFd, one: &Due) -> io::Result<Option<Unwritten>> {
         let stat = rustix::fs::statat(own, &one.name[..], AtFlags::SYMLINK_NOFOLLOW)?;
-        let found = super::files::found(&stat);
+        let found = self.inner.files.found(&stat);
         if found.stamp != one.stamp {
             return Err(io::Error::other("it is not as it was"));
         }
@@ -237,7 +237,9 @@ impl Home {
             for (name, seen) in listing.names {
                 match seen {
                     Seen::Found(found) => entries.push((name, found.kind)),
-                    Seen::Unknown => return Err(io::ErrorKind::PermissionDenied.into()),
+                    Seen::Nested | Seen::Unknown => {
+                        return Err(io::ErrorKind::PermissionDenied.into());
+                    }
                 }
             }
             for (name, kind) in entries {
@@ -246,7 +248,7 @@ impl Home {
                 }
                 out.push((dir.clone(), name, kind));
             }
-            if !listing.complete || out.len() > TREE_MAX {
+            if !listing.complete || listing.is_nested || out.len() > TREE_MAX {
                 return Err(io::Error::other("it has too much in it, or cannot be read"));
             }
         }

@@ -5,13 +5,15 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use ccbt_xet::store::{BorrowedFiles, SourceId};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RawMode, ResolveFlags, Stat};
 
-use super::base::{At, FileTime, HomeId, Stamp};
+use super::base::{At, FileTime, HomeId, Stamp, UNKNOWN_INO};
+use super::caps::{self, Caps};
 use super::fs::TEMP_PREFIX;
 use super::marker::OWN_DIR;
 use super::places::Places;
@@ -36,17 +38,28 @@ const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
 /// What a borrowed range met that no longer has its bytes, or a file the store could not read.
 type Suspects = Vec<HomeId>;
 
+/// The directory at the root.
+#[derive(Debug)]
+struct Root {
+    /// None while it is not there: an open directory would keep its disk from being unmounted.
+    fd: Option<Arc<OwnedFd>>,
+    /// Device and inode.
+    stamp: (u64, u64),
+}
+
 /// The files of a home.
 #[derive(Debug)]
 pub struct HomeFiles {
     /// Its sources are told from those of other homes by this.
     space: u16,
-    root: OwnedFd,
-    root_stamp: (u64, u64),
+    root: RwLock<Root>,
     /// User and group of the root.
     pub(super) root_owner: (u32, u32),
     /// The file system was found not to exchange names.
     pub(super) no_exchange: AtomicBool,
+    /// What its type says it keeps, and what was found by trying.
+    assumed: Caps,
+    tried: OnceLock<Caps>,
     places: Places,
     suspects: Mutex<Suspects>,
     waker: Waker,
@@ -54,16 +67,31 @@ pub struct HomeFiles {
     opens: AtomicU64,
 }
 
+/// A file being written.
+#[derive(Debug)]
+pub struct NewFile {
+    pub(super) fd: OwnedFd,
+    /// Bytes so far, holes included.
+    pub(super) size: u64,
+    /// Where the last bytes that are no hole end.
+    pub(super) end: u64,
+    /// Up to here the disk was told to write.
+    pub(super) flushed: u64,
+}
+
 impl HomeFiles {
     /// Opens the directory. `waker` is woken when a borrowed range was found changed.
     pub fn open(path: &Path, space: u16, waker: Waker) -> io::Result<Self> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(path, flags, Mode::empty())?;
+        let root = open_root(path)?;
         let stat = rustix::fs::fstat(&root)?;
         Ok(Self {
             space,
-            root,
-            root_stamp: (stat.st_dev, stat.st_ino),
+            assumed: Caps::assumed(&root),
+            tried: OnceLock::new(),
+            root: RwLock::new(Root {
+                fd: Some(Arc::new(root)),
+                stamp: (stat.st_dev, stat.st_ino),
+            }),
             root_owner: (stat.st_uid, stat.st_gid),
             no_exchange: AtomicBool::new(false),
             places: Places::default(),
@@ -82,13 +110,63 @@ impl HomeFiles {
         SourceId::new(self.space, id.0).unwrap_or(SourceId(u64::MAX))
     }
 
-    pub fn root(&self) -> &OwnedFd {
-        &self.root
+    /// The root. Fails with `NotFound` while it is not there.
+    pub fn root(&self) -> io::Result<Arc<OwnedFd>> {
+        let root = self.root.read().fd.clone();
+        root.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    /// The root is not where it was: nothing is kept open.
+    pub(super) fn close_root(&self) {
+        self.root.write().fd = None;
+    }
+
+    /// The root is there again.
+    pub(super) fn set_root(&self, fd: OwnedFd, stamp: (u64, u64)) {
+        let fd = Some(Arc::new(fd));
+        *self.root.write() = Root { fd, stamp };
+    }
+
+    /// What the file system keeps.
+    pub fn caps(&self) -> Caps {
+        self.tried.get().copied().unwrap_or(self.assumed)
+    }
+
+    /// Tries what the file system keeps, in our own directory.
+    pub(super) fn probe(&self) {
+        if let Ok(root) = self.root() {
+            self.tried.get_or_init(|| caps::probe(&root));
+        }
+    }
+
+    /// What metadata says of a file, as far as the file system means it.
+    pub fn found(&self, stat: &Stat) -> Found {
+        let caps = self.caps();
+        let mut found = found(stat);
+        if !caps.stable_ino {
+            found.stamp.ino = UNKNOWN_INO;
+        }
+        if !caps.modes {
+            found.mode = if found.kind == FoundKind::Dir {
+                0o755
+            } else {
+                0o644
+            };
+        }
+        found
+    }
+
+    /// The root's inode as records have it.
+    pub fn root_ino(&self) -> u64 {
+        match self.caps().stable_ino {
+            true => self.root_stamp().1,
+            false => UNKNOWN_INO,
+        }
     }
 
     /// Device and inode of the root.
     pub fn root_stamp(&self) -> (u64, u64) {
-        self.root_stamp
+        self.root.read().stamp
     }
 
     /// Files opened so far to be taken in.
@@ -136,6 +214,7 @@ impl HomeFiles {
     }
 
     fn open_at(&self, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
+        let root = self.root()?;
         let mut dir: Option<OwnedFd> = None;
         let mut rest = path;
         while rest.len() > PATH_PIECE_MAX {
@@ -144,7 +223,7 @@ impl HomeFiles {
                 .iter()
                 .rposition(|byte| *byte == b'/')
                 .ok_or(io::ErrorKind::InvalidInput)?;
-            let from = dir.as_ref().unwrap_or(&self.root).as_fd();
+            let from = dir.as_ref().unwrap_or(&root).as_fd();
             dir = Some(open_beneath(
                 from,
                 &rest[..cut],
@@ -152,13 +231,14 @@ impl HomeFiles {
             )?);
             rest = &rest[cut + 1..];
         }
-        let from = dir.as_ref().unwrap_or(&self.root).as_fd();
+        let from = dir.as_ref().unwrap_or(&root).as_fd();
         open_beneath(from, if rest.is_empty() { b"." } else { rest }, flags)
     }
 
-    /// What a directory holds, without our own directory at the root.
+    /// What a directory holds, without what is ours. A directory that another home has made its own is not looked into.
     pub fn list(&self, dir: &OwnedFd, is_root: bool) -> io::Result<Listing> {
-        let ino = rustix::fs::fstat(dir)?.st_ino;
+        let ino = self.found(&rustix::fs::fstat(dir)?).stamp.ino;
+        let (dev, _) = self.root_stamp();
         let mut listing = Listing {
             complete: true,
             ino,
@@ -174,19 +254,37 @@ impl HomeFiles {
             let name = entry.file_name().to_bytes();
             if name.starts_with(TEMP_PREFIX) {
                 listing.leftover.push(Bytes::copy_from_slice(name));
-                continue;
+            } else if name == OWN_DIR.as_bytes() {
+                listing.is_nested |= !is_root && is_home(dir, b".");
+            } else if !matches!(name, b"." | b"..") {
+                let seen = self.look(dir, name, dev);
+                listing
+                    .names
+                    .extend(seen.map(|seen| (Bytes::copy_from_slice(name), seen)));
             }
-            if matches!(name, b"." | b"..") || (is_root && name == OWN_DIR.as_bytes()) {
-                continue;
-            }
-            let seen = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) => Seen::Found(found(&stat)),
-                Err(rustix::io::Errno::NOENT) => continue,
-                Err(_) => Seen::Unknown,
-            };
-            listing.names.insert(Bytes::copy_from_slice(name), seen);
+        }
+        if listing.is_nested {
+            // What is on its way in there is not ours to clear away.
+            listing.leftover.clear();
         }
         Ok(listing)
+    }
+
+    /// What is at a name in an open directory, none if nothing is. `dev` is the home's device.
+    fn look(&self, dir: &OwnedFd, name: &[u8], dev: u64) -> Option<Seen> {
+        let stat = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat,
+            Err(rustix::io::Errno::NOENT) => return None,
+            Err(_) => return Some(Seen::Unknown),
+        };
+        let found = self.found(&stat);
+        // Two links are a directory's own: it has none below it, where they are counted.
+        let may_be_home = found.kind == FoundKind::Dir && stat.st_nlink != 2;
+        let is_other = found.kind == FoundKind::Dir && found.dev != dev;
+        match is_other || (may_be_home && is_home(dir, name)) {
+            true => Some(Seen::Nested),
+            false => Some(Seen::Found(found)),
+        }
     }
 
     /// The target of a symbolic link.
@@ -202,7 +300,7 @@ impl HomeFiles {
     /// What is at a path now.
     pub fn stat(&self, path: &[u8]) -> io::Result<Found> {
         let link = self.open_link(path)?;
-        Ok(found(&rustix::fs::fstat(&link)?))
+        Ok(self.found(&rustix::fs::fstat(&link)?))
     }
 
     fn open_link(&self, path: &[u8]) -> io::Result<OwnedFd> {
@@ -214,6 +312,18 @@ impl HomeFiles {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(&dir, name, flags, Mode::empty())?)
     }
+}
+
+/// Opens the directory that is to be a root.
+pub(super) fn open_root(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// Whether a directory is the home of something: it has a marker.
+fn is_home(dir: &OwnedFd, name: &[u8]) -> bool {
+    let marker = [name, b"/", OWN_DIR.as_bytes(), b"/home"].concat();
+    rustix::fs::statat(dir, marker, AtFlags::SYMLINK_NOFOLLOW).is_ok()
 }
 
 fn open_beneath(from: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
@@ -228,7 +338,7 @@ fn open_beneath(from: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> io::Result<
 }
 
 /// What a file's metadata says of it.
-pub fn found(stat: &Stat) -> Found {
+fn found(stat: &Stat) -> Found {
     let kind = match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => FoundKind::File,
         FileType::Directory => FoundKind::Dir,

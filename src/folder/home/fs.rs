@@ -6,6 +6,7 @@ use std::io;
 use bytes::Bytes;
 
 use super::base::FileTime;
+use super::caps::Caps;
 use super::plan::Found;
 use crate::folder::state::Xattrs;
 
@@ -32,12 +33,34 @@ pub struct Attributes {
     pub xattrs: Option<Xattrs>,
 }
 
+/// What a file or directory is after attributes were set, as far as the file system keeps them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    pub found: Found,
+    /// [`xattr_digest`](super::base::xattr_digest) of the attributes it has.
+    pub xattrs: u64,
+}
+
+/// What a file system has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes that can still be written.
+    pub free: u64,
+    pub is_read_only: bool,
+}
+
 /// The file system of a home.
 pub trait HomeFs {
     /// An open directory.
     type Dir;
     /// A file that was created and is being written.
     type File;
+
+    /// What it keeps.
+    fn caps(&self) -> Caps;
+
+    /// What there is room for now.
+    fn room(&self) -> io::Result<Room>;
 
     /// Opens a directory by its path from the root, empty for the root: beneath it, on its file system, through no
     /// symbolic link.
@@ -55,21 +78,29 @@ pub trait HomeFs {
     /// Writes at the end.
     fn append(&self, file: &mut Self::File, bytes: &[u8]) -> io::Result<()>;
 
-    /// Sets attributes and makes content and attributes durable. Returns what the file is then.
-    fn finish(&self, file: Self::File, attributes: &Attributes) -> io::Result<Found>;
+    /// Goes on `bytes` of zeros later.
+    fn skip(&self, file: &mut Self::File, bytes: u64) -> io::Result<()>;
 
+    /// Ends the writing and sets attributes. Returns what the file is then.
+    fn finish(&self, file: &mut Self::File, attributes: &Attributes) -> io::Result<Kept>;
+
+    /// Makes content and attributes of finished files durable.
+    fn sync_files(&self, files: &[Self::File]) -> io::Result<()>;
+
+    /// Makes a symbolic link. Fails with `Unsupported` where there are none.
     fn symlink(&self, dir: &Self::Dir, name: &[u8], target: &Bytes) -> io::Result<()>;
 
     fn mkdir(&self, dir: &Self::Dir, name: &[u8]) -> io::Result<()>;
 
-    /// Sets attributes of what is at a name, unless it is a symbolic link.
+    /// Sets attributes of what is at a name, unless it is a symbolic link. Returns what it is then.
     fn set_attributes(
         &self,
         dir: &Self::Dir,
         name: &[u8],
         attributes: &Attributes,
-    ) -> io::Result<()>;
+    ) -> io::Result<Kept>;
 
+    /// Fails with `InvalidFilename` if the file system has no such names.
     fn rename(
         &self,
         from: (&Self::Dir, &[u8]),

@@ -37,6 +37,18 @@ impl HeldReason {
     }
 }
 
+impl HeldReason {
+    /// Whether it may pass without the user saying anything: a disk is mounted again.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::RootMissing | Self::Replaced | Self::MarkerMissing | Self::MarkerOfAnother => {
+                true
+            }
+            Self::Emptied | Self::MostGone { .. } => false,
+        }
+    }
+}
+
 impl fmt::Display for HeldReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

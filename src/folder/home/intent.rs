@@ -16,7 +16,7 @@ const DRESS: u8 = 0x12;
 
 /// What is about to happen.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Intent {
+pub(crate) enum Intent {
     /// Something goes from one name to another.
     Move { from: At, to: At, row: Row },
     /// A version becomes what is at a name, or a new directory does.
@@ -37,14 +37,14 @@ pub(super) enum Intent {
 
 /// The number of an intent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct IntentId(pub(super) u64);
+pub(crate) struct IntentId(pub(super) u64);
 
 impl IntentId {
-    pub(super) fn key(self) -> Bytes {
+    pub(crate) fn key(self) -> Bytes {
         [&[TABLE][..], &self.0.to_be_bytes()].concat().into()
     }
 
-    pub(super) fn from_key(key: &[u8]) -> Option<Self> {
+    pub(crate) fn from_key(key: &[u8]) -> Option<Self> {
         let (TABLE, number) = key.split_first().map(|(table, rest)| (*table, rest))? else {
             return None;
         };
@@ -59,7 +59,7 @@ pub(super) fn table_prefix() -> [u8; 1] {
 
 impl Intent {
     /// `kind u8`, then fields, each `len u32 + bytes`: keys of places, names and encoded base records.
-    pub(super) fn encode(&self) -> Bytes {
+    pub(crate) fn encode(&self) -> Bytes {
         let (kind, fields) = match self {
             Self::Move { from, to, row } => (MOVE, vec![from.key(), to.key(), row.encode()]),
             Self::Put {
@@ -86,7 +86,7 @@ impl Intent {
         out.into()
     }
 
-    pub(super) fn decode(bytes: &Bytes) -> Result<Self, BadRow> {
+    pub(crate) fn decode(bytes: &Bytes) -> Result<Self, BadRow> {
         let kind = *bytes.first().ok_or(BadRow)?;
         let mut fields = Vec::new();
         let mut left = bytes.slice(1..);

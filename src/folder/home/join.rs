@@ -81,11 +81,10 @@ pub fn compare(dir: &Path, ledger: &dyn Ledger, store: &Store) -> io::Result<Joi
             }
         }
         let within = rules.within(&path);
-        let is_dir =
-            |seen: &Seen| matches!(seen, Seen::Found(found) if found.kind == FoundKind::Dir);
+        // A home of something else, or another disk, is not published either.
         let shared = here
             .into_iter()
-            .filter(|(name, seen)| !within.ignores(name, is_dir(seen)));
+            .filter(|(name, seen)| *seen != Seen::Nested && !within.ignores(name, seen.is_dir()));
         for (name, _) in shared {
             plan.local_only.add(join(&path, &name));
         }

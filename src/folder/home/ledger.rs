@@ -69,6 +69,9 @@ pub trait Ledger: Send + Sync {
     /// Has `waker` wake when there is something to take again.
     fn wake_on_change(&self, waker: Waker);
 
+    /// How often content has come that was missing; `waker` wakes for that too.
+    fn arrivals(&self) -> u64;
+
     /// Lets `look` see the folder's state. It must be quick.
     fn read(&self, look: &mut dyn FnMut(&State));
 
@@ -287,8 +290,15 @@ impl<'t> Apply<'t> {
         }
     }
 
-    /// Writes a file in place of the versions `held`. Returns what it stands for now.
-    pub(super) fn put(&mut self, at: &At, held: &[u8], file: &DiskFile) -> Result<Bytes, OpError> {
+    /// Writes a file in place of the versions `held`, with their attributes but for what `change` says. Returns what it
+    /// stands for now.
+    pub(super) fn put(
+        &mut self,
+        at: &At,
+        held: &[u8],
+        file: &DiskFile,
+        change: &Attributes,
+    ) -> Result<Bytes, OpError> {
         let fid = self.dir(at.dir)?;
         let based_on = dots(held);
         let shown = match self.locate(fid, &at.name, &based_on) {
@@ -312,12 +322,7 @@ impl<'t> Apply<'t> {
                 Some(_) => self.create_beside(fid, &at.name, file)?,
             },
         };
-        let attributes = Attributes {
-            mode: Some(file.mode),
-            mtime: None,
-            xattrs: Some(file.xattrs.clone()),
-        };
-        self.set_attributes(fid, &shown, &attributes)
+        self.set_attributes(fid, &shown, change)
     }
 
     /// Changes attributes of the versions `held`, if they are still shown. Returns what they are known as now.
@@ -619,11 +624,12 @@ pub(super) fn noted_dirs(ledger: &dyn Ledger) -> Vec<(HomeId, Fid)> {
         .collect()
 }
 
-/// The content of the plain file that a row of the table is the base record of.
-pub fn held_content(key: &Bytes, row: &Bytes) -> Option<Bytes> {
+/// The content of the plain file that a row of the table is the base record of, with its size in bytes.
+pub fn held_content(key: &Bytes, row: &Bytes) -> Option<(Bytes, u64)> {
     let is_record = key.starts_with(&table_prefix());
-    match Row::decode(row).ok().filter(|_| is_record)?.kind {
-        RowKind::File { content } => Some(content),
+    let row = Row::decode(row).ok().filter(|_| is_record)?;
+    match row.kind {
+        RowKind::File { content } => Some((content, row.stamp.size)),
         RowKind::Dir | RowKind::Symlink { .. } => None,
     }
 }

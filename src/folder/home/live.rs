@@ -27,6 +27,10 @@ impl Ledger for Folder {
         self.on_change(Arc::new(move || waker.wake()));
     }
 
+    fn arrivals(&self) -> u64 {
+        self.arrivals()
+    }
+
     fn read(&self, look: &mut dyn FnMut(&State)) {
         self.look(look);
     }

@@ -20,8 +20,15 @@ impl Home {
         if dirs.is_empty() {
             return Ok(ScanReport::default());
         }
-        let (dirs, open) = (&dirs, &HashSet::new());
+        let nothing = HashSet::new();
+        let part = Part::Dirs {
+            dirs: &dirs,
+            open: &nothing,
+            moved: &nothing,
+        };
         let mut scanner = self.inner.scanner.lock();
-        Scan::new(&self.inner, &mut scanner, &|_| ()).run(&Part::Dirs { dirs, open })
+        // Who asks wants what is there, at rest or not.
+        scanner.restless.retain(|at, _| !dirs.contains(&at.dir));
+        Scan::new(&self.inner, &mut scanner, &|_| ()).run(&part)
     }
 }

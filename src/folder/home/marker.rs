@@ -5,13 +5,16 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 
 /// The directory at the root of a home that is ours and never published.
 pub const OWN_DIR: &str = ".ccbt";
 
 const FILE: &str = ".ccbt/home";
 const NEW_FILE: &str = ".ccbt/home.new";
+
+/// Locked by the daemon that has the home open.
+const LOCK_FILE: &str = ".ccbt/lock";
 
 /// Longest marker read: two lines of 80 bytes.
 const BYTES_MAX: u64 = 256;
@@ -33,19 +36,27 @@ pub fn read(root: &OwnedFd) -> io::Result<Option<Marker>> {
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let mut text = String::new();
-    if file.take(BYTES_MAX).read_to_string(&mut text).is_err() {
+    let mut text = Vec::new();
+    if file.take(BYTES_MAX).read_to_end(&mut text).is_err() {
         text.clear();
     }
-    let field = |name: &str| {
-        let mut lines = text.lines();
-        let line = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.unwrap_or_default().to_owned()
-    };
-    Ok(Some(Marker {
-        folder: field("folder"),
-        device: field("device"),
-    }))
+    Ok(Some(Marker::parse(&text)))
+}
+
+impl Marker {
+    /// What is not said is empty.
+    pub(crate) fn parse(text: &[u8]) -> Self {
+        let text = std::str::from_utf8(text).unwrap_or_default();
+        let field = |name: &str| {
+            let mut lines = text.lines();
+            let line = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line.unwrap_or_default().to_owned()
+        };
+        Self {
+            folder: field("folder"),
+            device: field("device"),
+        }
+    }
 }
 
 /// Writes the marker, whole or not at all.
@@ -64,6 +75,22 @@ pub fn write(root: &OwnedFd, marker: &Marker) -> io::Result<()> {
     Ok(rustix::fs::fsync(root)?)
 }
 
+/// Takes the home for this process until what is returned is closed; none where nothing can be locked, as on a disk that
+/// is read-only. Fails with `WouldBlock` if another has it.
+pub(super) fn lock(root: &OwnedFd) -> io::Result<Option<OwnedFd>> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = match rustix::fs::openat(root, LOCK_FILE, flags, Mode::from_raw_mode(0o600)) {
+        Ok(file) => file,
+        Err(rustix::io::Errno::ROFS | rustix::io::Errno::NOSPC) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::NOLCK | rustix::io::Errno::OPNOTSUPP) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Removes the marker from the directory `path`, if it is this one.
 pub fn remove_own(path: &Path, own: &Marker) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -80,9 +107,11 @@ pub fn remove_own(path: &Path, own: &Marker) -> io::Result<()> {
 
 /// Removes the marker; the directory is no home any more. What else is in `.ccbt` stays.
 pub fn remove(root: impl AsFd) -> io::Result<()> {
-    match rustix::fs::unlinkat(&root, FILE, AtFlags::empty()) {
-        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
-        Err(error) => return Err(error.into()),
+    for file in [FILE, LOCK_FILE] {
+        match rustix::fs::unlinkat(&root, file, AtFlags::empty()) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     match rustix::fs::unlinkat(&root, OWN_DIR, AtFlags::REMOVEDIR) {
         Ok(()) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTEMPTY) => Ok(()),

@@ -87,6 +87,11 @@ impl Ledger for MemoryLedger {
         Extent::Everything
     }
 
+    /// All content is there from the start.
+    fn arrivals(&self) -> u64 {
+        0
+    }
+
     fn read(&self, look: &mut dyn FnMut(&State)) {
         look(&self.inner.lock().state);
     }

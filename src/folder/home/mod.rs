@@ -11,16 +11,18 @@
 //! happen at once: who has the scanner does.
 
 pub mod base;
+pub mod caps;
 pub mod displaced;
 pub mod expire;
 #[cfg(test)]
 mod explore;
 pub mod files;
+mod follow;
 pub mod fs;
 pub mod guard;
 mod hash;
 pub mod ignore;
-mod intent;
+pub(crate) mod intent;
 pub mod join;
 mod lease;
 pub mod ledger;
@@ -56,36 +58,21 @@ use parking_lot::Mutex;
 
 use self::base::{At, HomeId, Row};
 use self::files::HomeFiles;
+use self::follow::Follow;
 use self::guard::HeldReason;
 use self::ledger::{Extent, Ledger};
 use self::marker::{Marker, OWN_DIR};
-use self::pace::{Outcome, Pace};
 use self::problems::{Problem, Problems};
 use self::scan::{LoadFrom, Part, Scan, Scanner};
-use self::watch::{Due, Quiet, Waker, Watcher};
+use self::watch::{Waker, Watcher};
 use self::writeback::Pulled;
 use crate::folder::tree::NodesError;
 
 pub use self::scan::{ScanError, ScanProgress, ScanReport};
 pub use crate::folder::work::StoreError;
 
-/// Between scans of everything, in case events were lost without a word.
-const FULL_SCAN_EVERY: Duration = Duration::from_secs(3600);
-
-/// The same where not everything can be watched.
-const POLL_EVERY: Duration = Duration::from_secs(60);
-
-/// Before a scan is repeated whose result the folder could not keep, as on a full disk.
-const RETRY_AFTER: Duration = Duration::from_secs(5);
-
 /// Before a directory that was written is looked at: what is in it has been still for long enough by then.
 const LOOK_AFTER: Duration = Duration::from_millis(150);
-
-/// Pause where there are no events to wait for.
-const PAUSE: Duration = Duration::from_millis(50);
-
-/// Longest wait of the watching thread, so that it sees that it is to stop.
-const WAIT_MAX: Duration = Duration::from_secs(3600);
 
 /// Nanoseconds since 1970.
 pub type WallClock = Arc<dyn Fn() -> u64 + Send + Sync>;
@@ -123,6 +110,8 @@ pub enum OpenHomeError {
     ContainsHome { dir: PathBuf, home: PathBuf },
     #[error("{} is already shared as another folder or by another device", .0.display())]
     OfAnother(PathBuf),
+    #[error("another daemon has {} open", .0.display())]
+    InUse(PathBuf),
     #[error("the marker in {} cannot be written: {error}", dir.display())]
     Marker { dir: PathBuf, error: io::Error },
     #[error(transparent)]
@@ -134,7 +123,7 @@ pub enum OpenHomeError {
 pub enum Watching {
     /// At once.
     Events,
-    /// By scanning everything once a minute, because the system's limit of watches is reached.
+    /// By scanning everything now and then, because not all changes are announced.
     Polling { why: String },
 }
 
@@ -170,6 +159,8 @@ struct Inner {
     displaced_seen: Mutex<HashMap<u64, Duration>>,
     /// What the last writing left undone.
     left: Mutex<Option<String>>,
+    /// Keeps other daemons out for as long as it is open.
+    lock: Mutex<Option<OwnedFd>>,
 }
 
 impl Home {
@@ -198,22 +189,14 @@ impl Home {
             };
             scan::load(&from)?
         };
-        match marker::read(files.root()).map_err(unreadable)? {
-            Some(marker) if marker == options.marker => {}
-            Some(_) => return Err(OpenHomeError::OfAnother(path)),
-            // With records but without a marker it may be the mount point of a disk that is not there.
-            None if scanner.entries > 0 => {}
-            None => marker::write(files.root(), &options.marker).map_err(|error| {
-                OpenHomeError::Marker {
-                    dir: path.clone(),
-                    error,
-                }
-            })?,
-        }
+        let lock = mark(&path, &files, &options.marker, scanner.entries > 0)?;
         store.set_borrow_reader(options.space, files.clone());
         let watcher = Watcher::new(waker.clone());
         ledger.wake_on_change(waker.clone());
-        let unwatched = watcher.as_ref().err().map(ToString::to_string);
+        let unwatched = match files.caps().is_remote {
+            true => Some("other machines change it without a word".to_owned()),
+            false => watcher.as_ref().err().map(ToString::to_string),
+        };
         let inner = Inner {
             path,
             marker: options.marker.clone(),
@@ -232,6 +215,7 @@ impl Home {
             problems: Mutex::default(),
             displaced_seen: Mutex::default(),
             left: Mutex::new(None),
+            lock: Mutex::new(lock),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -242,6 +226,8 @@ impl Home {
     /// Scans everything.
     pub fn scan(&self, progress: &dyn Fn(ScanProgress)) -> Result<ScanReport, ScanError> {
         let mut scanner = self.inner.scanner.lock();
+        // Who asks for it wants everything.
+        scanner.restless.clear();
         let scan = Scan::new(&self.inner, &mut scanner, progress);
         let mut report = scan.run(&Part::Everything)?;
         let later: Vec<HomeId> = scanner.later.drain(..).collect();
@@ -254,9 +240,10 @@ impl Home {
     /// Starts to follow changes, in a thread of its own; what it did is told to `listener`. Scan first: directories are
     /// watched from when they were first listed.
     pub fn watch(&self, listener: ScanListener) -> io::Result<()> {
-        let inner = self.inner.clone();
+        let (inner, span) = (self.inner.clone(), tracing::Span::current());
         let builder = std::thread::Builder::new().name("home".into());
-        *self.thread.lock() = Some(builder.spawn(move || Follow::new(&inner, listener).run())?);
+        let follow = move || span.in_scope(|| Follow::new(&inner, listener).run());
+        *self.thread.lock() = Some(builder.spawn(follow)?);
         Ok(())
     }
 
@@ -277,7 +264,8 @@ impl Home {
     pub fn confirm(&self) -> io::Result<()> {
         let mut scanner = self.inner.scanner.lock();
         if scanner.held == Some(HeldReason::MarkerMissing) {
-            marker::write(self.inner.files.root(), &self.inner.marker)?;
+            let root = self.inner.files.root()?;
+            marker::write(&root, &self.inner.marker)?;
         }
         scanner.held = None;
         scanner.confirmed = true;
@@ -295,9 +283,16 @@ impl Home {
         self.inner.waker.wake();
     }
 
-    /// What the folder shows and the directory has not got yet, as a sentence.
+    /// What the folder shows and the directory has not got yet, and what in the directory cannot be published yet, as a
+    /// sentence. Does not wait for a scan.
     pub fn waiting(&self) -> Option<String> {
-        self.inner.left.lock().clone()
+        let left = self.inner.left.lock().clone();
+        let scanner = self.inner.scanner.try_lock();
+        let restless = scanner.map_or(0, |scanner| scanner.restless.len());
+        let restless = (restless > 0)
+            .then(|| format!("{restless} changed while they were read and are read again later"));
+        let parts = [left, restless].into_iter().flatten();
+        parts.reduce(|left, restless| format!("{left}; {restless}"))
     }
 
     /// Writes what the folder shows into the directory, now. What cannot be done within `time`, or not at all for now,
@@ -315,18 +310,23 @@ impl Home {
                 writeback::pull(&self.inner, &mut scanner, &Extent::Everything)
             };
             let Pulled { left, written } = pulled.map_err(|error| error.to_string())?;
-            let Some(sentence) = left.sentence() else {
+            if left.is_nothing() {
                 return Ok(());
-            };
+            }
+            let sentence = left.sentence(&self.inner.path).unwrap_or_default();
             if left.changed == 0 || Instant::now() >= until {
                 return Err(sentence);
             }
             std::thread::sleep(LOOK_AFTER);
             let dirs: Vec<HomeId> = written.scan.into_iter().collect();
-            let (dirs, open) = (&dirs, &HashSet::new());
+            let nothing = HashSet::new();
+            let part = Part::Dirs {
+                dirs: &dirs,
+                open: &nothing,
+                moved: &nothing,
+            };
             let mut scanner = self.inner.scanner.lock();
-            let scanned =
-                Scan::new(&self.inner, &mut scanner, &|_| ()).run(&Part::Dirs { dirs, open });
+            let scanned = Scan::new(&self.inner, &mut scanner, &|_| ()).run(&part);
             scanned.map_err(|error| error.to_string())?;
         }
     }
@@ -345,9 +345,12 @@ impl Home {
     /// this is dropped.
     pub fn unshare(&self) -> io::Result<()> {
         self.stop();
-        let root = self.inner.files.root();
-        match marker::read(root)? {
-            Some(marker) if marker == self.inner.marker => marker::remove(root),
+        // What is not there has no marker that could be taken away.
+        let Ok(root) = self.inner.files.root() else {
+            return Ok(());
+        };
+        match marker::read(&root)? {
+            Some(marker) if marker == self.inner.marker => marker::remove(&*root),
             _ => Ok(()),
         }
     }
@@ -355,10 +358,10 @@ impl Home {
     /// The user shares a directory again that was unshared: it gets its marker back. What is gone from it is judged as
     /// ever.
     pub fn mark_again(&self) -> io::Result<()> {
-        let root = self.inner.files.root();
-        match marker::read(root)? {
+        let root = self.inner.files.root()?;
+        match marker::read(&root)? {
             Some(_) => Ok(()),
-            None => marker::write(root, &self.inner.marker),
+            None => marker::write(&root, &self.inner.marker),
         }
     }
 
@@ -391,6 +394,40 @@ impl Inner {
         self.started.elapsed()
     }
 
+    /// Whether the directory that was not there is there again. Until then nothing of it is kept open.
+    fn is_back(&self, reason: &HeldReason) -> bool {
+        if self.is_mounted.load(Ordering::Acquire) {
+            return false;
+        }
+        let mut lock = self.lock.lock();
+        if matches!(reason, HeldReason::RootMissing | HeldReason::Replaced) {
+            self.files.close_root();
+            drop(lock.take());
+        }
+        let opened = files::open_root(&self.path).and_then(|fd| {
+            let stat = rustix::fs::fstat(&fd)?;
+            Ok((marker::read(&fd)?, (stat.st_dev, stat.st_ino), fd))
+        });
+        let Ok((Some(marker), stamp, fd)) = opened else {
+            return false;
+        };
+        // A copy has another inode, and may be older than what the records say: that is for the user to judge.
+        let is_it = stamp.1 == self.files.root_stamp().1
+            || !self.files.caps().stable_ino
+            || *reason == HeldReason::MarkerMissing;
+        if marker != self.marker || !is_it {
+            return false;
+        }
+        drop(lock.take());
+        let Ok(locked) = marker::lock(&fd) else {
+            return false;
+        };
+        *lock = locked;
+        self.files.set_root(fd, stamp);
+        self.files.probe();
+        true
+    }
+
     fn row(&self, at: &At) -> Option<Row> {
         Row::decode(&self.ledger.row(&at.key())?).ok()
     }
@@ -411,213 +448,34 @@ impl Inner {
     }
 }
 
-/// The watching thread.
-struct Follow<'h> {
-    home: &'h Inner,
-    listener: ScanListener,
-    quiet: Quiet,
-    last_full: Duration,
-    /// When everything is to be scanned again because the folder could not keep what was found.
-    retry_full: Option<Duration>,
-    /// Files that were not where the records say: read when a scan has found where they are.
-    astray: Vec<HomeId>,
-    pace: Pace,
-}
-
-impl<'h> Follow<'h> {
-    fn new(home: &'h Inner, listener: ScanListener) -> Self {
-        let last_full = home.elapsed();
-        Self {
-            home,
-            listener,
-            quiet: Quiet::default(),
-            last_full,
-            retry_full: None,
-            astray: Vec::new(),
-            pace: Pace::new(last_full),
-        }
+/// Marks a directory as the home it is to be, and keeps other daemons out of it. With records but without a marker it may
+/// be the mount point of a disk that is not there: that is left alone.
+fn mark(
+    path: &Path,
+    files: &HomeFiles,
+    own: &Marker,
+    has_records: bool,
+) -> Result<Option<OwnedFd>, OpenHomeError> {
+    let unreadable = |error| OpenHomeError::Unreadable {
+        path: path.to_owned(),
+        error,
+    };
+    let unmarked = |error| OpenHomeError::Marker {
+        dir: path.to_owned(),
+        error,
+    };
+    let root = files.root().map_err(unreadable)?;
+    match marker::read(&root).map_err(unreadable)? {
+        Some(marker) if marker == *own => {}
+        Some(_) => return Err(OpenHomeError::OfAnother(path.to_owned())),
+        None if has_records => return Ok(None),
+        None => marker::write(&root, own).map_err(unmarked)?,
     }
-
-    fn run(mut self) {
-        while !self.home.stop.load(Ordering::Acquire) {
-            self.wait();
-            self.reread_suspects();
-            let now = self.home.elapsed();
-            let is_time = now >= self.next_full();
-            if self.home.scan_asked.swap(false, Ordering::AcqRel) || is_time {
-                self.scan(&Due {
-                    everything: true,
-                    ..Due::default()
-                });
-            } else if let Some(due) = self.quiet.take(now) {
-                self.scan(&due);
-            } else {
-                self.reread_one();
-            }
-            self.pull_if_due();
-        }
-    }
-
-    /// Writes what the folder shows into the home, when it is time.
-    fn pull_if_due(&mut self) {
-        let home = self.home;
-        let now = home.elapsed();
-        self.pace.handle_changed(now, home.ledger.take_changed());
-        let is_mounted = home.is_mounted.load(Ordering::Acquire);
-        let Some(extent) = self.pace.take(now, is_mounted) else {
-            return;
-        };
-        let result = {
-            let mut scanner = home.scanner.lock();
-            writeback::pull(home, &mut scanner, &extent)
-        };
-        let now = home.elapsed();
-        match result {
-            Ok(Pulled { left, written }) => {
-                tracing::debug!(?left, ?written, "directory written");
-                let again = written.scan.iter();
-                again.for_each(|dir| self.quiet.note_later(now + LOOK_AFTER, *dir));
-                let outcome = match (left.is_nothing(), written.is_nothing()) {
-                    (true, _) => Outcome::Done,
-                    (false, false) => Outcome::Some,
-                    (false, true) => Outcome::Stuck,
-                };
-                self.pace.handle_left(now, outcome, extent);
-            }
-            Err(error) => {
-                tracing::warn!(%error, "directory not written");
-                self.pace.handle_left(now, Outcome::Stuck, extent);
-            }
-        }
-    }
-
-    fn full_every(&self) -> Duration {
-        match *self.home.unwatched.lock() {
-            Some(_) => POLL_EVERY,
-            None => FULL_SCAN_EVERY,
-        }
-    }
-
-    fn next_full(&self) -> Duration {
-        let regular = self.last_full + self.full_every();
-        self.retry_full.map_or(regular, |retry| retry.min(regular))
-    }
-
-    fn wait(&mut self) {
-        let now = self.home.elapsed();
-        let is_mounted = self.home.is_mounted.load(Ordering::Acquire);
-        let next = [self.quiet.next(), self.pace.next(is_mounted)]
-            .into_iter()
-            .flatten()
-            .fold(self.next_full(), Duration::min);
-        let has_more = !self.home.scanner.lock().later.is_empty();
-        let timeout = if has_more {
-            Duration::ZERO
-        } else {
-            next.saturating_sub(now)
-        };
-        let home = self.home;
-        let Some(watcher) = &home.watcher else {
-            std::thread::park_timeout(timeout.min(PAUSE));
-            return;
-        };
-        let quiet = &mut self.quiet;
-        let waited = watcher.wait(timeout.min(WAIT_MAX), |event| {
-            quiet.event(home.elapsed(), event);
-        });
-        if let Err(error) = waited {
-            tracing::warn!(%error, "changes cannot be watched: scanning once a minute");
-            *home.unwatched.lock() = Some(error.to_string());
-            std::thread::park_timeout(PAUSE);
-        }
-    }
-
-    fn scan(&mut self, due: &Due) {
-        let part = match due.everything {
-            true => {
-                self.last_full = self.home.elapsed();
-                self.retry_full = None;
-                Part::Everything
-            }
-            false => Part::Dirs {
-                dirs: &due.dirs,
-                open: &due.open,
-            },
-        };
-        let result = {
-            let mut scanner = self.home.scanner.lock();
-            Scan::new(self.home, &mut scanner, &|_| ()).run(&part)
-        };
-        let is_done = result.is_ok();
-        if is_kept_back(&result) {
-            let again = self.home.elapsed() + RETRY_AFTER;
-            self.retry_full = due.everything.then_some(again);
-            due.dirs
-                .iter()
-                .for_each(|dir| self.quiet.note_later(again, *dir));
-        }
-        self.tell(result);
-        let mut astray = std::mem::take(&mut self.astray);
-        astray.retain(|id| self.home.files.place(*id).is_some());
-        if is_done && !astray.is_empty() {
-            self.reread(&astray);
-        }
-    }
-
-    /// What was found changed while it was served is read at once.
-    fn reread_suspects(&mut self) {
-        let suspects: HashSet<HomeId> = self.home.files.take_suspects().into_iter().collect();
-        if !suspects.is_empty() {
-            self.reread(&suspects.into_iter().collect::<Vec<_>>());
-        }
-    }
-
-    fn reread_one(&mut self) {
-        let next = self.home.scanner.lock().later.pop_front();
-        if let Some(next) = next {
-            self.reread(&[next]);
-        }
-    }
-
-    fn reread(&mut self, ids: &[HomeId]) {
-        let result = {
-            let mut scanner = self.home.scanner.lock();
-            Scan::new(self.home, &mut scanner, &|_| ()).reread(ids)
-        };
-        if is_kept_back(&result) {
-            // The next scan that works reads them, and there will be one.
-            self.astray.extend_from_slice(ids);
-            let again = self.home.elapsed() + RETRY_AFTER;
-            ids.iter()
-                .filter_map(|id| self.home.files.place(*id))
-                .for_each(|at| self.quiet.note_later(again, at.dir));
-        }
-        self.tell(result);
-    }
-
-    fn tell(&mut self, result: Result<ScanReport, ScanError>) {
-        if matches!(result, Err(ScanError::Stopped)) {
-            return;
-        }
-        if let Ok(report) = &result {
-            self.pace.handle_scanned(self.home.elapsed());
-            self.astray.extend_from_slice(&report.astray);
-            let now = self.home.elapsed();
-            report
-                .again
-                .iter()
-                .for_each(|(dir, wait)| self.quiet.note_later(now + *wait, *dir));
-        }
-        (self.listener)(result);
-    }
-}
-
-/// Whether what a scan found could not be kept, so that nobody will hear of it unless it is found again.
-fn is_kept_back(result: &Result<ScanReport, ScanError>) -> bool {
-    matches!(
-        result,
-        Err(ScanError::Ledger(_) | ScanError::Store(_) | ScanError::Unsettled)
-    )
+    files.probe();
+    marker::lock(&root).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => OpenHomeError::InUse(path.to_owned()),
+        _ => unmarked(error),
+    })
 }
 
 /// Whether `dir` may be a home. Returns its real path.

@@ -9,6 +9,10 @@ use super::ledger::Extent;
 /// After the last change: a merge or a commit is often followed by another.
 const QUIET: Duration = Duration::from_millis(50);
 
+/// The same after a change in so few directories that it is more likely one edit than a part of many.
+const QUIET_SMALL: Duration = Duration::from_millis(10);
+const SMALL_DIRS: usize = 2;
+
 /// Longest a stream of changes puts it off.
 const STREAM: Duration = Duration::from_secs(2);
 
@@ -21,6 +25,12 @@ const STREAM_MOUNTED: Duration = Duration::from_secs(60);
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
+/// Between two tries while content comes.
+const ARRIVED_AFTER: Duration = Duration::from_millis(20);
+
+/// Before it is looked whether a full disk has room again.
+const ROOM_EVERY: Duration = Duration::from_secs(20);
+
 /// Up to this backoff a scan is followed by a try at once.
 const HURRY_MAX: Duration = Duration::from_secs(2);
 
@@ -32,6 +42,8 @@ pub(super) enum Outcome {
     Some,
     /// Nothing could be written of what is left.
     Stuck,
+    /// What is left waits for room on the disk, which nothing here announces.
+    NoRoom,
 }
 
 /// The timer.
@@ -43,6 +55,8 @@ pub(super) struct Pace {
     changed: Option<(Duration, Duration)>,
     retry: Option<Duration>,
     backoff: Duration,
+    /// The last try that left something.
+    tried: Duration,
 }
 
 impl Pace {
@@ -53,6 +67,7 @@ impl Pace {
             changed: Some((now, now)),
             retry: None,
             backoff: RETRY_MIN,
+            tried: now,
         }
     }
 
@@ -74,11 +89,21 @@ impl Pace {
         }
     }
 
+    /// Content has come that may be what was missing.
+    pub(super) fn handle_arrived(&mut self, now: Duration) {
+        if let Some(retry) = &mut self.retry {
+            *retry = (*retry).min(now.max(self.tried + ARRIVED_AFTER));
+        }
+    }
+
     /// When it is time to write something.
     pub(super) fn next(&self, is_mounted: bool) -> Option<Duration> {
         let (quiet, stream) = match is_mounted {
             true => (QUIET_MOUNTED, STREAM_MOUNTED),
-            false => (QUIET, STREAM),
+            false => match &self.extent {
+                Extent::Dirs(dirs) if dirs.len() <= SMALL_DIRS => (QUIET_SMALL, STREAM),
+                _ => (QUIET, STREAM),
+            },
         };
         let settled = self
             .changed
@@ -99,13 +124,19 @@ impl Pace {
 
     /// `extent` was tried at `now`. What moves on is soon tried again: content that arrives is not waited for long.
     pub(super) fn handle_left(&mut self, now: Duration, outcome: Outcome, extent: Extent) {
-        if outcome != Outcome::Stuck {
+        if matches!(outcome, Outcome::Done | Outcome::Some) {
             self.backoff = RETRY_MIN;
         }
         if outcome == Outcome::Done {
             return;
         }
         self.extent.add(extent);
+        self.tried = now;
+        if outcome == Outcome::NoRoom {
+            self.backoff = ROOM_EVERY;
+            self.retry = Some(now + ROOM_EVERY);
+            return;
+        }
         self.retry = Some(now + self.backoff);
         self.backoff = (self.backoff * 2).min(RETRY_MAX);
     }
@@ -136,12 +167,18 @@ mod tests {
     fn a_change_is_written_when_it_was_quiet_and_a_stream_is_cut() {
         let mut pace = rested();
         pace.handle_changed(ms(100), dir(1));
-        pace.handle_changed(ms(140), Extent::Dirs(BTreeSet::new()));
-        assert_eq!(pace.take(ms(149), false), None);
-        assert_eq!(pace.take(ms(150), false), Some(dir(1)));
-        for at in 0..50 {
-            pace.handle_changed(ms(1000 + at * 40), dir(2));
-            assert_eq!(pace.take(ms(1000 + at * 40), false), None, "{at}");
+        pace.handle_changed(ms(105), Extent::Dirs(BTreeSet::new()));
+        assert_eq!(pace.take(ms(109), false), None);
+        assert_eq!(pace.take(ms(110), false), Some(dir(1)));
+        pace.handle_changed(ms(200), Extent::Dirs((1..4).map(|n| Fid([n; 8])).collect()));
+        assert_eq!(pace.take(ms(249), false), None);
+        assert!(pace.take(ms(250), false).is_some());
+        for at in 0..200 {
+            pace.handle_changed(ms(1000 + at * 9), dir(2));
+            assert_eq!(pace.take(ms(1000 + at * 9), false), None, "{at}");
+        }
+        for at in 0..30 {
+            pace.handle_changed(ms(2800 + at * 6), dir(2));
         }
         pace.handle_changed(ms(3000), dir(2));
         assert_eq!(pace.take(ms(3000), false), Some(dir(2)));
@@ -177,6 +214,28 @@ mod tests {
             assert_eq!(pace.take(ms(10_000 + at * 1000), true), None, "{at}");
         }
         assert_eq!(pace.take(ms(70_000), true), Some(dir(2)));
+    }
+
+    #[test]
+    fn a_full_disk_is_looked_at_now_and_then_whatever_is_scanned() {
+        let mut pace = rested();
+        pace.handle_left(ms(100), Outcome::NoRoom, dir(1));
+        pace.handle_scanned(ms(200));
+        assert_eq!(pace.take(ms(20_099), false), None);
+        assert_eq!(pace.take(ms(20_100), false), Some(dir(1)));
+        pace.handle_left(ms(20_100), Outcome::NoRoom, dir(1));
+        assert_eq!(pace.next(false), Some(ms(40_100)));
+    }
+
+    #[test]
+    fn content_that_comes_is_not_waited_for() {
+        let mut pace = rested();
+        pace.handle_arrived(ms(90));
+        assert_eq!(pace.next(false), None);
+        pace.handle_left(ms(100), Outcome::Stuck, dir(1));
+        pace.handle_arrived(ms(105));
+        assert_eq!(pace.take(ms(119), false), None);
+        assert_eq!(pace.take(ms(120), false), Some(dir(1)));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use bytes::Bytes;
 
-use super::base::{At, HomeId, Row, RowKind, Stamp};
+use super::base::{At, HomeId, Row, RowKind, Stamp, UNKNOWN_INO};
 
 #[cfg(test)]
 mod tests;
@@ -39,8 +39,20 @@ pub struct Found {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seen {
     Found(Found),
+    /// A directory that is not ours to enter: the home of something else, or on another file system.
+    Nested,
     /// It is there, and no more is known or wanted for now: it cannot be examined, or is being written.
     Unknown,
+}
+
+impl Seen {
+    pub fn is_dir(&self) -> bool {
+        match self {
+            Self::Found(found) => found.kind == FoundKind::Dir,
+            Self::Nested => true,
+            Self::Unknown => false,
+        }
+    }
 }
 
 /// A directory as it was read.
@@ -53,6 +65,8 @@ pub struct Listing {
     pub ino: u64,
     /// Names of temporary files of ours that nothing is being done with any more.
     pub leftover: Vec<Bytes>,
+    /// It is the home of something else.
+    pub is_nested: bool,
 }
 
 /// Where the base records are.
@@ -150,7 +164,7 @@ pub struct Counts {
     pub unchanged: u64,
     /// Devices, sockets and fifos.
     pub special: Vec<Vec<u8>>,
-    /// Directories on other file systems, not entered.
+    /// Directories on other file systems and homes of others, not entered.
     pub nested: Vec<Vec<u8>>,
     /// Directories that could not be read to their end, and names that could not be examined.
     pub unknown: Vec<Vec<u8>>,
@@ -270,6 +284,10 @@ impl<'r> Plan<'r> {
         if listing.ino != visit.ino || !self.listed.insert(visit.dir) {
             return;
         }
+        if listing.is_nested {
+            self.steps.report.nested.push(visit.path);
+            return;
+        }
         let mut rows: HashMap<Bytes, Row> = self.rows.children(visit.dir).into_iter().collect();
         for (name, seen) in listing.names {
             let row = rows.remove(&name);
@@ -280,6 +298,8 @@ impl<'r> Plan<'r> {
             };
             match seen {
                 Seen::Unknown => self.steps.report.unknown.push(path),
+                // What its records say of it is neither true nor false while it is somebody else's.
+                Seen::Nested => self.steps.report.nested.push(path),
                 Seen::Found(found) => self.compare(at, path, found, row, visit.deep),
             }
         }
@@ -312,7 +332,7 @@ impl<'r> Plan<'r> {
 
     fn compare_dir(&mut self, at: At, path: Vec<u8>, found: Found, row: Option<Row>, deep: bool) {
         match row {
-            Some(row) if row.is_dir() && row.stamp.ino == found.stamp.ino => {
+            Some(row) if row.is_dir() && row.stamp.same_ino(found.stamp.ino) => {
                 if deep {
                     let (path, ino) = (path.clone(), found.stamp.ino);
                     self.queue.push_back(Visit {
@@ -348,7 +368,7 @@ impl<'r> Plan<'r> {
             row => row,
         };
         if let Some(row) = base.as_ref().filter(|row| row.is_kind(found.kind)) {
-            if row.stamp == found.stamp && row.mode == found.mode && !row.unsure {
+            if row.stamp.is_same(&found.stamp) && row.mode == found.mode && !row.unsure {
                 self.steps.report.unchanged += 1;
                 return;
             }
@@ -438,7 +458,9 @@ impl<'r> Plan<'r> {
                 continue;
             }
             stack.extend(self.children(row.id).filter(|(_, row)| row.is_dir()));
-            self.gone_dirs.insert(row.stamp.ino, (at, row));
+            if row.stamp.ino != UNKNOWN_INO {
+                self.gone_dirs.insert(row.stamp.ino, (at, row));
+            }
         }
     }
 
@@ -505,10 +527,11 @@ impl<'r> Plan<'r> {
         let replaced = self.taken.iter().filter_map(|take| {
             take.base
                 .as_ref()
-                .filter(|row| row.stamp.ino != take.found.stamp.ino)
+                .filter(|row| !row.stamp.same_ino(take.found.stamp.ino))
         });
         removed
             .chain(replaced)
+            .filter(|row| row.stamp.ino != UNKNOWN_INO)
             .map(|row| (row.stamp.ino, row.clone()))
             .collect()
     }

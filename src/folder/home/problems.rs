@@ -20,7 +20,7 @@ pub enum ProblemKind {
     Moving,
     /// What a peer did leaves no place for it.
     Blocked,
-    /// A directory on another file system: not entered.
+    /// A directory on another file system, or the home of something else: not entered.
     Nested,
     /// A device, socket or fifo: not shared.
     Special,

@@ -145,16 +145,23 @@ pub(super) fn put_all(
 
 fn put(apply: &mut Apply<'_>, take: &Take, file: &DiskFile, new: &Row) -> Result<Bytes, OpError> {
     let Some(base) = &take.base else {
-        return apply.put(&take.at, &[], file);
+        let all = Attributes {
+            mode: Some(file.mode),
+            mtime: None,
+            xattrs: Some(file.xattrs.clone()),
+        };
+        return apply.put(&take.at, &[], file, &all);
     };
-    if base.kind != new.kind {
-        return apply.put(&take.at, &base.held, file);
-    }
+    // What the file system could not keep of a version is no edit of it.
     let change = Attributes {
         mode: (base.mode != new.mode).then_some(new.mode),
         mtime: (base.stamp.mtime != new.stamp.mtime).then_some(new.stamp.mtime),
         xattrs: (base.xattrs != new.xattrs).then(|| file.xattrs.clone()),
     };
+    if base.kind != new.kind {
+        let mtime = None;
+        return apply.put(&take.at, &base.held, file, &Attributes { mtime, ..change });
+    }
     apply.attributes(&take.at, &base.held, &change)
 }
 

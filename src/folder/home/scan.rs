@@ -1,7 +1,7 @@
 //! A scan: lists what is on disk, has `plan` compare it with the base records, takes in what is new, and hands the folder
 //! the result in as few updates as there are batches.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use super::places::is_hidden;
 use super::plan::{Counts, DirStep, FoundKind, Listing, Look, Plan, Seen, Steps, Take, Visit};
 use super::pull::Puller;
 use super::record::{self, Recorded, Table};
-use super::take::{Miss, Taken, When, ranges_of, take};
+use super::take::{BIG_BYTES, Miss, Taken, When, ranges_of, take};
 use super::writeback;
 use crate::folder::state::{Fid, OpError, Xattrs};
 use crate::folder::tree::NodesError;
@@ -35,14 +35,12 @@ const FIRST_FILES: usize = 4096;
 /// Threads that read small files.
 const READERS: usize = 2;
 
-/// Files from this many bytes on are read one at a time: they keep two threads busy by themselves.
-const BIG_BYTES: u64 = 32 << 20;
-
 /// Before a directory is looked at again that a rename took from where it was expected.
 const SOON: Duration = Duration::from_millis(50);
 
-/// Before a file is read again that changed each time it was read.
+/// Before a file is read again that changed while it was read; doubled each time.
 const LATER: Duration = Duration::from_secs(5);
+const LATER_MAX: Duration = Duration::from_secs(320);
 
 /// What a scan is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -101,8 +99,36 @@ pub(super) struct Scanner {
     pub(super) entries: u64,
     /// Files whose ctime alone changed: to be read when there is nothing else to do.
     pub(super) later: VecDeque<HomeId>,
+    /// Files that changed while they were read, and are left alone for a while.
+    pub(super) restless: HashMap<At, Restless>,
     pub(super) puller: Puller,
     pub(super) rules: HomeRules,
+}
+
+/// A file that does not stop changing.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Restless {
+    /// Not read before this.
+    until: Duration,
+    wait: Duration,
+}
+
+impl Scanner {
+    /// Somebody has closed a file: it may be at rest now.
+    pub(super) fn note_closed(&mut self, at: &At, now: Duration) {
+        if let Some(restless) = self.restless.get_mut(at) {
+            restless.until = restless.until.min(now + LATER);
+        }
+    }
+
+    /// A file changed while it was read. Returns how long it is left alone.
+    fn note_restless(&mut self, at: &At, now: Duration) -> Duration {
+        let last = self.restless.get(at).map(|restless| restless.wait);
+        let wait = last.map_or(LATER, |last| (last * 2).min(LATER_MAX));
+        let until = now + wait;
+        self.restless.insert(at.clone(), Restless { until, wait });
+        wait
+    }
 }
 
 /// One scan under way.
@@ -112,6 +138,7 @@ pub(super) struct Scan<'h> {
     progress: &'h dyn Fn(ScanProgress),
     done: ScanProgress,
     report: ScanReport,
+    moved: HashSet<(HomeId, Bytes)>,
 }
 
 /// Which part of a home to scan.
@@ -120,6 +147,8 @@ pub(super) enum Part<'d> {
     Dirs {
         dirs: &'d [HomeId],
         open: &'d HashSet<(HomeId, Bytes)>,
+        /// Names of which nothing was heard but renames.
+        moved: &'d HashSet<(HomeId, Bytes)>,
     },
 }
 
@@ -135,6 +164,7 @@ impl<'h> Scan<'h> {
             progress,
             done: ScanProgress::default(),
             report: ScanReport::default(),
+            moved: HashSet::new(),
         }
     }
 
@@ -179,12 +209,13 @@ impl<'h> Scan<'h> {
         }
         let mut leftover = Vec::new();
         let table = Table(&*home.ledger);
-        let stamp = home.files.root_stamp();
+        let stamp = (home.files.root_stamp().0, home.files.root_ino());
         let next_id = HomeId(self.scanner.next_id);
         let no_files = HashSet::new();
         let (mut plan, open) = match part {
             Part::Everything => (Plan::full(&table, stamp, next_id), &no_files),
-            Part::Dirs { dirs, open } => {
+            Part::Dirs { dirs, open, moved } => {
+                self.moved.clone_from(moved);
                 let dirs = dirs.iter().filter_map(|dir| self.expected(*dir));
                 (Plan::partial(&table, stamp.0, next_id, dirs), *open)
             }
@@ -194,6 +225,7 @@ impl<'h> Scan<'h> {
         while let Some(visit) = plan.next_visit() {
             self.go_on()?;
             let mut listing = self.list(&visit, open);
+            self.spare_restless(visit.dir, &mut listing);
             let names = std::mem::take(&mut listing.leftover);
             leftover.extend(names.into_iter().map(|name| (visit.dir, name)));
             root_is_empty |=
@@ -238,7 +270,7 @@ impl<'h> Scan<'h> {
     /// Where the records say a directory is, and its inode.
     fn expected(&self, dir: HomeId) -> Option<(HomeId, Vec<u8>, u64)> {
         if dir == HomeId::ROOT {
-            return Some((dir, Vec::new(), self.home.files.root_stamp().1));
+            return Some((dir, Vec::new(), self.home.files.root_ino()));
         }
         let row = self.home.row(&self.home.files.place(dir)?)?;
         Some((dir, self.home.files.path(dir)?, row.stamp.ino))
@@ -267,20 +299,43 @@ impl<'h> Scan<'h> {
         let within = self.scanner.rules.rules.within(&visit.path);
         let (home, dir) = (self.home, visit.dir);
         listing.names.retain(|name, seen| {
-            let is_dir = matches!(seen, Seen::Found(found) if found.kind == FoundKind::Dir);
+            let is_dir = seen.is_dir();
             !within.ignores(name, is_dir) || is_in_folder(home, dir, name)
         });
+    }
+
+    /// Leaves files alone that would change again while they are read.
+    fn spare_restless(&mut self, dir: HomeId, listing: &mut Listing) {
+        if self.scanner.restless.is_empty() {
+            return;
+        }
+        let now = self.home.elapsed();
+        let restless = &mut self.scanner.restless;
+        restless.retain(|at, _| at.dir != dir || listing.names.contains_key(&at.name));
+        for (at, restless) in restless.iter().filter(|(at, _)| at.dir == dir) {
+            if let Some(seen) = listing.names.get_mut(&at.name)
+                && restless.until > now
+            {
+                *seen = Seen::Unknown;
+                self.report.again.push((dir, restless.until - now));
+            }
+        }
     }
 
     fn carry_out(&mut self, mut steps: Steps) -> Result<(), ScanError> {
         self.report.counts.add(std::mem::take(&mut steps.report));
         let unread = std::mem::take(&mut steps.unread);
         (self.progress)(self.done);
-        let renamed = std::mem::take(&mut steps.renamed);
-        let taken = self.read_batch(&renamed)?;
-        self.report.renamed += taken.len() as u64;
-        self.rebuild(&steps, taken)?;
+        let (renamed, home) = (std::mem::take(&mut steps.renamed), self.home);
+        {
+            // What lists the chunks of a file is stored before the folder names it.
+            let _unnamed = home.store.hold();
+            let taken = self.read_batch(&renamed)?;
+            self.report.renamed += taken.len() as u64;
+            self.rebuild(&steps, taken)?;
+        }
         for batch in steps.changed.chunks(BATCH_FILES) {
+            let _unnamed = home.store.hold();
             let taken = self.read_batch(batch)?;
             self.report.read += taken.len() as u64;
             self.publish(taken)?;
@@ -370,6 +425,7 @@ impl<'h> Scan<'h> {
         let when = When {
             now: &now,
             stop: &home.stop,
+            moved: &self.moved,
         };
         let read = |index: usize| take(&home.files, &home.store, &takes[index], ids[index], &when);
         let is_big = |index: usize| takes[index].found.stamp.size >= BIG_BYTES;
@@ -415,6 +471,7 @@ impl<'h> Scan<'h> {
         for (take, result) in results {
             match result {
                 Ok(taken) => {
+                    self.scanner.restless.remove(&take.at);
                     self.done.read += 1;
                     self.done.bytes += taken.file.size;
                     if taken.is_guess {
@@ -434,7 +491,8 @@ impl<'h> Scan<'h> {
                 // The event that says so is on its way.
                 Err(Miss::Unreadable(_) | Miss::Gone) => self.report.moving.push(take.path),
                 Err(Miss::Moving) => {
-                    self.report.again.push((take.at.dir, LATER));
+                    let wait = self.scanner.note_restless(&take.at, self.home.elapsed());
+                    self.report.again.push((take.at.dir, wait));
                     self.report.moving.push(take.path);
                 }
             }
@@ -642,7 +700,8 @@ pub(super) fn check_root(home: &Inner) -> Result<(), HeldReason> {
             return Err(HeldReason::Replaced);
         }
     }
-    match marker::read(home.files.root()) {
+    let root = home.files.root().map_err(|_| HeldReason::RootMissing)?;
+    match marker::read(&root) {
         Ok(Some(marker)) if marker == home.marker => Ok(()),
         Ok(Some(_)) => Err(HeldReason::MarkerOfAnother),
         Ok(None) => Err(HeldReason::MarkerMissing),

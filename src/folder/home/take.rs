@@ -1,25 +1,31 @@
 //! Taking a file in: its content and attributes as they were at one moment, proven by a stat before and after.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use bytes::Bytes;
 use ccbt_xet::hash::ChunkHash;
 use ccbt_xet::store::Store;
 
-use super::base::{FileTime, HomeId, Row, RowKind, Stamp, is_unsure, xattr_digest};
-use super::files::{self, HomeFiles, found, is_sparse};
+use super::base::{At, FileTime, HomeId, Row, RowKind, Stamp, is_unsure, unsure_for, xattr_digest};
+use super::files::{self, HomeFiles, is_sparse};
 use super::hash::chunks_of;
 use super::ledger::DiskFile;
 use super::plan::{Found, FoundKind, Take};
-use crate::folder::content::{ContentReader, ContentWriter};
+use crate::folder::content::{ContentReader, ContentWriter, Located};
 use crate::folder::state::{FileKind, Xattrs};
 use crate::folder::tree::NodesError;
 use crate::folder::work::{StoreError, StoreNodes};
 
 /// How often a file that changes while it is read is read again before it is left for later.
 const ATTEMPTS: u32 = 3;
+
+/// Files from this many bytes on are read one at a time, which keeps two threads busy, and once.
+pub(super) const BIG_BYTES: u64 = 32 << 20;
 
 /// A range of a file by the chunk it holds: (hash, offset, length).
 pub(super) type Ranges = Vec<(ChunkHash, u64, u32)>;
@@ -58,6 +64,8 @@ pub(super) struct When<'w> {
     pub(super) now: &'w (dyn Fn() -> FileTime + Sync),
     /// The home is being closed: a big file is not read to its end.
     pub(super) stop: &'w AtomicBool,
+    /// Names of which nothing was heard but that something was renamed there.
+    pub(super) moved: &'w HashSet<(HomeId, Bytes)>,
 }
 
 /// Takes in a file or symlink as number `id`.
@@ -106,8 +114,14 @@ fn take_file(
 ) -> Result<Taken, Miss> {
     let file = files.open_file(&take.path)?;
     let mut before = rustix::fs::fstat(&file).map_err(io::Error::from)?;
-    for _attempt in 0..ATTEMPTS {
-        let was = found(&before);
+    let is_big = u64::try_from(before.st_size).unwrap_or(0) >= BIG_BYTES;
+    if is_big && take.source.is_none() {
+        // Read too soon after it was written, it would have to be read twice.
+        thread::sleep(still_unsure(files.found(&before).stamp.mtime, (when.now)()));
+        before = rustix::fs::fstat(&file).map_err(io::Error::from)?;
+    }
+    for _attempt in 0..if is_big { 1 } else { ATTEMPTS } {
+        let was = files.found(&before);
         if was.kind != FoundKind::File {
             return Err(Miss::Gone);
         }
@@ -132,11 +146,12 @@ fn take_file(
             ),
         };
         let after = rustix::fs::fstat(&file).map_err(io::Error::from)?;
-        if found(&after) == was {
+        if files.found(&after) == was {
             let (content, ranges) = read?;
             let kind = RowKind::File {
                 content: content.clone(),
             };
+            let is_guess = is_guess && !is_proven(files, take, when);
             let unsure = is_guess || is_unsure(was.stamp.mtime, looked_at);
             let taken = taken(id, was, xattrs, kind, content, (unsure, ranges));
             return Ok(Taken { is_guess, ..taken });
@@ -144,6 +159,22 @@ fn take_file(
         before = after;
     }
     Err(Miss::Moving)
+}
+
+/// Whether a file that is taken for a renamed one was seen being renamed, and nothing else.
+fn is_proven(files: &HomeFiles, take: &Take, when: &When<'_>) -> bool {
+    let from = take.source.as_ref().and_then(|row| files.place(row.id));
+    let was_moved = |at: &At| when.moved.contains(&(at.dir, at.name.clone()));
+    was_moved(&take.at) && from.is_some_and(|from| was_moved(&from))
+}
+
+/// How long a reading of what was last changed at `mtime` would not be sure.
+fn still_unsure(mtime: FileTime, now: FileTime) -> Duration {
+    let past = Duration::from_nanos(u64::try_from(mtime.distance(now)).unwrap_or(u64::MAX));
+    match is_unsure(mtime, now) {
+        true => unsure_for(mtime).saturating_sub(past) + Duration::from_millis(1),
+        false => Duration::ZERO,
+    }
 }
 
 fn taken(
@@ -226,16 +257,37 @@ pub(super) fn ranges_of(
     content: &[u8],
     size: u64,
 ) -> Result<Ranges, NodesError<StoreError>> {
-    let nodes = StoreNodes(store);
-    let reader = ContentReader::new(&nodes, content, size).map_err(NodesError::Input)?;
     let mut ranges = Ranges::new();
-    for located in reader.locate(0..size)? {
-        if ranges
-            .last()
-            .is_none_or(|(hash, ..)| *hash != located.chunk.hash)
-        {
-            ranges.push((located.chunk.hash, located.offset, located.chunk.len));
+    each_chunk(store, content, size, |located| {
+        let Located { chunk, offset, .. } = located;
+        if ranges.last().is_none_or(|(hash, ..)| *hash != chunk.hash) {
+            ranges.push((chunk.hash, *offset, chunk.len));
         }
-    }
+        Ok(())
+    })?;
     Ok(ranges)
+}
+
+/// Hands out the chunks of a content in order, one segment after the other: the list of all of them can be far larger
+/// than what is in a sparse file.
+pub(super) fn each_chunk<E: From<NodesError<StoreError>>>(
+    store: &Store,
+    content: &[u8],
+    size: u64,
+    mut each: impl FnMut(&Located) -> Result<(), E>,
+) -> Result<(), E> {
+    let nodes = StoreNodes(store);
+    let reader =
+        ContentReader::new(&nodes, content, size).map_err(NodesError::<StoreError>::Input)?;
+    let segments = reader.segments(0..size)?;
+    if segments.is_empty() {
+        return reader.locate(0..size)?.iter().try_for_each(each);
+    }
+    for segment in segments {
+        reader
+            .locate(segment.bytes)?
+            .iter()
+            .try_for_each(&mut each)?;
+    }
+    Ok(())
 }

@@ -29,6 +29,9 @@ const OPEN_MAX: Duration = Duration::from_secs(5);
 /// Files being written that are remembered; of more than these, writing is not waited for.
 const OPEN_FILES_MAX: usize = 65_536;
 
+/// Names of which it is remembered what was heard.
+const HEARD_NAMES_MAX: usize = 65_536;
+
 /// Buffer for events; each has at most 16 + 256 bytes.
 const EVENT_BYTES: usize = 64 << 10;
 
@@ -89,6 +92,8 @@ pub enum Written {
     Open,
     /// It was written and closed.
     Closed,
+    /// It only came from or went to another name.
+    Moved,
     No,
 }
 
@@ -213,6 +218,8 @@ impl Watcher {
             Written::Made
         } else if flags.contains(ReadFlags::MODIFY) {
             Written::Open
+        } else if flags.intersects(ReadFlags::MOVED_FROM.union(ReadFlags::MOVED_TO)) {
+            Written::Moved
         } else {
             Written::No
         };
@@ -229,6 +236,8 @@ impl Watcher {
 pub struct Quiet {
     dirs: BTreeMap<HomeId, Pending>,
     open: HashMap<(HomeId, Bytes), Duration>,
+    /// Names of which anything was heard since they were last due, and whether it was nothing but moves.
+    heard: HashMap<(HomeId, Bytes), bool>,
     is_full: bool,
 }
 
@@ -244,6 +253,8 @@ pub struct Due {
     pub dirs: Vec<HomeId>,
     /// Files that are being written: not to be read yet.
     pub open: HashSet<(HomeId, Bytes)>,
+    /// Names from or to which something was renamed, and nothing else happened to them.
+    pub moved: HashSet<(HomeId, Bytes)>,
     /// Everything, because events were lost.
     pub everything: bool,
 }
@@ -256,6 +267,7 @@ impl Quiet {
             Event::Name { dir, name, written } => {
                 let is_open = matches!(written, Written::Made | Written::Open);
                 let has_room = self.open.len() < OPEN_FILES_MAX;
+                self.hear((dir, name.clone()), written == Written::Moved);
                 if is_open && has_room {
                     self.open.entry((dir, name)).or_insert(now);
                 } else if written == Written::Closed {
@@ -266,6 +278,17 @@ impl Quiet {
                     self.note(now, dir);
                 }
             }
+        }
+    }
+
+    fn hear(&mut self, at: (HomeId, Bytes), is_move: bool) {
+        if self.heard.len() < HEARD_NAMES_MAX || self.heard.contains_key(&at) {
+            *self.heard.entry(at).or_insert(true) &= is_move;
+        } else {
+            // Of one that is not remembered, nothing may be concluded.
+            self.heard
+                .values_mut()
+                .for_each(|only_moves| *only_moves = false);
         }
     }
 
@@ -316,6 +339,13 @@ impl Quiet {
         }
         due.dirs = std::mem::take(&mut self.dirs).into_keys().collect();
         due.open = self.open.keys().cloned().collect();
+        let heard = std::mem::take(&mut self.heard).into_iter();
+        if !due.everything {
+            due.moved = heard
+                .filter(|(_, only_moves)| *only_moves)
+                .map(|(at, _)| at)
+                .collect();
+        }
         Some(due)
     }
 }
@@ -386,6 +416,20 @@ mod tests {
         }
         let due = quiet.take(OPEN_MAX).unwrap();
         assert_eq!((due.dirs, due.open.len()), (vec![DIR], 0));
+    }
+
+    #[test]
+    fn a_name_that_was_only_moved_is_told_from_one_that_was_written_too() {
+        let mut quiet = Quiet::default();
+        quiet.event(ms(0), name("a", Written::Moved));
+        quiet.event(ms(0), name("b", Written::Moved));
+        quiet.event(ms(1), name("b", Written::Open));
+        quiet.event(ms(2), name("b", Written::Closed));
+        quiet.event(ms(2), name("b", Written::Moved));
+        let due = quiet.take(ms(30)).unwrap();
+        assert_eq!(due.moved, HashSet::from([(DIR, Bytes::from("a"))]));
+        quiet.event(ms(100), name("a", Written::No));
+        assert_eq!(quiet.take(ms(130)).unwrap().moved, HashSet::new());
     }
 
     #[test]

@@ -8,16 +8,17 @@ use ccbt_xet::store::Store;
 use super::Inner;
 use super::base::{FileTime, HomeId};
 use super::files::HomeFiles;
+use super::hash::ZEROS;
 use super::ignore::Rules;
 use super::ledger::{Extent, LedgerError};
 use super::plan::{FoundKind, Seen};
 use super::pull::{Left, Pull, Puller};
 use super::scan::{ScanError, Scanner, check_root};
-use super::take::ranges_of;
-use super::write::{ContentError, Contents, Writer, Written};
-use crate::folder::content::{ContentReader, Located};
+use super::take::{each_chunk, ranges_of};
+use super::write::{ContentError, Contents, Piece, Writer, Written};
+use crate::folder::content::ChunkRef;
 use crate::folder::tree::NodesError;
-use crate::folder::work::StoreNodes;
+use crate::folder::work::StoreError;
 
 /// Contents from the store, which borrows them from the home's files.
 struct StoreContents<'h> {
@@ -26,17 +27,25 @@ struct StoreContents<'h> {
 }
 
 impl StoreContents<'_> {
-    fn chunks(&self, content: &[u8], size: u64) -> Result<Vec<Located>, ContentError> {
-        let nodes = StoreNodes(self.store);
-        let reader = ContentReader::new(&nodes, content, size).map_err(io::Error::other)?;
-        let chunks = reader.locate(0..size).map_err(|error| match error {
-            NodesError::Missing(_) => ContentError::Missing,
-            error => ContentError::Io(io::Error::other(error)),
-        })?;
-        let is_here = |located: &Located| self.store.contains(&located.chunk.hash);
-        match chunks.iter().all(is_here) {
-            true => Ok(chunks),
-            false => Err(ContentError::Missing),
+    /// Proves that all of a content is here. A segment that occurs many times, as in a hole, is looked at once.
+    fn check(&self, content: &[u8], size: u64) -> Result<(), ContentError> {
+        let mut last = None;
+        each_chunk(self.store, content, size, |located| {
+            let hash = located.chunk.hash;
+            if last == Some(hash) || self.store.contains(&hash) {
+                last = Some(hash);
+                return Ok(());
+            }
+            Err(ContentError::Missing)
+        })
+    }
+}
+
+impl From<NodesError<StoreError>> for ContentError {
+    fn from(error: NodesError<StoreError>) -> Self {
+        match error {
+            NodesError::Missing(_) => Self::Missing,
+            error => Self::Io(io::Error::other(error)),
         }
     }
 }
@@ -46,18 +55,22 @@ impl Contents for StoreContents<'_> {
         &self,
         content: &Bytes,
         size: u64,
-        each: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+        each: &mut dyn FnMut(Piece<'_>) -> io::Result<()>,
     ) -> Result<(), ContentError> {
-        for located in self.chunks(content, size)? {
-            let chunk = self.store.chunk(&located.chunk.hash);
-            let chunk = chunk.map_err(io::Error::other)?;
-            match chunk.filter(|chunk| chunk.len() == located.chunk.len as usize) {
-                Some(chunk) => each(&chunk)?,
-                // A borrowed range whose file was changed just now.
-                None => return Err(ContentError::Missing),
+        self.check(content, size)?;
+        let zeros = self.store.suite().chunk_hash(&ZEROS);
+        each_chunk(self.store, content, size, |located| {
+            let ChunkRef { hash, len } = located.chunk;
+            if hash == zeros && len as usize == ZEROS.len() {
+                return Ok(each(Piece::Zeros(len.into()))?);
             }
-        }
-        Ok(())
+            let chunk = self.store.chunk(&hash).map_err(io::Error::other)?;
+            match chunk.filter(|chunk| chunk.len() == len as usize) {
+                Some(chunk) => Ok(each(Piece::Bytes(&chunk))?),
+                // A borrowed range whose file was changed just now.
+                None => Err(ContentError::Missing),
+            }
+        })
     }
 
     fn lend(&self, id: HomeId, content: &Bytes, size: u64) {
@@ -76,8 +89,11 @@ pub(super) fn content(
     size: u64,
 ) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
-    let mut keep = |part: &[u8]| {
-        bytes.extend_from_slice(part);
+    let mut keep = |piece: Piece<'_>| {
+        match piece {
+            Piece::Bytes(part) => bytes.extend_from_slice(part),
+            Piece::Zeros(len) => bytes.resize(bytes.len() + usize::try_from(len).unwrap_or(0), 0),
+        }
         Ok(())
     };
     let contents = StoreContents { store, files };
@@ -92,9 +108,12 @@ fn has_only_ignored(files: &HomeFiles, rules: &Rules, path: &[u8]) -> bool {
     let within = rules.within(path);
     let is_ignored = |(name, seen): (&Bytes, &Seen)| match seen {
         Seen::Found(found) => within.ignores(name, found.kind == FoundKind::Dir),
-        Seen::Unknown => false,
+        Seen::Nested | Seen::Unknown => false,
     };
-    listing.complete && listing.leftover.is_empty() && listing.names.iter().all(is_ignored)
+    !listing.is_nested
+        && listing.complete
+        && listing.leftover.is_empty()
+        && listing.names.iter().all(is_ignored)
 }
 
 /// What a pull did and left.
@@ -121,7 +140,7 @@ pub(super) fn pull(
         true => Pull::new(writer, puller).run(extent),
         false => Ok(Left::unsettled()),
     })?;
-    *home.left.lock() = left.sentence();
+    *home.left.lock() = left.sentence(&home.path);
     Ok(Pulled { left, written })
 }
 
@@ -171,6 +190,7 @@ fn with_writer<R>(
         now: &|| FileTime::from_unix_nanos((home.clock)()),
         written: Written::default(),
         is_stuck: false,
+        refused: None,
     };
     let result = work(&mut writer, &mut scanner.puller);
     let written = writer.written;

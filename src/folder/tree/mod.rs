@@ -15,6 +15,7 @@ mod node;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -216,6 +217,29 @@ impl<'n, N: Nodes + ?Sized> Trees<'n, N> {
     /// Number of entries.
     pub fn len(&self, tree: &Tree) -> Result<u64, NodesError<N::Error>> {
         Ok(self.load(&tree.link())?.entries())
+    }
+
+    /// Adds every node of a map to `seen`, but for those below what is there already. Whether all but the leaves, at
+    /// which nobody looks, are here: what is below a missing node is not known.
+    pub fn add_nodes(
+        &self,
+        tree: &Tree,
+        seen: &mut HashSet<NodeId>,
+    ) -> Result<bool, NodesError<N::Error>> {
+        let (mut todo, mut whole) = (vec![tree.link()], true);
+        while let Some(link) = todo.pop() {
+            if !seen.insert(link.id) || link.level == 0 {
+                continue;
+            }
+            match self.try_load(&link)? {
+                Some(node) => {
+                    let links = (0..node.len()).map(|i| node.link(i, link.upper.as_ref()));
+                    todo.extend(links);
+                }
+                None => whole = false,
+            }
+        }
+        Ok(whole)
     }
 
     /// Entries from the first key at or above `from` to the end, ascending. After an error the

@@ -5,10 +5,9 @@
 
 use std::sync::Arc;
 
-use ccbt_xet::hash::{ChunkHash, NodeId, Suite};
-use ccbt_xet::ingest;
-use ccbt_xet::recipe::ChunkRef;
-use ccbt_xet::store::{Store, WriteError};
+use ccbt_xet::hash::NodeId;
+use ccbt_xet::ingest::{self, Taken};
+use ccbt_xet::store::WriteError;
 
 use super::body::{Body, Cut, Stored};
 use super::nodes::{StoreError, StoreNodes};
@@ -177,17 +176,22 @@ impl Inner {
             return Ok(stored);
         }
         let nodes = StoreNodes(&self.config.store);
-        let read = |offset, buf: &mut [u8]| self.read_cut(cut, offset, buf);
-        let store = |batch: &[(ChunkHash, &[u8])]| store_batch(&self.config.store, batch);
-        let suite = self.config.store.suite();
-        let chunks = chunk_all(suite, new_len, read, true, store)?;
         let mut writer = ContentWriter::new(&nodes);
-        for chunk in chunks {
-            writer.push(content::ChunkRef {
+        let mut at = 0;
+        let read = |buf: &mut [u8]| {
+            let take = (new_len - at).min(buf.len() as u64) as usize;
+            if take > 0 {
+                self.read_cut(cut, at, &mut buf[..take])?;
+            }
+            at += take as u64;
+            Ok(Taken::Bytes(take))
+        };
+        ingest::store_stream(&self.config.store, new_len, read, |chunk| {
+            Ok::<_, CommitError>(writer.push(content::ChunkRef {
                 hash: chunk.hash,
                 len: chunk.len,
-            })?;
-        }
+            })?)
+        })?;
         Ok(stored(writer.finish()?))
     }
 
@@ -269,78 +273,5 @@ pub(super) fn stored((content, size): (Vec<u8>, u64)) -> Stored {
     Stored {
         content: Content::from(&content[..]),
         size,
-    }
-}
-
-/// Chunks and hashes `len` bytes from end to end. `store` is given every chunk that is `wanted` in file order, in batches.
-pub(super) fn chunk_all<E: Send>(
-    suite: Suite,
-    len: u64,
-    mut read: impl FnMut(u64, &mut [u8]) -> Result<(), E> + Send,
-    wanted: bool,
-    store: impl FnMut(&[(ChunkHash, &[u8])]) -> Result<(), E>,
-) -> Result<Vec<ChunkRef>, E> {
-    let mut at = 0;
-    let read = |buf: &mut [u8]| {
-        let take = (len - at).min(buf.len() as u64) as usize;
-        if take > 0 {
-            read(at, &mut buf[..take])?;
-        }
-        at += take as u64;
-        Ok(take)
-    };
-    ingest::chunk_stream(suite, len, read, |_| wanted, store)
-}
-
-fn store_batch(store: &Store, batch: &[(ChunkHash, &[u8])]) -> Result<(), CommitError> {
-    store.put_chunks(batch)?;
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::convert::Infallible;
-
-    use ccbt_xet::chunk;
-    use ccbt_xet::hash::chunk_hash;
-
-    use super::*;
-
-    #[test]
-    fn blocks_do_not_show_in_the_chunks() {
-        let mut random = 1_u64;
-        let bytes: Vec<u8> = std::iter::repeat_with(|| {
-            random = random
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            (random >> 56) as u8
-        })
-        .take((16 << 20) + 12_345)
-        .collect();
-        let mut stored = Vec::new();
-        let chunks = chunk_all::<Infallible>(
-            Suite::Blake3,
-            bytes.len() as u64,
-            |offset, buf| {
-                buf.copy_from_slice(&bytes[offset as usize..][..buf.len()]);
-                Ok(())
-            },
-            true,
-            |batch| {
-                batch
-                    .iter()
-                    .for_each(|(_, bytes)| stored.extend_from_slice(bytes));
-                Ok(())
-            },
-        )
-        .unwrap();
-        let whole: Vec<ChunkRef> = chunk::chunks(&bytes)
-            .map(|chunk| ChunkRef {
-                hash: chunk_hash(chunk),
-                len: chunk.len() as u32,
-            })
-            .collect();
-        assert!(stored == bytes, "bytes lost or doubled between blocks");
-        assert_eq!(chunks, whole);
     }
 }

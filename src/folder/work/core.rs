@@ -15,6 +15,7 @@ use super::record::{BodyId, OpRecord, Published, Record};
 use crate::folder::codec;
 use crate::folder::state::{
     By, Change, DirNode, Fid, FileNode, Hlc, Inc, Key, Name, Node, OpError, State, Time,
+    VersionVector,
 };
 
 /// With more changed directories than these, it is cheaper to look at all.
@@ -37,11 +38,15 @@ pub(super) struct Core {
     pub(super) unflushed: BTreeSet<Key>,
     /// Directories in which anything changed since they were last taken; none: any may have.
     pub(super) changed: Option<BTreeSet<Fid>>,
-    /// Told when there is the first such directory. Must not wait.
+    /// Told when there is the first such directory, and when content has come. Must not wait.
     pub(super) on_change: Listener,
+    /// How often content has come that was missing.
+    pub(super) arrivals: u64,
     /// The newest reading of the hybrid clock.
     pub(super) hlc: Hlc,
     pub(super) tip: Tip,
+    /// What the tree as last written has seen.
+    pub(super) tip_vector: VersionVector,
     pub(super) published: Option<Published>,
     /// The last head was signed by a clock so far ahead that nobody believes it: it is to be signed anew.
     pub(super) sign_again: bool,

@@ -17,7 +17,6 @@ mod commit;
 mod core;
 mod evict;
 mod extents;
-mod ingest;
 mod inodes;
 mod journal;
 mod merge;
@@ -56,7 +55,6 @@ use self::journal::Journal;
 
 pub use self::commit::CommitError;
 pub use self::evict::{Below, Held};
-pub use self::ingest::{IngestError, Ingested, Keep};
 pub use self::merge::{MergeError, Merged};
 pub use self::nodes::StoreError;
 pub(crate) use self::nodes::StoreNodes;
@@ -119,6 +117,11 @@ pub trait Fetch: Send + Sync {
     fn nodes(&self, want: Vec<(u8, NodeId)>, priority: Priority, done: Fetched);
     /// Chunks that a reader will probably want soon; given up when `interest` is gone.
     fn ahead(&self, want: Vec<WantedChunk>, interest: Weak<()>, done: Fetched);
+    /// What came could not be kept for want of space: gives something up that can be had again. Whether there is room
+    /// now. Not to be called from a thread that answers the kernel: it takes a while.
+    fn make_room(&self) -> bool {
+        false
+    }
 }
 
 /// What changed a folder, for the timer that decides when to publish.
@@ -151,8 +154,8 @@ pub struct FolderConfig {
     /// Renames the dots in a row of the caller's table when a fresh incarnation takes over what another did not
     /// publish. `None` if there are none in it.
     pub rename_row: fn(&Redot, &[u8]) -> Option<Bytes>,
-    /// The content that a row of the caller's table says a plain file holds.
-    pub held_content: fn(&Bytes, &Bytes) -> Option<Bytes>,
+    /// The content, with its size in bytes, that a row of the caller's table says a plain file holds.
+    pub held_content: fn(&Bytes, &Bytes) -> Option<(Bytes, u64)>,
     pub clock: Arc<dyn Clock>,
     pub read_only: bool,
     pub fetch: Arc<dyn Fetch>,

@@ -183,7 +183,13 @@ impl Folder {
         snapshot.vector.get(inc) > self.inner.core.lock().state.vv().get(inc)
     }
 
-    /// The root of the tree as last written and what it has seen.
+    /// The root of the tree as last written and what that tree has seen.
+    pub fn written(&self) -> (NodeId, VersionVector) {
+        let core = self.inner.core.lock();
+        (core.tip.tree.root, core.tip_vector.clone())
+    }
+
+    /// The root of the tree as last written and what the state has seen.
     pub fn root(&self) -> (NodeId, VersionVector) {
         let core = self.inner.core.lock();
         (core.tip.tree.root, core.state.vv().clone())
@@ -204,6 +210,8 @@ impl Inner {
         sign: &dyn Fn(Unsigned) -> io::Result<[u8; HEAD_LEN]>,
     ) -> Result<Option<Publication>, FlushError> {
         let inc = self.config.inc;
+        // The snapshot is named only once the head is noted.
+        let _unnamed = self.config.store.hold();
         let (flush, last) = {
             let mut core = self.core.lock();
             let last = core
@@ -281,6 +289,8 @@ impl Inner {
 
     /// Writes what changed into the tree. The nodes are not synced yet.
     pub(super) fn write_tree(&self, flush: Flush) -> Result<Tip, FlushError> {
+        // The nodes are named once they are the tip's.
+        let _unnamed = self.config.store.hold();
         let before = self.core.lock().tip;
         let written = self.apply_to_tree(before, &flush);
         let mut core = self.core.lock();
@@ -288,6 +298,7 @@ impl Inner {
             Ok(tip) => {
                 let shared = core.tip.shared;
                 core.tip = Tip { shared, ..tip };
+                core.tip_vector = flush.vv;
                 Ok(core.tip)
             }
             Err(error) => {

@@ -47,8 +47,8 @@ const AHEAD_BUDGET: u64 = 256 << 20;
 /// What readers of a folder share.
 #[derive(Debug, Default)]
 pub(super) struct Reads {
-    /// When the fetch of a chunk or node failed, in nanoseconds.
-    failed: Mutex<HashMap<[u8; 32], u64>>,
+    /// When the fetch of a chunk or node failed, in nanoseconds, and what readers were told.
+    failed: Mutex<HashMap<[u8; 32], (u64, VolumeError)>>,
     ahead_bytes: AtomicU64,
     runs: Mutex<Runs>,
 }
@@ -193,20 +193,11 @@ impl Inner {
             tracing::error!(%error, chunk = %hash, "a chunk cannot be read");
             Lack::Failed(VolumeError::Io)
         };
-        if store.read_stored(hash, skip, part).map_err(failed)? {
-            return Ok(true);
-        }
-        let Some(bytes) = store.chunk(hash).map_err(failed)? else {
-            return Ok(false);
-        };
-        let skip = skip as usize;
-        match bytes.get(skip..skip + part.len()) {
-            Some(found) if bytes.len() == located.chunk.len as usize => {
-                part.copy_from_slice(found);
-                Ok(true)
-            }
+        match store.read_range(hash, skip, part).map_err(failed)? {
+            None => Ok(false),
+            Some(len) if len == located.chunk.len => Ok(true),
             // The recipe lies about the length of a chunk it names.
-            _ => Err(Lack::Failed(VolumeError::Io)),
+            Some(_) => Err(Lack::Failed(VolumeError::Io)),
         }
     }
 
@@ -380,8 +371,10 @@ impl Job {
         };
         let names = lack.names();
         self.rounds += 1;
-        if self.rounds > ROUNDS_MAX || self.inner.reads.has_failed(&names, self.inner.now_ns()) {
-            self.reply.send(Err(VolumeError::TimedOut));
+        let failed = self.inner.reads.failed(&names, self.inner.now_ns());
+        let is_endless = self.rounds > ROUNDS_MAX;
+        if let Some(error) = failed.or_else(|| is_endless.then_some(VolumeError::TimedOut)) {
+            self.reply.send(Err(error));
             return false;
         }
         let inner = self.inner.clone();
@@ -399,14 +392,20 @@ impl Job {
             Ok(()) => {
                 self.run();
             }
+            Err(FetchError::NoSpace)
+                if self.rounds < ROUNDS_MAX && self.inner.config.fetch.make_room() =>
+            {
+                self.run();
+            }
             Err(error) => {
-                self.inner.reads.note_failed(names, self.inner.now_ns());
                 let error = match error {
                     FetchError::NoSpace => VolumeError::NoSpace,
                     FetchError::NoPeer | FetchError::TimedOut | FetchError::Closed => {
                         VolumeError::TimedOut
                     }
                 };
+                let now = self.inner.now_ns();
+                self.inner.reads.note_failed(names, now, error);
                 self.reply.send(Err(error));
             }
         }
@@ -424,22 +423,22 @@ impl Lack {
 }
 
 impl Reads {
-    fn has_failed(&self, names: &[[u8; 32]], now_ns: u64) -> bool {
+    /// Why one of these failed a moment ago, if it did.
+    fn failed(&self, names: &[[u8; 32]], now_ns: u64) -> Option<VolumeError> {
         let failed = self.failed.lock();
-        names.iter().any(|name| {
-            failed
-                .get(name)
-                .is_some_and(|at| now_ns.saturating_sub(*at) < FAILED_FOR_NS)
-        })
+        let mut known = names.iter().filter_map(|name| failed.get(name));
+        let lately = known.find(|(at, _)| now_ns.saturating_sub(*at) < FAILED_FOR_NS);
+        lately.map(|(_, error)| *error)
     }
 
-    fn note_failed(&self, names: &[[u8; 32]], now_ns: u64) {
+    fn note_failed(&self, names: &[[u8; 32]], now_ns: u64, error: VolumeError) {
         let mut failed = self.failed.lock();
         if failed.len() + names.len() > FAILED_MAX {
-            failed.retain(|_, at| now_ns.saturating_sub(*at) < FAILED_FOR_NS);
+            failed.retain(|_, (at, _)| now_ns.saturating_sub(*at) < FAILED_FOR_NS);
         }
         let room = FAILED_MAX.saturating_sub(failed.len());
-        failed.extend(names.iter().take(room).map(|name| (*name, now_ns)));
+        let noted = names.iter().take(room);
+        failed.extend(noted.map(|name| (*name, (now_ns, error))));
     }
 }
 

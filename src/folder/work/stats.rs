@@ -12,7 +12,7 @@ use super::read::Presence;
 use super::{Folder, WantedChunk};
 use crate::folder::codec;
 use crate::folder::content::content_digest;
-use crate::folder::state::{Entry, EntryRef, Fid, FileEntry, FileKind, Inc, Name, Node, State};
+use crate::folder::state::{Dot, Entry, EntryRef, Fid, FileEntry, FileKind, Name, Node, State};
 use crate::folder::tree::{Tree, Trees};
 
 /// Numbers of a folder. Files count once for each name; conflicting versions count beside them.
@@ -23,7 +23,7 @@ pub struct FolderStats {
     pub bytes: u64,
     /// Files with content that is not committed.
     pub dirty: u64,
-    /// Files whose newest version was made by this incarnation: perhaps nobody else has them.
+    /// Versions that perhaps nobody else has.
     pub only_here_files: u64,
     pub only_here_bytes: u64,
     /// Files of which not every chunk is here.
@@ -59,11 +59,12 @@ pub struct Found {
 }
 
 impl Folder {
-    pub fn stats(&self) -> FolderStats {
+    /// Counts. What `is_elsewhere` does not say another device holds, perhaps nobody else has.
+    pub fn stats(&self, is_elsewhere: &dyn Fn(Dot) -> bool) -> FolderStats {
         let inner = &self.inner;
         let (mut stats, files) = {
             let core = inner.core.lock();
-            let mut stats = count(&core.state, inner.config.inc);
+            let mut stats = count(&core.state, is_elsewhere);
             stats.dirty = core.dirty.values().filter(|body| body.is_dirty()).count() as u64;
             (stats, contents(&core.state))
         };
@@ -74,6 +75,12 @@ impl Folder {
             }
         }
         stats
+    }
+
+    /// Whether nothing was ever put into it.
+    pub fn is_empty(&self) -> bool {
+        let core = self.inner.core.lock();
+        core.state.list(Fid::ROOT).is_empty()
     }
 
     /// At most about `limit` of the chunks and nodes that are not here, and if there are none, whether something is only
@@ -142,7 +149,9 @@ impl Folder {
                 let core = inner.core.lock();
                 let held = |(key, row)| (inner.config.held_content)(key, row);
                 let contents = core.table.iter().filter_map(held);
-                contents.map(|content| content_digest(&content)).collect()
+                contents
+                    .map(|(content, _)| content_digest(&content))
+                    .collect()
             });
             if held.contains(&content_digest(&stored.content.0)) {
                 continue;
@@ -223,7 +232,7 @@ pub(super) fn node_at(state: &State, path: &[&[u8]]) -> Option<Node> {
     Some(node)
 }
 
-fn count(state: &State, own: Inc) -> FolderStats {
+fn count(state: &State, is_elsewhere: &dyn Fn(Dot) -> bool) -> FolderStats {
     let mut stats = FolderStats::default();
     for (key, entry) in state.entries() {
         match entry {
@@ -234,7 +243,7 @@ fn count(state: &State, own: Inc) -> FolderStats {
                 stats.files += entry.versions.len() as u64;
                 for version in &entry.versions {
                     stats.bytes += version.size;
-                    if version.dot.inc == own {
+                    if !is_elsewhere(version.dot) {
                         stats.only_here_files += 1;
                         stats.only_here_bytes += version.size;
                     }

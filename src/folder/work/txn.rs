@@ -96,6 +96,20 @@ impl Folder {
         self.inner.core.lock().changed.replace(BTreeSet::new())
     }
 
+    /// Content that was missing has come: who keeps a copy of the folder may go on.
+    pub fn note_arrival(&self) {
+        let mut core = self.inner.core.lock();
+        core.arrivals += 1;
+        if let Some(tell) = &core.on_change.0 {
+            tell();
+        }
+    }
+
+    /// How often content has come.
+    pub fn arrivals(&self) -> u64 {
+        self.inner.core.lock().arrivals
+    }
+
     /// A row of the caller's table. A full disk does not keep anybody from reading.
     pub fn row(&self, key: &[u8]) -> Option<Bytes> {
         self.inner.core.lock().table.get(key).cloned()

@@ -183,6 +183,61 @@ fn what_becomes_urgent_on_its_way_is_not_asked_twice_at_once() {
 }
 
 #[test]
+fn what_is_on_its_way_is_not_asked_for_again_when_its_job_was_given_up() {
+    let mut s = Scheduler::new();
+    s.peer_up(PeerKey(1));
+    let ahead = s.add_job([(item(1), 1000)], Priority::ReadAhead, ms(30_000));
+    assert_eq!(requests(&drain(&mut s, ms(0))).len(), 1);
+    s.cancel(ahead);
+    let job = s.add_job([(item(1), 1000)], Priority::Replica, ms(30_000));
+    assert_eq!(requests(&drain(&mut s, ms(1))), [], "it is on its way");
+    s.arrived(ms(2), item(1), Some(PeerKey(1)));
+    assert!(drain(&mut s, ms(2)).contains(&Output::Done(job)));
+    assert!(s.flying.is_empty());
+}
+
+#[test]
+fn what_was_on_its_way_and_does_not_come_is_asked_for() {
+    let given_up = || {
+        let mut s = Scheduler::new();
+        s.peer_up(PeerKey(1));
+        let job = s.add_job([(item(1), 1000)], Priority::ReadAhead, ms(30_000));
+        drain(&mut s, ms(0));
+        s.cancel(job);
+        drain(&mut s, ms(0));
+        s
+    };
+    let want = |s: &mut Scheduler, at| {
+        let _job = s.add_job([(item(1), 1000)], Priority::Replica, ms(600_000));
+        requests(&drain(s, ms(at))).len()
+    };
+    // It could not be kept.
+    let mut s = given_up();
+    s.not_stored(ms(1), item(1), PeerKey(1));
+    assert_eq!(want(&mut s, 1), 1);
+    // Its peer is gone, before and after somebody waits for it.
+    let mut s = given_up();
+    s.peer_down(PeerKey(1));
+    s.peer_up(PeerKey(2));
+    assert_eq!(want(&mut s, 1), 1);
+    let mut s = given_up();
+    assert_eq!(want(&mut s, 1), 0);
+    s.peer_down(PeerKey(1));
+    s.peer_up(PeerKey(2));
+    assert_eq!(requests(&drain(&mut s, ms(2))).len(), 1);
+    // The peer did not have it.
+    let mut s = given_up();
+    assert_eq!(want(&mut s, 1), 0);
+    s.missed(ms(1), item(1), PeerKey(1));
+    s.handle_timeout(ms(1100));
+    assert_eq!(requests(&drain(&mut s, ms(1100))).len(), 1);
+    // The peer is silent.
+    let mut s = given_up();
+    s.handle_timeout(FLIGHT_TIME);
+    assert_eq!(want(&mut s, 60_000), 1);
+}
+
+#[test]
 fn the_one_peer_that_has_it_is_found_among_many_that_do_not() {
     let mut s = Scheduler::new();
     for p in 0..128 {

@@ -340,3 +340,33 @@ pub(super) fn home_row() -> Vec<Vec<u8>> {
     let input = |kind| [&[key.len() as u8][..], &key, &row(kind).encode()].concat();
     kinds.map(input).into()
 }
+
+/// A move, a put of a file, of a directory and over another, and a dressing.
+pub(super) fn home_intent() -> Vec<Vec<u8>> {
+    let rows = home_row();
+    // `length of the key u8 | key | record`.
+    let split = |seed: &[u8]| {
+        let (key, row) = seed[1..].split_at(usize::from(seed[0]));
+        (key.to_vec(), row.to_vec())
+    };
+    let ((at, dir), (_, file)) = (split(&rows[0]), split(&rows[1]));
+    let (temp, fid) = (b".temp".to_vec(), vec![7; 8]);
+    let intents: [(u8, Vec<&[u8]>); 5] = [
+        (0x10, vec![&at, &at, &file]),
+        (0x11, vec![&at, &temp, &file]),
+        (0x11, vec![&at, &temp, &dir, &fid]),
+        (0x11, vec![&at, &temp, &file, &file, b"old"]),
+        (0x12, vec![&at, &file]),
+    ];
+    let key = with_prefix(b"i", 7_u64.to_be_bytes());
+    let seed = |(kind, fields): (u8, Vec<&[u8]>)| {
+        let mut out = with_prefix(&[key.len() as u8], &key);
+        out.push(kind);
+        for field in fields {
+            out.extend_from_slice(&(field.len() as u32).to_le_bytes());
+            out.extend_from_slice(field);
+        }
+        out
+    };
+    intents.map(seed).into()
+}

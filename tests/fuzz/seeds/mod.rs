@@ -33,6 +33,8 @@ pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
         "session_stranger" => wire::session_stranger(),
         "peer_wire" => torrent::peer_wire(),
         "pex" => torrent::pex(),
+        "torrent_hello" => torrent::torrent_hello(),
+        "tracker_url" => torrent::tracker_url(),
         "udp_tracker" => wire::udp_tracker(),
         "ut_metadata" => torrent::ut_metadata(),
 
@@ -56,6 +58,11 @@ pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
 
         "api_request" => api_request(),
         "config" => config(),
+        "config_toml" => config_toml(),
+        "home_intent" => folder::home_intent(),
+        "resume_log" => resume_log(),
+        "set_manifest" => set_manifest(),
+        "state_text" => state_text(),
         "mountinfo" => mountinfo(),
         _ => Vec::new(),
     }
@@ -79,6 +86,11 @@ fn api_request() -> Vec<Vec<u8>> {
         r#"{"path":"/mnt/a"}"#,
         r#"{"action":"show","folder":null}"#,
         "{}",
+        r#"{"link":"ccbt:rabc","dir":"/srv/a","merge":false,"dry_run":true,"peers":[]}"#,
+        r#"{"action":{"verify":{"repair":true}}}"#,
+        r#"{"source":{"magnet":"magnet:?xt=urn:btih:aa"},"dir":"/srv","select":["*.iso"],"until":"seeded"}"#,
+        "{}",
+        r#"{"torrent":"aabb","action":"show"}"#,
     ];
     let numbered = requests.iter().enumerate();
     numbered
@@ -99,7 +111,7 @@ fn config() -> Vec<Vec<u8>> {
         "",
         "router.example:6881, other.example:1",
     ];
-    let every_key = (0..15).flat_map(|key| texts.map(|text| with_prefix(&[key], text)));
+    let every_key = (0..19).flat_map(|key| texts.map(|text| with_prefix(&[key], text)));
     every_key
         .filter(|input| {
             crate::targets::TARGETS
@@ -107,6 +119,65 @@ fn config() -> Vec<Vec<u8>> {
                 .any(|(name, target)| *name == "config" && target(input))
         })
         .collect()
+}
+
+fn config_toml() -> Vec<Vec<u8>> {
+    vec![
+        include_bytes!("../../../src/config/defaults.toml").to_vec(),
+        b"listen = \"[::1]:6881\"\npeers = [\"192.0.2.1:1\"]\n[store]\nquota = \"1.5 GB\"\nscrub_every_s = 0\n".to_vec(),
+        b"lsd = false\n[dht]\nbootstrap = [\"router.example:6881\"]\n[log]\nlevel = 'warn'\n".to_vec(),
+    ]
+}
+
+fn set_manifest() -> Vec<Vec<u8>> {
+    let file = r#"{"path":"a/f","kind":"file","size":3,"file_hash":"00","mode":420,"mtime_ns":5}"#;
+    let dir = r#"{"path":"a","kind":"dir","mode":493,"mtime_ns":-1}"#;
+    let link = r#"{"path":"l\u00e4","kind":"symlink","target":"../x","mode":511,"mtime_ns":0}"#;
+    vec![
+        format!(r#"{{"version":1,"entries":[{dir},{file},{link}]}}"#).into_bytes(),
+        format!(r#"{{"version":1,"suite":"sha256","entries":[{file}]}}"#).into_bytes(),
+        br#"{"version":1,"entries":[{"path":"../x","kind":"dir","mode":0,"mtime_ns":0}]}"#.to_vec(),
+    ]
+}
+
+fn resume_log() -> Vec<Vec<u8>> {
+    let log = |boot: u8, closed: u8, tail: &[u8]| {
+        let header = [
+            &b"ccbtrsm1"[..],
+            &[boot; 36],
+            &[closed],
+            &20_u32.to_be_bytes(),
+        ]
+        .concat();
+        [&20_u16.to_le_bytes()[..], &header, &[0x10, 0, 0], tail].concat()
+    };
+    vec![
+        log(b'0', 0, &[0, 0, 0, 17, 0, 0, 0, 19]),
+        log(b'x', 0, &[0, 0, 0, 17, 0, 0]),
+        log(b'x', 1, &[]),
+    ]
+}
+
+fn state_text() -> Vec<Vec<u8>> {
+    let link = share::link_text();
+    let folder = format!(
+        r#"{{"version":1,"name":"a","link":"{link}","home":"/srv/a","live":null,"shared":true,"pinned":false,"peers":[],
+        "mounts":[{{"dir":"/mnt","read_only":true}}],"incarnation":{{"id":[1,2,3,4,5,6,7,8],"clean":true,"fingerprint":""}}}}"#
+    );
+    let torrent = r#"{"version":1,"magnet":null,"dir":"/srv","selection":{"patterns":["*.iso"],"numbers":[{"start":1,"end":3}]},"sequential":false,"paused":false,"seed_percent":150,"peers":["192.0.2.1:6881"]}"#;
+    let member = [&[7; 32][..], b"192.0.2.1:6881"].concat();
+    vec![
+        with_prefix(&[0], folder),
+        with_prefix(&[1], torrent),
+        with_prefix(&[2], "folder 00ff\ndevice 11ee\n"),
+        with_prefix(&[3], "192.0.2.1:6881\nnonsense\n198.51.100.7:1\n"),
+        with_prefix(&[4], "4711\n0:52\nnonsense\n"),
+        with_prefix(
+            &[5],
+            r#"{"store":1,"nodes":true,"pack":7,"ended_ms":1700000000000}"#,
+        ),
+        with_prefix(&[6], member),
+    ]
 }
 
 fn mountinfo() -> Vec<Vec<u8>> {

@@ -97,6 +97,13 @@ pub(super) fn dht_item() -> Vec<Vec<u8>> {
     ]
 }
 
+/// A link as people pass it on.
+pub(super) fn link_text() -> String {
+    let owner = owner();
+    let capability = Capability::Read(owner.write_key(1).read_key());
+    Link::new(owner.folder(), Suite::Blake3, capability).reveal()
+}
+
 pub(super) fn link() -> Vec<Vec<u8>> {
     let owner = owner();
     let write = owner.write_key(1);

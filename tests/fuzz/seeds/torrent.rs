@@ -3,6 +3,7 @@
 use bytes::BytesMut;
 use ccbt::proto::blocks::Block;
 use ccbt::proto::pex::Told;
+use ccbt::proto::torrent::hello::Hello;
 use ccbt::proto::ut_metadata::UtMetadata;
 use ccbt::proto::wire::{HashRange, Message};
 
@@ -72,4 +73,24 @@ pub(super) fn pex() -> Vec<Vec<u8>> {
     let peers = ["10.0.0.1:6881", "[2001:db8::1]:6882"];
     let peers = peers.iter().filter_map(|text| text.parse().ok()).collect();
     Told::default().news(&peers).into_iter().collect()
+}
+
+pub(super) fn torrent_hello() -> Vec<Vec<u8>> {
+    let hellos = [(Some(77), true, false, 6881), (None, false, true, 0)];
+    let mut out: Vec<Vec<u8>> = hellos
+        .map(|(size, pex, upload_only, port)| Hello::ours(size, pex, upload_only, port).encode())
+        .into();
+    out.push(b"d1:md11:ut_metadatai3e11:lt_donthavei7ee1:pi70000e4:reqqi250e1:v4:abcd6:yourip4:\x01\x02\x03\x04e".to_vec());
+    out
+}
+
+pub(super) fn tracker_url() -> Vec<Vec<u8>> {
+    let urls = [
+        "http://tracker.example/announce?key=1",
+        "https://[2001:db8::1]:8443/a",
+        "udp://tracker.example:6969/announce",
+        "udp://tracker.example/announce",
+        "http://user@tracker.example:80",
+    ];
+    urls.map(|url| url.as_bytes().to_vec()).into()
 }

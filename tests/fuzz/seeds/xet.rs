@@ -79,7 +79,29 @@ fn sealed() -> (Vec<u8>, Vec<u8>) {
 
 pub(super) fn xorb() -> Vec<Vec<u8>> {
     let (records, footer) = sealed();
-    vec![records.clone(), [records, footer].concat()]
+    let vectors = vectors(include_str!("../../../xet/tests/vectors/xorb.json"));
+    let mut out = vec![records.clone(), [records, footer].concat()];
+    out.extend(short_bytes(&vectors["xorbs"], &["with_footer_base64"]));
+    out.extend(short_bytes(&vectors["corrupted"], &["bytes_base64"]));
+    out
+}
+
+fn vectors(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).expect("the vectors are JSON")
+}
+
+/// Longest vector that becomes a seed, in bytes: the corpus is part of every checkout.
+const SEED_LEN_MAX: usize = 8 << 10;
+
+/// The base64 at `path` in each of the cases, where it is short.
+fn short_bytes(cases: &serde_json::Value, path: &[&str]) -> Vec<Vec<u8>> {
+    let cases = cases.as_array().into_iter().flatten();
+    let texts = cases.filter_map(|case| {
+        let found = path.iter().try_fold(case, |value, key| value.get(key));
+        let bytes = data_encoding::BASE64.decode(found?.as_str()?.as_bytes());
+        Some(bytes.expect("the vectors are base64"))
+    });
+    texts.filter(|bytes| bytes.len() <= SEED_LEN_MAX).collect()
 }
 
 pub(super) fn footer() -> Vec<Vec<u8>> {
@@ -177,6 +199,13 @@ pub(super) fn shard() -> Vec<Vec<u8>> {
     shard.files.clear();
     shard.key = Some([9; 32]);
     out.push(shard.encode(Form::LOCAL).expect("our own shard"));
+    let vectors = vectors(include_str!("../../../xet/tests/vectors/shard.json"));
+    out.extend(short_bytes(&vectors["shards"], &["with_footer_base64"]));
+    out.extend(short_bytes(
+        &vectors["shards"],
+        &["server_reserialized", "base64"],
+    ));
+    out.extend(short_bytes(&vectors["keyed"], &["base64"]));
     out
 }
 

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ccbt::api::types::{
-    ConfirmRequest, EvictRequest, KeysRequest, MountRequest, PeersRequest, PinRequest, Request,
-    ShareRequest, ShutdownRequest, StatusRequest, UnmountRequest, UnpinRequest, UnshareRequest,
+    ConfirmRequest, DownloadRequest, EvictRequest, JoinRequest, KeysRequest, MountRequest,
+    PeersRequest, PinRequest, Request, ShareRequest, ShutdownRequest, StatusRequest, StoreRequest,
+    TorrentRequest, TorrentsRequest, UnmountRequest, UnpinRequest, UnshareRequest,
 };
 use ccbt::config::{Config, KEYS};
 use ccbt::folder::home::base::{At, Row};
@@ -25,7 +26,7 @@ use super::{parts, take};
 
 /// A request to the daemon: `which u8 | JSON`. What is read is written and read the same.
 pub(crate) fn api_request(mut data: &[u8]) -> bool {
-    const READERS: [fn(&[u8]) -> bool; 12] = [
+    const READERS: [fn(&[u8]) -> bool; 17] = [
         request::<ShareRequest>,
         request::<UnshareRequest>,
         request::<ConfirmRequest>,
@@ -38,6 +39,11 @@ pub(crate) fn api_request(mut data: &[u8]) -> bool {
         request::<EvictRequest>,
         request::<KeysRequest>,
         request::<ShutdownRequest>,
+        request::<JoinRequest>,
+        request::<StoreRequest>,
+        request::<DownloadRequest>,
+        request::<TorrentsRequest>,
+        request::<TorrentRequest>,
     ];
     let [which] = take(&mut data);
     READERS[usize::from(which) % READERS.len()](data)
@@ -71,6 +77,35 @@ pub(crate) fn config(mut data: &[u8]) -> bool {
         assert_eq!(kept, Some(&value));
     }
     loaded.is_ok()
+}
+
+/// A configuration file. What is shown of it can be written into one.
+pub(crate) fn config_toml(data: &[u8]) -> bool {
+    std::str::from_utf8(data).is_ok_and(ccbt::fuzzing::config_toml)
+}
+
+/// `files.json` of an exported set.
+pub(crate) fn set_manifest(data: &[u8]) -> bool {
+    ccbt::fuzzing::set_manifest(data)
+}
+
+/// What a home notes before a rename: `length of the key u8 | key | intent`.
+pub(crate) fn home_intent(mut data: &[u8]) -> bool {
+    let [len] = take(&mut data);
+    let (key, data) = data.split_at(usize::from(len).min(data.len()));
+    ccbt::fuzzing::intent(key, &Bytes::copy_from_slice(data))
+}
+
+/// The log of a torrent's pieces: `number of pieces u16 | log`.
+pub(crate) fn resume_log(mut data: &[u8]) -> bool {
+    let pieces = u32::from(u16::from_le_bytes(take(&mut data)));
+    ccbt::fuzzing::resume_log(data, pieces, &[b'0'; 36])
+}
+
+/// A small file of the state directory: `which u8 | bytes`.
+pub(crate) fn state_text(mut data: &[u8]) -> bool {
+    let [which] = take(&mut data);
+    ccbt::fuzzing::state_text(which, data)
 }
 
 /// `/proc/self/mountinfo`.
@@ -162,7 +197,7 @@ fn open_folder(config: FolderConfig) -> bool {
         Err(_) => return false,
     }
     let folder = Folder::open(again).expect("it opened before");
-    let _stats = folder.stats();
+    let _stats = folder.stats(&|_| true);
     true
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ccbt_xet::chunk::{Chunker, MAX_CHUNK, MIN_CHUNK, chunks};
-use ccbt_xet::codec::{Encoder, Scheme, decode_into};
+use ccbt_xet::codec::{Encoder, Scheme, decode_into, decode_start};
 use ccbt_xet::disk::{Disk, MemDisk, OpenMode};
 use ccbt_xet::hash::{ChunkHash, Suite, XorbHash, chunk_hash};
 use ccbt_xet::merkle::xorb_hash;
@@ -85,7 +85,16 @@ pub(crate) fn codec(mut data: &[u8]) -> bool {
         return false;
     };
     let mut chunk = vec![0; len];
-    if decode_into(scheme, data, &mut chunk).is_err() {
+    let decoded = decode_into(scheme, data, &mut chunk).is_ok();
+    // Readers of a range decode the start only, of what was once decoded whole. Of anything else too, bytes or nothing.
+    let mut start = Vec::new();
+    for len in [0, 1, len / 3, len.saturating_sub(1), len] {
+        if let Some(start) = decode_start(scheme, data, len, &mut start) {
+            assert_eq!(start.len(), len);
+            assert!(!decoded || start == &chunk[..len]);
+        }
+    }
+    if !decoded {
         return false;
     }
     let mut encoder = Encoder::new();
@@ -136,7 +145,7 @@ pub(crate) fn xorb_whole(data: &[u8]) -> bool {
 }
 
 /// A shard in any form. What is taken can be written in every form that needs no more than it has, and is read the
-/// same again; its lookup tables agree with it.
+/// same again, in the order of its hashes. Hidden under a key it answers for the chunks it lists, and for no others.
 pub(crate) fn shard(data: &[u8]) -> bool {
     let Ok(parsed) = shard::parse(data) else {
         return false;
@@ -144,14 +153,45 @@ pub(crate) fn shard(data: &[u8]) -> bool {
     let shard = parsed.shard;
     // It may lie about what it names, never about its own structure.
     let _lies = shard.check();
+    let mut sorted = shard.clone();
+    sorted.files.sort_by_key(|file| file.hash);
+    sorted.xorbs.sort_by_key(|xorb| xorb.hash);
     for form in [shard::Form::LOCAL, shard::Form::SERVER, shard::Form::Upload] {
-        let Ok(bytes) = shard.encode(form) else {
-            continue;
-        };
-        let again = shard::parse(&bytes).expect("our own shard");
-        assert_eq!(again.shard.files.len(), shard.files.len());
-        assert_eq!(again.shard.xorbs.len(), shard.xorbs.len());
+        match shard.encode(form) {
+            Ok(bytes) => {
+                let again = shard::parse(&bytes).expect("our own shard");
+                assert_eq!(again.shard, sorted, "{form:?}");
+                assert_eq!(again.shard.encode(form).as_ref(), Ok(&bytes));
+            }
+            Err(error) => assert!(shard.key.is_some(), "{form:?}: {error}"),
+        }
     }
+    let Some(hidden) = shard.hidden([1; 32]) else {
+        assert!(shard.key.is_some() && !shard.xorbs.is_empty());
+        return true;
+    };
+    let bytes = hidden
+        .encode(shard::Form::LOCAL)
+        .expect("it has a place for a key");
+    let again = shard::parse(&bytes).expect("our own shard").shard;
+    assert_eq!(again.key, Some([1; 32]));
+    let (plain, hidden) = (shard::Answer::new(sorted), shard::Answer::new(again));
+    let chunks = shard.xorbs.iter().flat_map(|xorb| &xorb.chunks);
+    for chunk in chunks.filter_map(|chunk| shard.plain_hash(chunk)) {
+        let held = plain.find(&chunk);
+        assert!(held.is_some_and(|held| {
+            let xorb = shard.xorbs.iter().find(|xorb| {
+                let listed = xorb.chunks.get(held.chunk as usize);
+                xorb.hash == held.xorb
+                    && listed
+                        .is_some_and(|of| of.listed == shard.listed(&chunk) && of.len == held.len)
+            });
+            xorb.is_some()
+        }));
+        assert_eq!(hidden.find(&chunk), held);
+    }
+    let stranger = chunk_hash(b"in no shard");
+    assert_eq!(hidden.find(&stranger), plain.find(&stranger));
     true
 }
 

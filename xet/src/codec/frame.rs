@@ -11,6 +11,7 @@ use lz4_flex::block::{
 };
 use thiserror::Error;
 
+use super::block;
 use super::xxh32::xxh32;
 
 const MAGIC: [u8; 4] = 0x184D_2204_u32.to_le_bytes();
@@ -111,14 +112,34 @@ pub(super) fn decode(payload: &[u8], out: &mut [u8]) -> Result<(), FrameError> {
     }
 }
 
-/// Writes `bytes` as a frame of one block to the front of `frame`, growing it as needed.
+/// Decodes the first `len` bytes of a frame into `out`, growing it as needed. The frame is known to be good: its content
+/// is not held against its checksums. `None` where that takes more than the first block.
+pub(super) fn decode_start<'o>(
+    payload: &[u8],
+    len: usize,
+    out: &'o mut Vec<u8>,
+) -> Option<&'o [u8]> {
+    let mut input = Input(payload);
+    Header::read(&mut input).ok()?;
+    let word = u32::from_le_bytes(input.array().ok()?);
+    let bytes = input.take((word & !STORED_BLOCK) as usize).ok()?;
+    if word & STORED_BLOCK == 0 {
+        return block::decode_start(bytes, len, out);
+    }
+    out.clear();
+    out.extend_from_slice(bytes.get(..len)?);
+    Some(out)
+}
+
+/// Longest frame that [`encode`] writes for so many bytes.
+pub(super) fn room(len: usize) -> usize {
+    HEADER_LEN + 4 + get_maximum_output_size(len) + 4
+}
+
+/// Writes `bytes` as a frame of one block to the front of `frame`, which has [`room`] for it.
 ///
 /// Returns the frame's length, or 0 when the bytes do not fit one block or will not compress.
-pub(super) fn encode(bytes: &[u8], frame: &mut Vec<u8>, table: &mut CompressTable) -> usize {
-    let room = HEADER_LEN + 4 + get_maximum_output_size(bytes.len()) + 4;
-    if frame.len() < room {
-        frame.resize(room, 0);
-    }
+pub(super) fn encode(bytes: &[u8], frame: &mut [u8], table: &mut CompressTable) -> usize {
     let flags = [VERSION | INDEPENDENT, BLOCKS_OF_256_KIB];
     frame[..4].copy_from_slice(&MAGIC);
     frame[4..6].copy_from_slice(&flags);

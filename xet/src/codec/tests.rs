@@ -247,3 +247,99 @@ proptest! {
         let _ = decode_into(Scheme::GroupedLz4, &payload, &mut out);
     }
 }
+
+/// Words that come again near and far, runs of one byte and of a few, noise: short and long literals and matches.
+fn mixed() -> impl Strategy<Value = Vec<u8>> {
+    let piece = prop_oneof![
+        (0u64..8, 1usize..60).prop_map(|(seed, len)| noise(seed, len)),
+        (any::<u64>(), 1usize..3000).prop_map(|(seed, len)| noise(seed, len)),
+        (any::<u64>(), 1usize..20, 1usize..2000).prop_map(|(seed, period, len)| {
+            noise(seed, period).into_iter().cycle().take(len).collect()
+        }),
+    ];
+    prop::collection::vec(piece, 0..200).prop_map(|pieces| {
+        let mut bytes = pieces.concat();
+        bytes.truncate(MAX_CHUNK);
+        bytes
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn the_start_of_a_chunk_is_what_the_whole_begins_with(
+        chunk in mixed(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 40),
+    ) {
+        let mut encoder = Encoder::new();
+        let encoded = encoder.encode(Scheme::Lz4, &chunk);
+        let mut start = vec![0xAA; 7];
+        for cut in cuts.iter().map(|cut| cut.index(chunk.len() + 1)).chain([0, chunk.len()]) {
+            let got = decode_start(encoded.scheme, encoded.payload, cut, &mut start);
+            match encoded.scheme {
+                Scheme::Lz4 => prop_assert!(got == Some(&chunk[..cut]), "{cut} of {}", chunk.len()),
+                _ => prop_assert!(got.is_none()),
+            }
+        }
+        prop_assert!(decode_start(encoded.scheme, encoded.payload, chunk.len() + 1, &mut start).is_none());
+    }
+
+    #[test]
+    fn the_start_of_anything_is_bytes_or_nothing(
+        block in prop::collection::vec(any::<u8>(), 0..300), len in 0usize..1000,
+    ) {
+        let mut out = Vec::new();
+        if let Some(start) = block::decode_start(&block, len, &mut out) {
+            prop_assert_eq!(start.len(), len);
+        }
+    }
+}
+
+/// Every cut of a chunk with every kind of sequence, the last ones too.
+#[test]
+fn every_start_of_a_short_chunk() {
+    let chunk = [
+        &noise(1, 40)[..],
+        &[7; 300],
+        &noise(1, 40),
+        b"abcabcabcabc",
+        &noise(2, 20),
+    ]
+    .concat();
+    let mut encoder = Encoder::new();
+    let encoded = encoder.encode(Scheme::Lz4, &chunk);
+    assert_eq!(encoded.scheme, Scheme::Lz4);
+    for cut in 0..=chunk.len() {
+        let mut start = Vec::new();
+        let got = decode_start(Scheme::Lz4, encoded.payload, cut, &mut start);
+        assert_eq!(got, Some(&chunk[..cut]));
+    }
+}
+
+#[test]
+fn payloads_follow_each_other() {
+    let (probe, mut encoder, mut payloads) = (Probe::new(), Encoder::new(), Payloads::default());
+    let chunks = [
+        text(60_000),
+        numbers(50_000),
+        text(100_000),
+        noise(1, 9000),
+        text(70_000),
+    ];
+    for _ in 0..3 {
+        payloads.clear();
+        let encoded: Vec<_> = chunks
+            .iter()
+            .map(|chunk| probe.encode_to(&mut encoder, chunk, &mut payloads))
+            .collect();
+        let kept = encoded.iter().flatten().count();
+        assert!(kept >= 3, "{kept}");
+        for (chunk, encoded) in chunks.iter().zip(encoded) {
+            let Some((scheme, range)) = encoded else {
+                continue;
+            };
+            let mut got = vec![0; chunk.len()];
+            decode_into(scheme, payloads.get(range), &mut got).unwrap();
+            assert!(got == *chunk);
+        }
+    }
+}

@@ -9,8 +9,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -43,6 +45,10 @@ struct State {
     syncs: u64,
     bytes_read: u64,
     failing_syncs: u64,
+    /// Bytes that a drive cannot read any more, by inode.
+    bad_ranges: Vec<(usize, Range<usize>)>,
+    /// Time since the disk was made.
+    now: Duration,
 }
 
 #[derive(Default)]
@@ -50,6 +56,8 @@ struct Inode {
     live: Vec<u8>,
     durable: Vec<u8>,
     changes: Vec<Change>,
+    /// When it was last written.
+    written: Duration,
 }
 
 enum Change {
@@ -158,6 +166,24 @@ impl MemDisk {
         }
     }
 
+    /// Reads of these bytes of a file fail with `EIO` until [`heal`](Self::heal).
+    pub fn fail_reads(&self, path: &Path, range: Range<usize>) {
+        let state = &mut *self.state.lock();
+        if let Some(inode) = state.names.get(path) {
+            state.bad_ranges.push((*inode, range));
+        }
+    }
+
+    /// All bytes can be read again.
+    pub fn heal(&self) {
+        self.state.lock().bad_ranges.clear();
+    }
+
+    /// Lets time pass: files get older.
+    pub fn pass(&self, time: Duration) {
+        self.state.lock().now += time;
+    }
+
     /// The bytes of a file as processes see them.
     pub fn contents(&self, path: &Path) -> Option<Vec<u8>> {
         let state = self.state.lock();
@@ -212,7 +238,8 @@ impl State {
         match (found, mode) {
             (Some(inode), OpenMode::Create) => {
                 self.operate()?;
-                self.inodes[inode].change(Change::SetLen(0));
+                let now = self.now;
+                self.inodes[inode].change(Change::SetLen(0), now);
                 Ok(inode)
             }
             (Some(inode), _) => Ok(inode),
@@ -222,7 +249,10 @@ impl State {
                     return Err(io::ErrorKind::NotFound.into());
                 }
                 self.operate()?;
-                self.inodes.push(Inode::default());
+                self.inodes.push(Inode {
+                    written: self.now,
+                    ..Inode::default()
+                });
                 let inode = self.inodes.len() - 1;
                 let set = Some((path.to_path_buf(), inode));
                 self.change_names(NameChange {
@@ -238,7 +268,8 @@ impl State {
 }
 
 impl Inode {
-    fn change(&mut self, change: Change) {
+    fn change(&mut self, change: Change, now: Duration) {
+        self.written = now;
         change.apply(&mut self.live);
         self.changes.push(change);
     }
@@ -366,6 +397,12 @@ impl Disk for MemDisk {
         }
         Ok(())
     }
+
+    fn age(&self, path: &Path) -> io::Result<Duration> {
+        let state = self.state.lock();
+        let inode = *state.names.get(path).ok_or(io::ErrorKind::NotFound)?;
+        Ok(state.now.saturating_sub(state.inodes[inode].written))
+    }
 }
 
 impl MemFile {
@@ -398,6 +435,12 @@ impl DiskFile for MemFile {
             state.alive()?;
             let start = usize::try_from(offset).map_err(io::Error::other)?;
             let range = start..start.saturating_add(buf.len());
+            let is_hit = |(bad, part): &(usize, Range<usize>)| {
+                *bad == inode && part.start < range.end && range.start < part.end
+            };
+            if state.bad_ranges.iter().any(is_hit) {
+                return Err(rustix::io::Errno::IO.into());
+            }
             let bytes = state.inodes[inode].live.get(range);
             buf.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
             state.bytes_read += buf.len() as u64;
@@ -413,6 +456,7 @@ impl DiskFile for MemFile {
             let free = state
                 .capacity_bytes
                 .map(|all| all.saturating_sub(state.used_bytes()));
+            let now = state.now;
             let file = &mut state.inodes[inode];
             if let Some(free) = free {
                 let fits = file
@@ -423,7 +467,7 @@ impl DiskFile for MemFile {
                 bytes.truncate(fits);
             }
             let full = bytes.len() < wanted;
-            file.change(Change::Write { offset, bytes });
+            file.change(Change::Write { offset, bytes }, now);
             if full {
                 Err(io::ErrorKind::StorageFull.into())
             } else {
@@ -442,7 +486,8 @@ impl DiskFile for MemFile {
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.with_writable(|state, inode| {
             let len = usize::try_from(len).map_err(io::Error::other)?;
-            state.inodes[inode].change(Change::SetLen(len));
+            let now = state.now;
+            state.inodes[inode].change(Change::SetLen(len), now);
             Ok(())
         })
     }

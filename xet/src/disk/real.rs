@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::{Disk, DiskFile, OpenMode};
 
@@ -67,6 +68,11 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
+    }
+
+    fn age(&self, path: &Path) -> io::Result<Duration> {
+        let modified = fs::metadata(path)?.modified()?;
+        Ok(modified.elapsed().unwrap_or_default())
     }
 }
 

@@ -22,6 +22,21 @@ pub enum Suite {
 }
 
 impl Suite {
+    /// What it is called in files and messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Blake3 => "blake3",
+            Self::Sha256 => "sha256",
+        }
+    }
+
+    /// The suite that is called so.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Blake3, Self::Sha256]
+            .into_iter()
+            .find(|suite| suite.name() == name)
+    }
+
     /// Hash that names a chunk by its uncompressed bytes.
     pub fn chunk_hash(self, bytes: &[u8]) -> ChunkHash {
         ChunkHash(self.keyed(&CHUNK_KEY, [bytes]))

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::disk::{DiskFile, OpenMode};
+use crate::disk::{DiskFile, OpenMode, is_unreadable};
 use crate::index::PackId;
 use crate::xorb::{HEADER_LEN, MAX_CHUNKS};
 
@@ -21,6 +21,8 @@ pub(crate) struct OpenedPack {
     pub(crate) names: Vec<Name>,
     /// Present if the pack is unsealed and can be appended to.
     pub(crate) unsealed: Option<(Arc<dyn DiskFile>, Journal)>,
+    /// The drive could not read all of it: there may be more than is known.
+    pub(crate) unreadable: bool,
 }
 
 /// Opens a pack. `None` if nothing was ever written to it; its files are gone then.
@@ -44,6 +46,7 @@ pub(crate) fn open_pack(
                     pack,
                     names: footer.names,
                     unsealed: None,
+                    unreadable: false,
                 }));
             }
             salvage(files, kind, id, path, &*file)
@@ -76,7 +79,11 @@ fn recover(
     let scan = scan(&*file, kind, &mut entries, file_len, OnDamage::Stop);
     if let Err(error) = scan {
         tracing::warn!(?path, %error, "pack cannot be read to its end");
-        return Ok(Some(retire(kind, id, path, entries, &[])));
+        let retired = retire(kind, id, path, entries, &[]);
+        return Ok(Some(OpenedPack {
+            unreadable: true,
+            ..retired
+        }));
     }
     let end = entries.last().map_or(0, |entry| u64::from(entry.end));
     if end < file_len {
@@ -108,6 +115,7 @@ fn recover(
         pack,
         names,
         unsealed: Some((file, journal)),
+        unreadable: false,
     }))
 }
 
@@ -143,15 +151,24 @@ fn salvage(
     }
     let mut entries = Vec::new();
     let scan = scan(file, kind, &mut entries, file_len, OnDamage::SkipRecord);
-    let slots = entries.len();
-    tracing::warn!(?path, slots, error = ?scan.err(), "pack without a footer, saving its records");
+    let (slots, skipped, error) = (entries.len(), scan.as_ref().ok().copied(), scan.err());
+    tracing::warn!(
+        ?path,
+        slots,
+        ?error,
+        "pack without a footer, saving its records"
+    );
     let mut bad = Vec::new();
     for (slot, entry) in entries.iter().enumerate() {
         if entry.name == NAMELESS {
             bad.push(slot);
         }
     }
-    Ok(Some(retire(kind, id, path, entries, &bad)))
+    let retired = retire(kind, id, path, entries, &bad);
+    Ok(Some(OpenedPack {
+        unreadable: skipped != Some(0),
+        ..retired
+    }))
 }
 
 /// A pack that is only read from now on, until gc has emptied it.
@@ -171,6 +188,7 @@ fn retire(
         pack,
         names,
         unsealed: None,
+        unreadable: false,
     }
 }
 
@@ -184,14 +202,16 @@ enum OnDamage {
     SkipRecord,
 }
 
-/// Adds the records that follow `entries` in the file, up to the first broken header.
+/// Adds the records that follow `entries` in the file, up to the first broken header. Returns how many of them the
+/// drive could not read.
 fn scan(
     file: &dyn DiskFile,
     kind: PackKind,
     entries: &mut Vec<Entry>,
     file_len: u64,
     on_damage: OnDamage,
-) -> io::Result<()> {
+) -> io::Result<usize> {
+    let mut unreadable = 0;
     let mut start = entries.last().map_or(0, |entry| u64::from(entry.end));
     while entries.len() < MAX_CHUNKS && start + (HEADER_LEN as u64) < file_len {
         let mut header = [0; HEADER_LEN];
@@ -204,8 +224,17 @@ fn scan(
             break;
         };
         let mut bytes = vec![0; header.record_len()];
-        file.read_at(start, &mut bytes)?;
-        let content = RawRecord::parse(Bytes::from(bytes)).and_then(|record| record.decode());
+        let record = match file.read_at(start, &mut bytes) {
+            Err(error) if on_damage == OnDamage::SkipRecord && is_unreadable(&error) => {
+                unreadable += 1;
+                None
+            }
+            read => {
+                read?;
+                RawRecord::parse(Bytes::from(bytes))
+            }
+        };
+        let content = record.and_then(|record| record.decode());
         let name = content.and_then(|content| kind.name_of(tag, &content));
         let name = match (name, on_damage) {
             (Some(name), _) => name,
@@ -220,5 +249,5 @@ fn scan(
         });
         start = end;
     }
-    Ok(())
+    Ok(unreadable)
 }

@@ -3,8 +3,8 @@
 use thiserror::Error;
 
 use super::{FileInfo, Segment, Shard, XorbInfo};
-use crate::hash::{ChunkHash, FileHash, XorbHash, range_hash};
-use crate::merkle;
+use crate::hash::{ChunkHash, FileHash, Suite, XorbHash};
+use crate::merkle::MerkleBuilder;
 
 /// Why a shard contradicts itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -43,22 +43,27 @@ impl Shard {
     ///
     /// The hash of a file is not checked: owners may salt it.
     pub fn check(&self) -> Result<(), CheckError> {
+        self.check_as(Suite::Blake3)
+    }
+
+    /// As [`check`](Self::check), of a shard whose hashes are those of `suite`.
+    pub fn check_as(&self, suite: Suite) -> Result<(), CheckError> {
         for xorb in &self.xorbs {
-            self.check_xorb(xorb)?;
+            self.check_xorb(suite, xorb)?;
         }
         let numbers = self.xorb_numbers();
         for file in &self.files {
             for (number, segment) in file.segments.iter().enumerate() {
                 let xorb = numbers.get(&segment.xorb).and_then(|i| self.xorbs.get(*i));
                 if let Some(xorb) = xorb {
-                    self.check_segment(file, number, segment, xorb)?;
+                    self.check_segment(suite, file, (number, segment), xorb)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn check_xorb(&self, xorb: &XorbInfo) -> Result<(), CheckError> {
+    fn check_xorb(&self, suite: Suite, xorb: &XorbInfo) -> Result<(), CheckError> {
         let plain = xorb
             .chunks
             .iter()
@@ -66,7 +71,11 @@ impl Shard {
         let Some(chunks) = plain.collect::<Option<Vec<_>>>() else {
             return Ok(());
         };
-        let (stated, actual) = (xorb.hash, merkle::xorb_hash(chunks));
+        let mut tree = MerkleBuilder::with_suite(suite);
+        for (hash, len) in &chunks {
+            tree.push(hash, *len);
+        }
+        let (stated, actual) = (xorb.hash, tree.xorb_hash());
         match stated == actual {
             true => Ok(()),
             false => Err(CheckError::Xorb { stated, actual }),
@@ -75,9 +84,9 @@ impl Shard {
 
     fn check_segment(
         &self,
+        suite: Suite,
         file: &FileInfo,
-        number: usize,
-        segment: &Segment,
+        (number, segment): (usize, &Segment),
         xorb: &XorbInfo,
     ) -> Result<(), CheckError> {
         let (start, end) = (segment.chunks.start as usize, segment.chunks.end as usize);
@@ -94,7 +103,7 @@ impl Shard {
         let hashes: Option<Vec<ChunkHash>> = chunks.iter().map(|of| self.plain_hash(of)).collect();
         let stated = file.verification.as_ref().and_then(|of| of.get(number));
         match (hashes, stated) {
-            (Some(hashes), Some(stated)) if range_hash(&hashes) != *stated => {
+            (Some(hashes), Some(stated)) if suite.range_hash(&hashes) != *stated => {
                 Err(CheckError::Verification {
                     file: file.hash,
                     segment: number,

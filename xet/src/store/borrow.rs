@@ -128,11 +128,18 @@ pub(crate) struct BorrowTable {
     sweeping: Mutex<()>,
 }
 
+/// What the table has of a source.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    ranges: usize,
+    bytes: u64,
+}
+
 /// Sources and the small numbers they have in the table.
 #[derive(Debug, Default)]
 struct Sources {
     numbers: HashMap<SourceId, u32>,
-    by_number: HashMap<u32, (SourceId, usize)>,
+    by_number: HashMap<u32, (SourceId, Held)>,
     last: u32,
 }
 
@@ -150,14 +157,18 @@ impl BorrowTable {
         // Held throughout, so that the source cannot go between numbering and adding.
         let mut sources = self.sources.write();
         let number = sources.number(source);
-        let mut added = 0;
+        let mut added = Held::default();
         for (hash, offset, len) in ranges {
-            if let Some(range) = Range::new(tag(hash), number, *offset, *len) {
-                added += usize::from(self.add_range(hash, range));
+            if let Some(range) = Range::new(tag(hash), number, *offset, *len)
+                && self.add_range(hash, range)
+            {
+                added.ranges += 1;
+                added.bytes += u64::from(*len);
             }
         }
-        if let Some((_, count)) = sources.by_number.get_mut(&number) {
-            *count += added;
+        if let Some((_, held)) = sources.by_number.get_mut(&number) {
+            held.ranges += added.ranges;
+            held.bytes += added.bytes;
         }
     }
 
@@ -183,7 +194,7 @@ impl BorrowTable {
             let number = sources.numbers.remove(&source);
             number.and_then(|number| sources.by_number.remove(&number))
         };
-        let dead = count.map_or(0, |(_, count)| count);
+        let dead = count.map_or(0, |(_, held)| held.ranges);
         let dead = self.dead.fetch_add(dead, Ordering::Relaxed) + dead;
         if dead > 1024 && dead > self.entries() / SWEEP_DIVISOR {
             self.sweep();
@@ -255,9 +266,10 @@ impl BorrowTable {
             return;
         };
         if self.shard(hash).write().remove(range)
-            && let Some((_, count)) = sources.by_number.get_mut(&number)
+            && let Some((_, held)) = sources.by_number.get_mut(&number)
         {
-            *count -= 1;
+            held.ranges -= 1;
+            held.bytes -= u64::from(range.len());
         }
     }
 
@@ -271,8 +283,14 @@ impl BorrowTable {
             .read()
             .by_number
             .values()
-            .map(|(_, count)| count)
+            .map(|(_, held)| held.ranges)
             .sum()
+    }
+
+    /// Their bytes together.
+    pub(crate) fn bytes(&self) -> u64 {
+        let sources = self.sources.read();
+        sources.by_number.values().map(|(_, held)| held.bytes).sum()
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
@@ -304,7 +322,7 @@ impl Sources {
             }
         }
         self.numbers.insert(source, self.last);
-        self.by_number.insert(self.last, (source, 0));
+        self.by_number.insert(self.last, (source, Held::default()));
         self.last
     }
 }

@@ -11,9 +11,12 @@
 //! Nor may a chunk go that was put before gc started and is named only later by what gc asks about.
 //! Who works like that holds a [`Hold`] from before its first put until the names are recorded;
 //! [`Store::collect`] notes puts first, then waits for the holds that are older, then asks.
+//!
+//! What is asked for is the wanted, name by name; the index turns names into bits, one a record ([`Marks`]). Records
+//! that were not there when the asking began have no bit and stay, as do those in packs written to in the last
+//! [`grace`](Collect::grace): what peers send is stored before anything here names it.
 
-use std::collections::{BTreeMap, HashSet};
-use std::io;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,7 +24,7 @@ use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 use thiserror::Error;
 
 use crate::hash::{ChunkHash, NodeId};
-use crate::index::Place;
+use crate::index::{PackId, Place};
 use crate::pack::{Name, Pack};
 
 use super::shelf::{Item, Shelf};
@@ -44,6 +47,98 @@ pub struct Reclaimed {
     /// Bytes of pack files removed.
     pub freed_bytes: u64,
 }
+
+/// How [`Store::collect`] goes about it.
+#[derive(Clone, Copy, Debug)]
+pub struct Collect {
+    /// Longest wait for work that began before.
+    pub wait: Duration,
+    /// Packs written to less than this ago keep everything.
+    pub grace: Duration,
+    /// Nothing is dropped; the result is what would be.
+    pub dry_run: bool,
+}
+
+/// What is wanted: a bit for each record there was when the asking began.
+#[derive(Debug)]
+pub struct Marks<'s> {
+    chunks: Marked<'s>,
+    nodes: Marked<'s>,
+}
+
+impl Marks<'_> {
+    /// A chunk is wanted.
+    pub fn chunk(&mut self, hash: &ChunkHash) {
+        self.chunks.mark(hash.as_bytes());
+    }
+
+    /// A node is wanted.
+    pub fn node(&mut self, id: &NodeId) {
+        self.nodes.mark(id.as_bytes());
+    }
+
+    /// Which nodes are wanted cannot be told: all of them are.
+    pub fn keep_all_nodes(&mut self) {
+        self.nodes.packs.clear();
+    }
+}
+
+/// The marks of one shelf. What is in no pack here is wanted.
+#[derive(Debug)]
+struct Marked<'s> {
+    shelf: &'s Shelf,
+    packs: HashMap<PackId, PackMarks>,
+}
+
+#[derive(Debug)]
+struct PackMarks {
+    /// Records that are judged; those after them came later.
+    slots: usize,
+    bits: Box<[u64]>,
+}
+
+impl<'s> Marked<'s> {
+    fn new(shelf: &'s Shelf, grace: Duration) -> Self {
+        let packs: Vec<Arc<Pack>> = shelf.packs.read().values().cloned().collect();
+        let disk = &shelf.files.disk;
+        // A pack that cannot be looked at is left alone.
+        let is_old = |pack: &&Arc<Pack>| {
+            grace.is_zero() || disk.age(&pack.path).is_ok_and(|age| age >= grace)
+        };
+        let marks = packs.iter().filter(is_old).map(|pack| {
+            let slots = pack.slots();
+            let bits = vec![0; slots.div_ceil(64)].into_boxed_slice();
+            (pack.id, PackMarks { slots, bits })
+        });
+        Self {
+            shelf,
+            packs: marks.collect(),
+        }
+    }
+
+    fn mark(&mut self, name: &Name) {
+        for place in self.shelf.index.candidates(name).iter() {
+            let bits = self.packs.get_mut(&place.pack).map(|marks| &mut marks.bits);
+            if let Some(word) = bits.and_then(|bits| bits.get_mut(usize::from(place.slot) / 64)) {
+                *word |= 1 << (place.slot % 64);
+            }
+        }
+    }
+
+    fn keeps(&self, place: Place) -> bool {
+        let slot = usize::from(place.slot);
+        let Some(marks) = self.packs.get(&place.pack) else {
+            return true;
+        };
+        slot >= marks.slots || (marks.bits[slot / 64] >> (slot % 64)) & 1 == 1
+    }
+}
+
+/// Whether a record is wanted.
+type Keep<'k> = &'k dyn Fn(Place, &Name) -> bool;
+
+/// Hears what was done so far, the bytes of packs looked at and of all there are. False: that is enough.
+type Report<'r> = &'r mut dyn FnMut(&Reclaimed, (u64, u64)) -> bool;
 
 /// Names put while gc runs. `None` when it does not.
 type Touched = Option<Mutex<HashSet<Name>>>;
@@ -150,33 +245,39 @@ impl Store {
         self.gate.hold()
     }
 
-    /// Drops the chunks that nobody wants and gives the space of packs that are mostly dead back.
+    /// Drops the chunks and nodes that nobody wants and gives the space of packs that are mostly dead back.
     ///
-    /// `mark` is called once all work that [`hold`](Self::hold)s the store has ended, at most `wait`
-    /// later, and says what is wanted; what is put meanwhile stays. With `dry_run` nothing is
-    /// dropped, and the result is what would be.
+    /// `mark` is called once all work that [`hold`](Self::hold)s the store has ended, and marks what is wanted; what is
+    /// put meanwhile stays. `report` hears of every pack and may end it early: what was done stays done.
     ///
-    /// Chunks in the pack being written leave the index but not the disk, unless it is mostly dead:
-    /// then it is sealed and emptied like the others.
-    pub fn collect<E, K: Fn(&ChunkHash) -> bool>(
+    /// What is in the pack being written leaves the index but not the disk, unless that is mostly dead: then it is
+    /// sealed and emptied like the others.
+    pub fn collect<E>(
         &self,
-        mark: impl FnOnce() -> Result<K, E>,
-        wait: Duration,
-        dry_run: bool,
+        mark: impl FnOnce(&mut Marks<'_>) -> Result<(), E>,
+        how: &Collect,
+        report: Report<'_>,
     ) -> Result<Reclaimed, CollectError<E>> {
         self.noting_puts(|| {
-            if !self.gate.outlive_holds(wait) {
-                return Err(CollectError::Busy(wait));
+            if !self.gate.outlive_holds(how.wait) {
+                return Err(CollectError::Busy(how.wait));
             }
-            let keep = mark().map_err(CollectError::Mark)?;
-            let keep = |name: &Name| keep(&ChunkHash::from_bytes(*name));
-            match dry_run {
-                true => Ok(self.estimate(&self.chunks, &keep)),
-                false => {
-                    self.seal_if_mostly_dead(&self.chunks, &keep)?;
-                    Ok(self.collect_packs(&self.chunks, &keep)?)
+            let mut marks = Marks {
+                chunks: Marked::new(&self.chunks, how.grace),
+                nodes: Marked::new(&self.nodes, how.grace),
+            };
+            mark(&mut marks).map_err(CollectError::Mark)?;
+            let mut reclaimed = Reclaimed::default();
+            for marked in [&marks.chunks, &marks.nodes] {
+                let keep = |place, _: &Name| marked.keeps(place);
+                if how.dry_run {
+                    self.estimate(marked.shelf, &keep, &mut reclaimed);
+                } else {
+                    self.seal_if_mostly_dead(marked.shelf, &keep)?;
+                    self.collect_packs(marked.shelf, &keep, &mut reclaimed, report)?;
                 }
             }
+            Ok(reclaimed)
         })
     }
 
@@ -187,14 +288,19 @@ impl Store {
     /// Chunks in the pack being written leave the index but not the disk. After an error
     /// everything accepted is still there.
     pub fn remove(&self, keep: &dyn Fn(&ChunkHash) -> bool) -> Result<Reclaimed, WriteError> {
-        let keep = |name: &Name| keep(&ChunkHash::from_bytes(*name));
-        self.noting_puts(|| self.collect_packs(&self.chunks, &keep))
+        self.remove_from(&self.chunks, &|_, name| keep(&ChunkHash::from_bytes(*name)))
     }
 
     /// As [`remove`](Self::remove), for nodes.
     pub fn remove_nodes(&self, keep: &dyn Fn(&NodeId) -> bool) -> Result<Reclaimed, WriteError> {
-        let keep = |name: &Name| keep(&NodeId::from_bytes(*name));
-        self.noting_puts(|| self.collect_packs(&self.nodes, &keep))
+        self.remove_from(&self.nodes, &|_, name| keep(&NodeId::from_bytes(*name)))
+    }
+
+    fn remove_from(&self, shelf: &Shelf, keep: Keep<'_>) -> Result<Reclaimed, WriteError> {
+        let mut reclaimed = Reclaimed::default();
+        let collected =
+            self.noting_puts(|| self.collect_packs(shelf, keep, &mut reclaimed, &mut |_, _| true));
+        collected.map(|()| reclaimed)
     }
 
     /// Runs one gc, during which puts note their names.
@@ -207,18 +313,17 @@ impl Store {
         result
     }
 
-    /// What [`collect_packs`](Self::collect_packs) would do.
-    fn estimate(&self, shelf: &Shelf, keep: &dyn Fn(&Name) -> bool) -> Reclaimed {
+    /// Adds what [`collect_packs`](Self::collect_packs) would do.
+    fn estimate(&self, shelf: &Shelf, keep: Keep<'_>, reclaimed: &mut Reclaimed) {
         let packs: Vec<Arc<Pack>> = shelf.packs.read().values().cloned().collect();
-        let mut reclaimed = Reclaimed::default();
         for pack in packs {
-            let Ok(names) = pack.names(&shelf.files) else {
+            let Ok(names) = shelf.names(&pack) else {
                 continue;
             };
             let mut kept_bytes = 0;
             for slot in live_slots(shelf, &pack, &names) {
                 let len = span_len(&pack, slot);
-                if keep(&names[usize::from(slot)]) {
+                if keep(pack.place(slot), &names[usize::from(slot)]) {
                     kept_bytes += len;
                 } else {
                     reclaimed.dropped += 1;
@@ -230,20 +335,15 @@ impl Store {
                 reclaimed.freed_bytes += pack.records_len();
             }
         }
-        reclaimed
     }
 
-    fn seal_if_mostly_dead(
-        &self,
-        shelf: &Shelf,
-        keep: &dyn Fn(&Name) -> bool,
-    ) -> Result<(), WriteError> {
+    fn seal_if_mostly_dead(&self, shelf: &Shelf, keep: Keep<'_>) -> Result<(), WriteError> {
         shelf.seal_if(|pack| {
             let Ok(names) = pack.names(&shelf.files) else {
                 return false;
             };
             let live = live_slots(shelf, pack, &names).into_iter();
-            let kept = live.filter(|slot| keep(&names[usize::from(*slot)]));
+            let kept = live.filter(|slot| keep(pack.place(*slot), &names[usize::from(*slot)]));
             pack.slots() > 0 && is_worth_emptying(pack, kept.map(|slot| span_len(pack, slot)).sum())
         })
     }
@@ -251,17 +351,22 @@ impl Store {
     fn collect_packs(
         &self,
         shelf: &Shelf,
-        keep: &dyn Fn(&Name) -> bool,
-    ) -> Result<Reclaimed, WriteError> {
+        keep: Keep<'_>,
+        reclaimed: &mut Reclaimed,
+        report: Report<'_>,
+    ) -> Result<(), WriteError> {
         shelf.seal_if(Pack::has_bad)?;
         // Sealed packs are durable from here on, so their journals do not matter below.
         self.commit()?;
         let mut packs: Vec<Arc<Pack>> = shelf.packs.read().values().cloned().collect();
-        packs.sort_unstable_by_key(|pack| pack.id);
-        let mut reclaimed = Reclaimed::default();
+        // Packs of which nothing is kept go first: that needs no room, and may make some for the others.
+        packs.sort_by_cached_key(|pack| (keeps_any(shelf, pack, keep), pack.id));
+        let total = packs.iter().map(|pack| pack.records_len()).sum();
+        let mut looked_at = 0;
         for pack in packs {
+            let len = pack.records_len();
             let emptied = pack.is_sealed() || pack.is_retired();
-            let names = match pack.names(&shelf.files) {
+            let names = match shelf.names(&pack) {
                 Ok(names) => names,
                 Err(error) => {
                     tracing::warn!(path = ?pack.path, %error, "gc leaves an unreadable pack");
@@ -272,30 +377,27 @@ impl Store {
             reclaimed.dropped += dropped;
             reclaimed.dropped_bytes += bytes;
             if emptied {
-                self.empty_if_worth(shelf, &pack, &names, &mut reclaimed)?;
+                match self.empty_if_worth(shelf, &pack, &names, reclaimed) {
+                    Err(WriteError::NoSpace { .. }) if reclaimed.freed_bytes > 0 => break,
+                    emptied => emptied?,
+                }
+            }
+            looked_at += len;
+            if !report(reclaimed, (looked_at, total)) {
+                break;
             }
         }
         shelf
             .sync_dir()
-            .map_err(|error| WriteError::from_io(shelf.dir(), error))?;
-        Ok(reclaimed)
+            .map_err(|error| WriteError::from_io(shelf.dir(), error))
     }
 
     /// Takes what is not kept out of the index. Returns how many records left it, and their bytes.
-    fn drop_dead(
-        &self,
-        shelf: &Shelf,
-        pack: &Pack,
-        names: &[Name],
-        keep: &dyn Fn(&Name) -> bool,
-    ) -> (u64, u64) {
+    fn drop_dead(&self, shelf: &Shelf, pack: &Pack, names: &[Name], keep: Keep<'_>) -> (u64, u64) {
         let (mut dropped, mut bytes) = (0, 0);
         for (slot, name) in names.iter().enumerate() {
-            let place = Place {
-                pack: pack.id,
-                slot: slot as u16,
-            };
-            if !keep(name) {
+            let place = pack.place(slot as u16);
+            if !keep(place, name) {
                 let gone = self
                     .gate
                     .unless_touched(name, || shelf.index.remove(name, place));
@@ -328,13 +430,13 @@ impl Store {
             self.commit()?;
         }
         for &slot in &live {
-            shelf.index.remove(
-                &names[usize::from(slot)],
-                Place {
-                    pack: pack.id,
-                    slot,
-                },
-            );
+            shelf
+                .index
+                .remove(&names[usize::from(slot)], pack.place(slot));
+        }
+        if shelf.may_recover(pack) {
+            tracing::warn!(path = ?pack.path, "a pack stays: the drive cannot read some of it, and it is nowhere else");
+            return Ok(());
         }
         let removed = shelf.drop_pack(pack);
         removed.map_err(|error| WriteError::from_io(&pack.path, error))?;
@@ -349,14 +451,17 @@ fn is_worth_emptying(pack: &Pack, live_bytes: u64) -> bool {
     mostly_dead || pack.has_bad() || pack.is_retired()
 }
 
+fn keeps_any(shelf: &Shelf, pack: &Pack, keep: Keep<'_>) -> bool {
+    let names = shelf.names(pack).unwrap_or_default();
+    let mut live = live_slots(shelf, pack, &names).into_iter();
+    live.any(|slot| keep(pack.place(slot), &names[usize::from(slot)]))
+}
+
 /// Slots the index still points to.
 pub(super) fn live_slots(shelf: &Shelf, pack: &Pack, names: &[Name]) -> Vec<u16> {
     let mut live = Vec::new();
     for (slot, name) in names.iter().enumerate() {
-        let place = Place {
-            pack: pack.id,
-            slot: slot as u16,
-        };
+        let place = pack.place(slot as u16);
         if shelf
             .index
             .candidates(name)
@@ -382,15 +487,12 @@ fn move_record(shelf: &Shelf, pack: &Pack, slot: u16, name: &Name) -> Result<u64
     let record = match shelf.checked_record(pack, slot, name) {
         Ok(Some((record, _))) => record,
         Ok(None) => return Ok(0),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            shelf.quarantine(pack, slot, name);
-            return Ok(0);
-        }
         Err(error) => return Err(WriteError::from_io(&pack.path, error)),
     };
     let (tag, header, payload) = (record.tag, record.header, record.payload());
     shelf.append(&[Item {
         name: *name,
+        is_cut: false,
         tag,
         header,
         payload,

@@ -9,12 +9,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
-use crate::disk::{DiskFile, OpenMode};
+use crate::disk::{DiskFile, OpenMode, is_unreadable};
 use crate::index::{ChunkIndex, PackId, Place};
 use crate::pack::files::OpenFiles;
 use crate::pack::journal::{self, Journal};
 use crate::pack::open::{NAMELESS, OpenedPack, open_pack};
-use crate::pack::{Entry, Layout, Name, Pack, PackKind, RawRecord, State, encode_header, footer};
+use crate::pack::{
+    Entry, Layout, Name, Pack, PackKind, RawRecord, Scratch, State, encode_header, footer,
+};
 use crate::xorb::RecordHeader;
 
 use super::checkpoint::{self, Covered};
@@ -48,6 +50,8 @@ pub(crate) struct Shelf {
     /// Records ever appended by this process. What a commit has to cover.
     appended: AtomicU64,
     quarantined: Mutex<Quarantine>,
+    /// One pack's footer is given up at a time.
+    renaming: Mutex<()>,
     /// Packs the last checkpoint covered.
     checkpointed: Mutex<usize>,
 }
@@ -56,6 +60,10 @@ pub(crate) struct Shelf {
 struct Quarantine {
     count: u64,
     names: Vec<Name>,
+    /// Damaged records whose names nobody can tell.
+    nameless: u64,
+    /// Records the drive could not read. It may be able to another day, so their packs stay while nobody else has them.
+    unreadable: HashMap<PackId, Vec<Name>>,
 }
 
 /// The one that appends.
@@ -90,10 +98,20 @@ pub(crate) struct Durable {
     packs: Vec<Arc<Pack>>,
 }
 
+/// How part of a content was had.
+pub(crate) enum Ranged {
+    /// It is in the buffer, unless the content, whose length this is, ends before.
+    Copied(u32),
+    /// All of it had to be read.
+    Whole { content: Bytes, is_plain: bool },
+}
+
 /// A record to append.
 #[derive(Clone, Copy)]
 pub(crate) struct Item<'a> {
     pub(crate) name: Name,
+    /// Our chunker, at the start of the content, cuts at its end.
+    pub(crate) is_cut: bool,
     pub(crate) tag: u8,
     pub(crate) header: RecordHeader,
     pub(crate) payload: &'a [u8],
@@ -122,6 +140,7 @@ impl Shelf {
             }),
             appended: AtomicU64::new(0),
             quarantined: Mutex::default(),
+            renaming: Mutex::default(),
             checkpointed: Mutex::default(),
         };
         shelf.load()?;
@@ -129,7 +148,7 @@ impl Shelf {
     }
 
     fn load(&self) -> Result<(), OpenStoreError> {
-        let at = |path: &Path, source| OpenStoreError {
+        let at = |path: &Path, source| OpenStoreError::Io {
             path: path.to_path_buf(),
             source,
         };
@@ -177,7 +196,6 @@ impl Shelf {
         for id in journals.filter_map(|path| pack_id(path)) {
             known.packs.remove(&id);
         }
-        let mut is_opened = vec![false; known.last_id as usize + 1];
         let mut packs = self.packs.write();
         for path in paths.iter().filter(|path| self.is_pack(path)) {
             let Some((id, ends)) = pack_id(path).and_then(|id| known.packs.remove_entry(&id))
@@ -188,10 +206,18 @@ impl Shelf {
                 let layout = Layout::Sealed { ends };
                 let pack = Pack::new(id, self.kind, path.clone(), layout, false);
                 packs.insert(id, Arc::new(pack));
-                is_opened[id.0 as usize] = true;
             }
         }
-        let is_known = |id: PackId| is_opened.get(id.0 as usize) == Some(&true);
+        // A bit for each number in use: the index asks for every one of its entries.
+        let highest = packs.keys().map(|id| id.0 as usize).max().unwrap_or(0);
+        let mut is_opened = vec![0u64; highest / 64 + 1];
+        for id in packs.keys() {
+            is_opened[id.0 as usize / 64] |= 1 << (id.0 % 64);
+        }
+        let is_known = |id: PackId| {
+            let word = is_opened.get(id.0 as usize / 64);
+            word.is_some_and(|word| (word >> (id.0 % 64)) & 1 == 1)
+        };
         self.index.retain_packs(&is_known);
         *self.checkpointed.lock() = packs.len();
         packs.keys().copied().collect()
@@ -234,6 +260,7 @@ impl Shelf {
             pack,
             names,
             unsealed,
+            unreadable,
         } = opened;
         let pack = Arc::new(pack);
         for (slot, name) in names.iter().enumerate() {
@@ -249,6 +276,9 @@ impl Shelf {
                     },
                 );
             }
+        }
+        if unreadable {
+            self.note_unreadable(&pack, &NAMELESS);
         }
         self.packs.write().insert(pack.id, Arc::clone(&pack));
         let (file, journal) = unsealed?;
@@ -370,6 +400,9 @@ impl Shelf {
             };
             let plain = item.header.scheme == crate::codec::Scheme::Stored;
             if let Some(slot) = pack.push(entry, plain) {
+                if item.is_cut {
+                    pack.mark_cut(slot);
+                }
                 self.index.insert(
                     &item.name,
                     Place {
@@ -484,6 +517,7 @@ impl Shelf {
     /// Gives a pack's files up. Readers that hold it open finish.
     pub(crate) fn drop_pack(&self, pack: &Pack) -> io::Result<()> {
         self.packs.write().remove(&pack.id);
+        self.quarantined.lock().unreadable.remove(&pack.id);
         match self.files.disk.remove(&pack.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -519,18 +553,66 @@ impl Shelf {
         self.find(name, |pack, slot| self.read_slot(pack, slot, name))
     }
 
-    /// Part of a content, if it can be had without decoding or checking.
-    pub(crate) fn read_plain(
+    /// Copies the content under a name from `offset` on into `buf`, decoding and checking no more than it takes; all of
+    /// it if `keep` says that it will be wanted.
+    pub(crate) fn read_range(
         &self,
         name: &Name,
-        offset: u32,
-        buf: &mut [u8],
-    ) -> Result<bool, ReadError> {
+        (offset, buf): (u32, &mut [u8]),
+        scratch: &mut Scratch,
+        keep: impl Fn() -> bool,
+    ) -> Result<Option<Ranged>, ReadError> {
+        self.find(name, |pack, slot| {
+            let is_plain = pack.state(slot) == State::Plain;
+            let copied = match pack.state(slot) {
+                State::Plain => pack.read_plain(&self.files, slot, offset, buf)?,
+                State::Encoded if !keep() => {
+                    pack.read_encoded(&self.files, slot, (offset, &mut *buf), scratch)?
+                }
+                _ => None,
+            };
+            if let Some(len) = copied {
+                return Ok(Some(Ranged::Copied(len)));
+            }
+            let whole = self.checked_record(pack, slot, name)?;
+            Ok(whole.map(|(record, content)| Ranged::Whole {
+                content,
+                is_plain: is_plain || record.is_plain(),
+            }))
+        })
+    }
+
+    /// Where a record with this name is.
+    pub(crate) fn place_of(&self, name: &Name) -> Option<Place> {
         let found = self.find(name, |pack, slot| {
-            let plain = pack.state(slot) == State::Plain;
-            Ok((plain && pack.read_plain(&self.files, slot, offset, buf)?).then_some(()))
-        })?;
-        Ok(found.is_some())
+            Ok(Some(Place {
+                pack: pack.id,
+                slot,
+            }))
+        });
+        found.ok().flatten()
+    }
+
+    fn pack(&self, id: PackId) -> Option<Arc<Pack>> {
+        self.packs.read().get(&id).cloned()
+    }
+
+    /// Notes that our chunker, at the start of the content at this place, cuts at its end.
+    pub(crate) fn mark_cut(&self, place: Place) {
+        if let Some(pack) = self.pack(place.pack) {
+            pack.mark_cut(place.slot);
+        }
+    }
+
+    /// Name and length of what was stored after the content at this place, if our chunker is known to cut at its end.
+    pub(crate) fn follower(&self, place: Place) -> Option<(Name, u32)> {
+        let pack = self.pack(place.pack)?;
+        let next = usize::from(place.slot) + 1;
+        if next < pack.slots() {
+            return pack.known_cut(&self.files, next as u16).ok()?;
+        }
+        let pack = self.pack(PackId(place.pack.0 + 1))?;
+        pack.known_cut(&self.files, 0).ok()?
     }
 
     /// Gives `visit` the records with this name until it takes one.
@@ -551,8 +633,8 @@ impl Shelf {
                     Ok(Some(found)) => return Ok(Some(found)),
                     Ok(None) => {}
                     Err(error) if error.kind() == io::ErrorKind::NotFound => gone = true,
-                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                        self.quarantine(&pack, place.slot, name);
+                    Err(error) if is_unreadable(&error) => {
+                        self.give_up(&pack, place.slot, name, &error);
                     }
                     Err(source) => {
                         failed = Some(ReadError {
@@ -576,8 +658,29 @@ impl Shelf {
         name: &Name,
         visit: &mut impl FnMut(&Pack, u16) -> io::Result<Option<T>>,
     ) -> io::Result<Option<T>> {
-        let named = pack.state(slot) != State::Bad && pack.name(&self.files, slot)? == Some(*name);
+        let named = pack.state(slot) != State::Bad && self.name_in(pack, slot)? == Some(*name);
         if named { visit(pack, slot) } else { Ok(None) }
+    }
+
+    fn name_in(&self, pack: &Pack, slot: u16) -> io::Result<Option<Name>> {
+        match pack.name(&self.files, slot) {
+            Err(error) if is_unreadable(&error) && pack.is_sealed() => {
+                self.rename_records(pack)?;
+                pack.name(&self.files, slot)
+            }
+            read => read,
+        }
+    }
+
+    /// The names of all records, in slot order: from the footer, or if that is gone, from the records.
+    pub(crate) fn names(&self, pack: &Pack) -> io::Result<Vec<Name>> {
+        match pack.names(&self.files) {
+            Err(error) if is_unreadable(&error) && pack.is_sealed() => {
+                self.rename_records(pack)?;
+                pack.names(&self.files)
+            }
+            read => read,
+        }
     }
 
     fn read_slot(&self, pack: &Pack, slot: u16, name: &Name) -> io::Result<Option<Bytes>> {
@@ -620,7 +723,13 @@ impl Shelf {
             let good = known || self.kind.name_of(record.tag, &content).as_ref() == Some(name);
             good.then_some((record, content))
         };
-        let checked = pack.read(&self.files, slot)?.and_then(good);
+        let checked = match pack.read(&self.files, slot) {
+            Err(error) if is_unreadable(&error) => {
+                self.give_up(pack, slot, name, &error);
+                return Ok(None);
+            }
+            read => read?.and_then(good),
+        };
         match &checked {
             Some((record, _)) if !known => {
                 let state = if record.is_plain() {
@@ -639,11 +748,43 @@ impl Shelf {
     /// Lets the records of a pack with a damaged footer name themselves. How many are damaged too: the index does
     /// not tell which chunks those were.
     pub(crate) fn rename_records(&self, pack: &Pack) -> io::Result<u64> {
-        let bad = pack.rename_records(&self.files)?;
+        let _one = self.renaming.lock();
+        if !pack.is_sealed() {
+            return Ok(0);
+        }
+        tracing::warn!(path = ?pack.path, "the footer of a pack is damaged, its records name themselves");
+        let (bad, unreadable) = pack.rename_records(&self.files)?;
         for _ in 0..bad {
             self.count_bad(&NAMELESS);
         }
+        if unreadable {
+            self.note_unreadable(pack, &NAMELESS);
+        }
         Ok(bad as u64)
+    }
+
+    /// Never serves a record again that cannot be read. If only the drive says so, its pack is not removed for it.
+    fn give_up(&self, pack: &Pack, slot: u16, name: &Name, error: &io::Error) {
+        tracing::warn!(path = ?pack.path, slot, %error, "record cannot be read");
+        if error.kind() != io::ErrorKind::UnexpectedEof {
+            self.note_unreadable(pack, name);
+        }
+        self.quarantine(pack, slot, name);
+    }
+
+    fn note_unreadable(&self, pack: &Pack, name: &Name) {
+        let mut quarantined = self.quarantined.lock();
+        let names = quarantined.unreadable.entry(pack.id).or_default();
+        if !names.contains(name) {
+            names.push(*name);
+        }
+    }
+
+    /// Whether a pack has records that the drive could not read and no other pack has: it may read them another day.
+    pub(crate) fn may_recover(&self, pack: &Pack) -> bool {
+        let names = self.quarantined.lock().unreadable.get(&pack.id).cloned();
+        let mut names = names.into_iter().flatten();
+        names.any(|name| name == NAMELESS || !self.has_elsewhere(&name, pack))
     }
 
     /// Never serves this record again.
@@ -664,9 +805,19 @@ impl Shelf {
     fn count_bad(&self, name: &Name) {
         let mut quarantined = self.quarantined.lock();
         quarantined.count += 1;
-        if *name != NAMELESS && quarantined.names.len() < QUARANTINE_NAMES_MAX {
+        if *name == NAMELESS {
+            quarantined.nameless += 1;
+        } else if quarantined.names.len() < QUARANTINE_NAMES_MAX {
             quarantined.names.push(*name);
+        } else {
+            quarantined.nameless += 1;
         }
+    }
+
+    /// Damaged records since the last call whose names are not among those of
+    /// [`take_quarantined`](Self::take_quarantined).
+    pub(crate) fn take_nameless(&self) -> u64 {
+        std::mem::take(&mut self.quarantined.lock().nameless)
     }
 
     pub(crate) fn quarantined(&self) -> u64 {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::gc::{live_slots, span_len};
 use super::shelf::Shelf;
 use super::{ReadError, Store};
+use crate::disk::is_unreadable;
 use crate::pack::Pack;
 
 /// Up to which pack everything was read: those of chunks come first. The default is before all of them.
@@ -61,14 +62,15 @@ impl Store {
         Ok(verified)
     }
 
-    /// As [`verify`](Self::verify), of the next pack after `position` only. `None` if there is none.
+    /// As [`verify`](Self::verify), of the next pack after `position` only. `None` if there is none. A pack that may
+    /// not be opened now is passed over: the next round finds it.
     ///
     /// `report` gets the bytes read so far of this pack, and the bytes of all packs before it and of all there are.
     pub fn verify_next(
         &self,
         position: VerifyPosition,
         report: &mut dyn FnMut(u64, (u64, u64)) -> bool,
-    ) -> Result<Option<(VerifyPosition, Verified)>, ReadError> {
+    ) -> Option<(VerifyPosition, Verified)> {
         let shelves = [(false, &self.chunks), (true, &self.nodes)];
         let packs = shelves.iter().flat_map(|(nodes, shelf)| {
             let packs: Vec<Arc<Pack>> = shelf.packs.read().values().cloned().collect();
@@ -90,18 +92,19 @@ impl Store {
                 next = Some((at, shelf, pack));
             }
         }
-        let Some((at, shelf, pack)) = next else {
-            return Ok(None);
-        };
+        let (at, shelf, pack) = next?;
         let mut verified = Verified::default();
         let mut each = |read: u64| report(read, (before, total));
         match verify_pack(shelf, &pack, &mut verified, &mut each) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ReadError {
-                path: pack.path.clone(),
-                source: error,
-            }),
-            _ => Ok(Some((at, verified))),
+            // Emptied by a gc meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // The packs after it are not to wait for one that may not be read.
+            Err(error) => {
+                tracing::warn!(path = ?pack.path, %error, "a pack cannot be checked now");
+            }
+            Ok(_) => {}
         }
+        Some((at, verified))
     }
 
     /// Bytes of all chunks in packs before compression, dead ones included.
@@ -129,8 +132,11 @@ fn verify_pack(
     verified: &mut Verified,
     each: &mut dyn FnMut(u64) -> bool,
 ) -> io::Result<bool> {
-    if !pack.has_good_footer(&shelf.files)? {
-        tracing::warn!(path = ?pack.path, "the footer of a pack is damaged, its records name themselves");
+    let is_good = match pack.has_good_footer(&shelf.files) {
+        Err(error) if is_unreadable(&error) => false,
+        read => read?,
+    };
+    if !is_good {
         verified.damaged += shelf.rename_records(pack)?;
     }
     let names = pack.names(&shelf.files)?;
@@ -141,10 +147,6 @@ fn verify_pack(
         match shelf.hashed_record(pack, slot, name) {
             Ok(Some(_)) => {}
             Ok(None) => verified.damaged += 1,
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                shelf.quarantine(pack, slot, name);
-                verified.damaged += 1;
-            }
             Err(error) => return Err(error),
         }
         verified.records += 1;

@@ -24,7 +24,7 @@ use crate::folder::home::places::Places;
 use crate::folder::home::plan::{DirStep, FoundKind, Listing, Plan, Seen, Steps, Take, Visit};
 use crate::folder::home::pull::{Pull, Puller};
 use crate::folder::home::record::{self, Recorded, Table};
-use crate::folder::home::write::{ContentError, Contents, Writer, Written};
+use crate::folder::home::write::{ContentError, Contents, Piece, Writer, Written};
 use crate::folder::state::{Fid, FileKind, Inc, State, Xattrs};
 
 /// Contents are their own references.
@@ -60,14 +60,14 @@ impl Contents for Whole<'_> {
         &self,
         content: &Bytes,
         _size: u64,
-        each: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+        each: &mut dyn FnMut(Piece<'_>) -> io::Result<()>,
     ) -> Result<(), ContentError> {
         if !self.is_complete && self.random.borrow_mut().one_in(10) {
             return Err(ContentError::Missing);
         }
         let (one, two) = content.split_at(content.len() / 2);
-        each(one)?;
-        Ok(each(two)?)
+        each(Piece::Bytes(one))?;
+        Ok(each(Piece::Bytes(two))?)
     }
 
     fn lend(&self, _id: HomeId, _content: &Bytes, _size: u64) {}
@@ -238,6 +238,7 @@ impl Device {
             now: &now,
             written: Written::default(),
             is_stuck: false,
+            refused: None,
         };
         let result = match writer.recover() {
             Ok(true) => work(&mut writer, &mut self.puller).ok(),
@@ -291,7 +292,7 @@ impl Device {
                 .disk
                 .borrow()
                 .found(ROOT)
-                .map_or((0, 0), |root| (root.dev, ROOT));
+                .map_or((0, 0), |root| (root.dev, root.stamp.ino));
             let mut plan = Plan::full(&table, root, HomeId(self.next_id));
             while let Some(visit) = plan.next_visit() {
                 let listing = self.list(&visit, &mut leftover);

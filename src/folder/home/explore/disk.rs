@@ -9,8 +9,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::faults::{Faults, Random};
-use crate::folder::home::base::{FileTime, Stamp};
-use crate::folder::home::fs::{Attributes, HomeFs, RenameHow, TEMP_PREFIX};
+use crate::folder::home::base::{FileTime, Stamp, UNKNOWN_INO};
+use crate::folder::home::caps::Caps;
+use crate::folder::home::fs::{Attributes, HomeFs, Kept, RenameHow, Room, TEMP_PREFIX};
 use crate::folder::home::marker::OWN_DIR;
 use crate::folder::home::plan::{Found, FoundKind};
 
@@ -42,6 +43,8 @@ pub(super) struct Disk {
     /// Nanoseconds since 1970.
     pub(super) clock: u64,
     pub(super) is_mounted: bool,
+    /// It keeps no modes, links or inode numbers, and times in steps of 2 s.
+    pub(super) is_fat: bool,
 }
 
 /// Acts between two calls.
@@ -67,6 +70,7 @@ impl Disk {
             next_ino: ROOT,
             clock: 1_700_000_000_000_000_000,
             is_mounted: true,
+            is_fat: false,
         };
         disk.add(FoundKind::Dir, Bytes::new(), 0o755);
         disk.versions = vec![disk.names.clone()];
@@ -114,6 +118,9 @@ impl Disk {
 
     pub(super) fn found(&self, ino: u64) -> io::Result<Found> {
         let node = self.nodes.get(&ino).ok_or(io::ErrorKind::NotFound)?;
+        if self.is_fat {
+            return Ok(fat_found(node));
+        }
         Ok(Found {
             kind: node.kind,
             dev: DEV,
@@ -315,6 +322,32 @@ impl Disk {
     }
 }
 
+/// What FAT says of a file. What has the size and the time of something else cannot be told from it there, so all
+/// contents have sizes of their own.
+fn fat_found(node: &Node) -> Found {
+    let mtime = FileTime {
+        secs: node.mtime.secs & !1,
+        nanos: 0,
+    };
+    Found {
+        kind: node.kind,
+        dev: DEV,
+        stamp: Stamp {
+            ino: UNKNOWN_INO,
+            size: node.data.iter().fold(7, |size: u64, byte| {
+                size.wrapping_mul(31).wrapping_add(u64::from(*byte))
+            }),
+            mtime,
+            ctime: mtime,
+        },
+        mode: if node.kind == FoundKind::Dir {
+            0o755
+        } else {
+            0o644
+        },
+    }
+}
+
 /// The directories and names a file is at.
 fn names_of(names: &Names, ino: u64) -> Vec<(u64, Bytes)> {
     let all = names.iter().flat_map(|(dir, names)| {
@@ -364,12 +397,8 @@ impl FakeFs {
     pub(super) fn read(&self, path: &[u8]) -> io::Result<(Found, Bytes)> {
         let before = self.call(|disk| disk.find(path))?;
         let data = self.call(|disk| {
-            let found = disk.find(path)?;
-            let node = disk
-                .nodes
-                .get(&found.stamp.ino)
-                .ok_or(io::ErrorKind::NotFound)?;
-            Ok(node.data.clone())
+            let node = disk.nodes.get(&disk.find_ino(path)?);
+            Ok(node.ok_or(io::ErrorKind::NotFound)?.data.clone())
         })?;
         let after = self.call(|disk| disk.find(path))?;
         if before == after {
@@ -386,25 +415,51 @@ impl FakeFs {
             let found = names
                 .iter()
                 .map(|(name, ino)| Ok((name.clone(), disk.found(*ino)?)));
-            Ok((dir, found.collect::<io::Result<_>>()?))
+            let ino = disk.found(dir)?.stamp.ino;
+            Ok((ino, found.collect::<io::Result<_>>()?))
         })
     }
 }
 
 impl Disk {
     fn find(&self, path: &[u8]) -> io::Result<Found> {
+        self.found(self.find_ino(path)?)
+    }
+
+    fn find_ino(&self, path: &[u8]) -> io::Result<u64> {
         let cut = path.iter().rposition(|byte| *byte == b'/');
         let (dir, name) = match cut {
             Some(at) => (&path[..at], &path[at + 1..]),
             None => (&b""[..], path),
         };
-        self.found(self.lookup(self.resolve(dir)?, name)?)
+        self.lookup(self.resolve(dir)?, name)
     }
 }
 
 impl HomeFs for FakeFs {
     type Dir = u64;
     type File = File;
+
+    fn caps(&self) -> Caps {
+        match self.disk.borrow().is_fat {
+            true => Caps {
+                modes: false,
+                xattrs: false,
+                symlinks: false,
+                stable_ino: false,
+                ..Caps::ALL
+            },
+            false => Caps::ALL,
+        }
+    }
+
+    /// Who writes finds out.
+    fn room(&self) -> io::Result<Room> {
+        Ok(Room {
+            free: u64::MAX,
+            is_read_only: false,
+        })
+    }
 
     fn open_dir(&self, path: &[u8]) -> io::Result<u64> {
         self.call(|disk| disk.resolve(path))
@@ -434,11 +489,24 @@ impl HomeFs for FakeFs {
         })
     }
 
-    fn finish(&self, file: File, attributes: &Attributes) -> io::Result<Found> {
+    fn skip(&self, file: &mut File, bytes: u64) -> io::Result<()> {
+        let zeros = vec![0; usize::try_from(bytes).map_err(io::Error::other)?];
+        self.append(file, &zeros)
+    }
+
+    fn finish(&self, file: &mut File, attributes: &Attributes) -> io::Result<Kept> {
         self.call(|disk| {
             disk.dress(file.ino, attributes);
-            disk.sync_node(file.ino);
-            disk.found(file.ino)
+            disk.kept(file.ino)
+        })
+    }
+
+    fn sync_files(&self, files: &[File]) -> io::Result<()> {
+        files.iter().try_for_each(|file| {
+            self.call(|disk| {
+                disk.sync_node(file.ino);
+                Ok(())
+            })
         })
     }
 
@@ -458,11 +526,11 @@ impl HomeFs for FakeFs {
         })
     }
 
-    fn set_attributes(&self, dir: &u64, name: &[u8], attributes: &Attributes) -> io::Result<()> {
+    fn set_attributes(&self, dir: &u64, name: &[u8], attributes: &Attributes) -> io::Result<Kept> {
         self.call(|disk| {
             let ino = disk.lookup(*dir, name)?;
             disk.dress(ino, attributes);
-            Ok(())
+            disk.kept(ino)
         })
     }
 
@@ -499,6 +567,11 @@ impl HomeFs for FakeFs {
 impl Disk {
     fn is_dir(&self, dir: u64, name: &[u8]) -> io::Result<bool> {
         Ok(self.names.contains_key(&self.lookup(dir, name)?))
+    }
+
+    fn kept(&self, ino: u64) -> io::Result<Kept> {
+        let found = self.found(ino)?;
+        Ok(Kept { found, xattrs: 0 })
     }
 
     fn dress(&mut self, ino: u64, attributes: &Attributes) {

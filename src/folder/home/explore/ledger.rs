@@ -111,6 +111,11 @@ impl Ledger for CrashLedger {
         Extent::Everything
     }
 
+    /// All content is there from the start.
+    fn arrivals(&self) -> u64 {
+        0
+    }
+
     fn read(&self, look: &mut dyn FnMut(&State)) {
         look(&self.memory.lock().state);
     }

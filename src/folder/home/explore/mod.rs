@@ -41,6 +41,8 @@ struct Kind {
     empties: bool,
     jumps: bool,
     can_exchange: bool,
+    /// The disk keeps no modes, links or inode numbers, and times in steps of 2 s.
+    is_fat: bool,
 }
 
 impl Kind {
@@ -56,6 +58,7 @@ impl Kind {
             empties: false,
             jumps: false,
             can_exchange: true,
+            is_fat: false,
         }
     }
 
@@ -72,6 +75,7 @@ impl Kind {
             empties: user && maybe(12),
             jumps: maybe(6),
             can_exchange: !maybe(5),
+            is_fat: maybe(8),
         }
     }
 }
@@ -110,7 +114,8 @@ impl Schedule {
     }
 
     fn of_kind(mut random: Random, kind: Kind) -> Self {
-        let device = Device::new(random.next(), kind.can_exchange);
+        let device = Device::new(random.next(), kind.can_exchange && !kind.is_fat);
+        device.fs.disk.borrow_mut().is_fat = kind.is_fat;
         let peer = Peer::new(random.next(), device.ledger.state());
         Self {
             random,
@@ -227,7 +232,13 @@ impl Schedule {
     }
 
     fn check(&self) -> Result<(), String> {
-        let (disk, shown) = (self.disk_tree(), self.shown_tree());
+        let (mut disk, mut shown) = (self.disk_tree(), self.shown_tree());
+        if self.kind.is_fat {
+            // What cannot be there is not asked for.
+            [&mut disk, &mut shown]
+                .into_iter()
+                .for_each(forget_what_fat_does);
+        }
         if disk != shown {
             let differ = |tree: &Tree, other: &Tree| -> Vec<String> {
                 let differ = tree
@@ -338,6 +349,16 @@ impl Schedule {
         let mut tree = Tree::new();
         walk(&self.device.ledger.state(), Fid::ROOT, &[], &mut tree);
         tree
+    }
+}
+
+fn forget_what_fat_does(tree: &mut Tree) {
+    tree.retain(|_, thing| !matches!(thing, Thing::Link(_)));
+    for thing in tree.values_mut() {
+        match thing {
+            Thing::Dir { mode } | Thing::File { mode, .. } => *mode = 0,
+            Thing::Link(_) => {}
+        }
     }
 }
 

@@ -109,7 +109,7 @@ impl User {
     }
 
     /// Writes in place; a name may be gone by then, or be another.
-    fn overwrite(&mut self, disk: &mut Disk, ino: u64) {
+    pub(super) fn overwrite(&mut self, disk: &mut Disk, ino: u64) {
         let is_file = disk
             .nodes
             .get(&ino)
@@ -134,7 +134,7 @@ impl User {
     }
 
     /// As editors do it.
-    fn save(&mut self, disk: &mut Disk, dir: u64, name: &'static [u8]) {
+    pub(super) fn save(&mut self, disk: &mut Disk, dir: u64, name: &'static [u8]) {
         let is_file = |ino| {
             disk.nodes
                 .get(&ino)
@@ -153,7 +153,7 @@ impl User {
         self.settle(disk, ino);
     }
 
-    fn create(&mut self, disk: &mut Disk, (dir, name): (u64, &[u8])) -> Option<u64> {
+    pub(super) fn create(&mut self, disk: &mut Disk, (dir, name): (u64, &[u8])) -> Option<u64> {
         let content = self.content();
         let made = disk.make(dir, name, FoundKind::File, content.clone());
         match made {

@@ -1,6 +1,8 @@
 //! Scenes that a schedule once came to: each is played on purpose, and where something can be cut short it is cut short
 //! at every call.
 
+use std::rc::Rc;
+
 use bytes::Bytes;
 
 use super::disk::{Disk, ROOT};
@@ -363,4 +365,134 @@ fn one_operation_may_give_its_dot_to_two_names() {
         .map(|(name, _)| name)
         .collect();
     assert_eq!(names, [Name::from(&b"f"[..]), Name::from(&b"g"[..])]);
+}
+
+/// Has the user write to file `ino` just before call `first` of the next pull, and put another file at `f` before call
+/// `second`.
+fn user_acts_at(scene: &Schedule, ino: u64, first: u64, second: u64) {
+    let user = Rc::clone(&scene.device.user);
+    let mut calls = 0;
+    *scene.device.fs.others.borrow_mut() = Box::new(move |disk: &mut Disk| {
+        if calls == first {
+            user.borrow_mut().overwrite(disk, ino);
+        }
+        if calls == second {
+            let user = &mut *user.borrow_mut();
+            match disk.lookup(ROOT, b"f") {
+                Ok(_) => user.save(disk, ROOT, b"f"),
+                Err(_) => drop(user.create(disk, (ROOT, b"f"))),
+            }
+        }
+        calls += 1;
+    });
+}
+
+fn user_rests(scene: &Schedule) {
+    *scene.device.fs.others.borrow_mut() = Box::new(|_| ());
+}
+
+/// Plays `act` of the peer on the user's file `f` with the user at work between any two calls of the pull that follows.
+fn user_at_work(act: impl Fn(&mut Schedule)) {
+    const CALLS: u64 = 24;
+    for (first, second) in (0..CALLS).flat_map(|first| (0..CALLS).map(move |n| (first, first + n)))
+    {
+        let mut scene = Schedule::scene(first, true);
+        let ino = scene.user_makes(ROOT, "f", "user-9999");
+        scene.take_in();
+        act(&mut scene);
+        user_acts_at(&scene, ino, first, second);
+        scene.device.pull();
+        user_rests(&scene);
+        if let Err(what) = scene.end() {
+            panic!("the user writes before call {first} and saves before {second}: {what}");
+        }
+    }
+}
+
+#[test]
+fn what_was_edited_while_it_was_replaced_is_published_though_its_name_is_taken() {
+    user_at_work(|scene| {
+        scene.peer.all.insert(Bytes::from_static(b"peer-0001"));
+        scene.peer_does(|state, by| {
+            let mut base = state.base(Fid::ROOT, b"f").ok_or(OpError::NotFound)?;
+            state.write(&mut base, body("peer-0001"), by)
+        });
+    });
+}
+
+#[test]
+fn what_was_edited_while_it_was_taken_away_is_published_though_its_name_is_taken() {
+    user_at_work(|scene| {
+        scene.peer_does(|state, by| state.unlink(Fid::ROOT, b"f", by));
+    });
+    user_at_work(|scene| {
+        scene.peer_does(|state, by| rename(state, "f", (Fid::ROOT, "g"), by));
+        scene.peer_does(|state, by| state.mkdir(Fid::ROOT, b"f", 0o750, by));
+    });
+}
+
+#[test]
+fn what_was_edited_while_it_got_its_attributes_is_not_displaced_unread() {
+    for call in 0..24 {
+        let mut scene = Schedule::scene(call, true);
+        let ino = scene.user_makes(ROOT, "f", "user-9999");
+        scene.take_in();
+        scene.peer_does(|state, by| state.chmod(Target::Name(Fid::ROOT, b"f"), 0o640, by));
+        scene.peer_does(|state, by| {
+            let time = Time { secs: 9, nanos: 5 };
+            state.set_times(Target::Name(Fid::ROOT, b"f"), time, by)
+        });
+        user_acts_at(&scene, ino, call, u64::MAX);
+        scene.device.pull();
+        user_rests(&scene);
+        // Before anybody has read it, its name is needed, and the one it is to have is taken.
+        scene.peer_does(|state, by| rename(state, "f", (Fid::ROOT, "g"), by));
+        scene.peer_does(|state, by| state.mkdir(Fid::ROOT, b"f", 0o750, by));
+        scene.user_makes(ROOT, "g", "user-9998");
+        scene.device.pull();
+        if let Err(what) = scene.end() {
+            panic!("the user writes before call {call}: {what}");
+        }
+    }
+}
+
+#[test]
+fn a_mode_set_just_before_a_file_went_aside_makes_no_second_file() {
+    for call in 0..24 {
+        let mut scene = Schedule::scene(call, true);
+        let dir = scene.user_makes_dir(ROOT, "d");
+        let ino = scene.user_makes(dir, "f", "user-9999");
+        scene.take_in();
+        scene.peer_does(|state, by| {
+            let d = dir_of(state, "d");
+            let (from, to) = ((d, &b"f"[..]), (d, &b"g"[..]));
+            state.rename(from, to, RenameMode::Replace, by)
+        });
+        scene.peer_does(|state, by| state.mkdir(dir_of(state, "d"), b"f", 0o750, by));
+        let mut calls = 0;
+        *scene.device.fs.others.borrow_mut() = Box::new(move |disk: &mut Disk| {
+            if calls == call {
+                disk.nodes.get_mut(&ino).expect("it is there").mode = 0o640;
+                disk.touch(ino);
+            }
+            // The place it was to go to is taken.
+            if calls == call + 1 {
+                let content = Bytes::from_static(b"user-9998");
+                let _taken = disk.make(dir, b"g", FoundKind::File, content);
+            }
+            calls += 1;
+        });
+        let taken = Bytes::from_static(b"user-9998");
+        scene.device.user.borrow_mut().all.insert(taken);
+        scene.device.pull();
+        user_rests(&scene);
+        if let Err(what) = scene.end() {
+            panic!("the mode is set before call {call}: {what}");
+        }
+        let paths = scene.paths();
+        assert!(
+            !paths.iter().any(|path| path.contains("edited")),
+            "call {call}: {paths:?}"
+        );
+    }
 }

@@ -352,6 +352,7 @@ impl Model {
             complete: true,
             ino,
             leftover: Vec::new(),
+            is_nested: false,
         }
     }
 

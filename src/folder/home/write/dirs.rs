@@ -5,12 +5,12 @@ use std::io;
 
 use bytes::Bytes;
 
-use super::super::base::{At, HomeId, Row, RowKind, xattr_digest};
+use super::super::base::{At, HomeId, Row, RowKind};
 use super::super::fs::{Attributes, HomeFs};
 use super::super::intent::{Intent, IntentId};
 use super::super::ledger::{Apply, LedgerError};
 use super::puts::Staged;
-use super::{Miss, Writer, changed_if_gone, changed_if_there, is_thing, settle, temp_name};
+use super::{Miss, Writer, changed_if_gone, changed_if_there, settle, temp_name};
 use crate::folder::state::{Fid, Xattrs};
 
 /// Directories that are announced together.
@@ -36,12 +36,11 @@ pub(in super::super) struct Dress {
 }
 
 impl<F: HomeFs> Writer<'_, F> {
-    /// Makes directories, none of them in another. Returns for each its number; none if something is in its way or the
-    /// disk fails.
+    /// Makes directories, none of them in another. Returns for each its number.
     pub(in super::super) fn mkdir(
         &mut self,
         dirs: &[NewDir],
-    ) -> Result<Vec<Option<HomeId>>, LedgerError> {
+    ) -> Result<Vec<Result<HomeId, Miss>>, LedgerError> {
         let mut ids = Vec::with_capacity(dirs.len());
         for batch in dirs.chunks(BATCH) {
             let (mut results, mut staged) = (Vec::with_capacity(batch.len()), Vec::new());
@@ -50,15 +49,18 @@ impl<F: HomeFs> Writer<'_, F> {
                 results.push(result.map(|one| staged.push((one, results.len()))));
             }
             self.place_all(&staged, &mut results)?;
-            let mut made: Vec<Option<HomeId>> = vec![None; batch.len()];
-            for (one, index) in &staged {
-                if let (Some(made), Some(Ok(()))) = (made.get_mut(*index), results.get(*index)) {
-                    *made = Some(one.row.id);
+            let mut made = staged.iter().map(|(one, index)| (*index, one.row.id));
+            let mut next = made.next();
+            for (index, (result, new)) in results.into_iter().zip(batch).enumerate() {
+                let id = next.filter(|(at, _)| *at == index).map(|(_, id)| id);
+                if id.is_some() {
+                    next = made.next();
                 }
+                if matches!(result, Err(Miss::Changed)) {
+                    self.written.scan.insert(new.at.dir);
+                }
+                ids.push(result.and_then(|()| id.ok_or(Miss::Changed)));
             }
-            let missed = batch.iter().zip(&made).filter(|(_, made)| made.is_none());
-            self.written.scan.extend(missed.map(|(new, _)| new.at.dir));
-            ids.append(&mut made);
         }
         Ok(ids)
     }
@@ -69,15 +71,17 @@ impl<F: HomeFs> Writer<'_, F> {
         self.check_unknown(&new.at)?;
         let id = self.fresh_id();
         let temp = temp_name(id);
-        self.fs.mkdir(&parent, &temp).map_err(changed_if_there)?;
+        self.has_room(0)?;
+        let made = self.fs.mkdir(&parent, &temp).map_err(changed_if_there);
+        self.note_room(made)?;
         let attributes = Attributes {
             mode: Some(new.mode),
             mtime: None,
             xattrs: (!new.xattrs.is_empty()).then(|| new.xattrs.clone()),
         };
         let dressed = self.fs.set_attributes(&parent, &temp, &attributes);
-        let found = match dressed.and_then(|()| self.fs.stat(&parent, &temp)) {
-            Ok(found) => found,
+        let kept = match dressed {
+            Ok(kept) => kept,
             Err(error) => {
                 // It has no intent yet, so one that stays here is swept by the next scan.
                 let _left = self.fs.rmdir(&parent, &temp);
@@ -89,9 +93,9 @@ impl<F: HomeFs> Writer<'_, F> {
             temp,
             row: Row {
                 id,
-                stamp: found.stamp,
-                mode: found.mode,
-                xattrs: xattr_digest(&new.xattrs),
+                stamp: kept.found.stamp,
+                mode: kept.found.mode,
+                xattrs: kept.xattrs,
                 unsure: false,
                 kind: RowKind::Dir,
                 held: Bytes::new(),
@@ -180,11 +184,14 @@ impl<F: HomeFs> Writer<'_, F> {
                 }
             })?;
         }
+        if self.read_only().is_some() {
+            return Ok(());
+        }
         let intents: Vec<Intent> = dressed.iter().map(|thing| thing.intent()).collect();
         let ids = self.intend(intents.iter())?;
         for (thing, id) in dressed.into_iter().zip(ids) {
             let result = self.set(thing);
-            let is_disk = matches!(result, Err(Miss::Io(_)));
+            let is_disk = result.as_ref().is_err_and(Miss::is_disk);
             self.is_stuck |= is_disk;
             let row = result.ok();
             if row.is_none() || !thing.row.is_dir() {
@@ -201,13 +208,14 @@ impl<F: HomeFs> Writer<'_, F> {
         self.go_on()?;
         let dir = self.open(thing.at.dir)?;
         self.check(&dir, &thing.at.name, &thing.row)?;
-        self.fs
+        let kept = self
+            .fs
             .set_attributes(&dir, &thing.at.name, &thing.attributes)
             .map_err(changed_if_gone)?;
         let row = Row {
             held: thing.held.clone(),
-            xattrs: match &thing.attributes.xattrs {
-                Some(xattrs) => xattr_digest(xattrs),
+            xattrs: match thing.attributes.xattrs {
+                Some(_) => kept.xattrs,
                 None => thing.row.xattrs,
             },
             ..thing.row.clone()
@@ -219,9 +227,8 @@ impl<F: HomeFs> Writer<'_, F> {
     /// read again.
     fn look_dressed(&self, dir: &F::Dir, at: &At, row: Row) -> Result<Row, Miss> {
         let found = self.fs.stat(dir, &at.name).map_err(changed_if_gone)?;
-        let is_same =
-            is_thing(&row, &found) && (row.is_dir() || row.stamp.size == found.stamp.size);
-        if !is_same {
+        let is_thing = row.stamp.same_ino(found.stamp.ino) && row.is_of(found.kind);
+        if !is_thing || !(row.is_dir() || row.stamp.size == found.stamp.size) {
             return Err(Miss::Changed);
         }
         Ok(Row {
@@ -258,7 +265,7 @@ impl<F: HomeFs> Writer<'_, F> {
             .open(at.dir)
             .and_then(|dir| self.look_dressed(&dir, at, row.clone()));
         match looked {
-            Err(Miss::Io(error)) => {
+            Err(error) if error.is_disk() => {
                 tracing::warn!(%error, "attributes cannot be looked at yet");
                 Ok(false)
             }

@@ -15,7 +15,7 @@ use std::io;
 
 use bytes::Bytes;
 
-use super::base::{At, FileTime, HomeId, Row, RowKind};
+use super::base::{At, FileTime, HomeId, Row, RowKind, UNKNOWN_INO};
 use super::fs::{HomeFs, RenameHow, TEMP_PREFIX};
 use super::intent::{Intent, IntentId};
 use super::ledger::{Ledger, LedgerError, Txn, dots};
@@ -23,7 +23,7 @@ use super::marker::OWN_DIR;
 use super::origin::{Origin, Why};
 use super::places::{DISPLACED, Places, is_hidden, own_name};
 use super::plan::{Found, FoundKind, join};
-use crate::folder::state::{FileKind, Xattrs};
+use crate::folder::state::{FileKind, Xattrs, beside};
 
 pub(super) use dirs::{Dress, NewDir};
 pub(super) use moves::Move;
@@ -32,18 +32,29 @@ pub(super) use puts::Put;
 /// Of the name a displaced file had, at most so many bytes are kept: with its number it has to fit into 255.
 const DISPLACED_NAME_MAX: usize = 220;
 
+/// Names tried for what was edited while it was to be replaced.
+const BESIDE_MAX: usize = 99;
+
 /// Where the contents of files come from, and who is told what file has them now.
 pub(super) trait Contents {
-    /// Hands the bytes of a content to `each`, in order.
+    /// Hands a content to `each`, in order.
     fn read(
         &self,
         content: &Bytes,
         size: u64,
-        each: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+        each: &mut dyn FnMut(Piece<'_>) -> io::Result<()>,
     ) -> Result<(), ContentError>;
 
     /// File `id` has this content from now on.
     fn lend(&self, id: HomeId, content: &Bytes, size: u64);
+}
+
+/// A part of a content.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Piece<'b> {
+    Bytes(&'b [u8]),
+    /// So many zeros.
+    Zeros(u64),
 }
 
 /// Why a content could not be read.
@@ -78,8 +89,51 @@ pub(super) enum Miss {
     Changed,
     #[error("parts of it are not here yet")]
     Missing,
+    /// The disk is full or read-only.
     #[error(transparent)]
-    Io(#[from] io::Error),
+    NoRoom(io::Error),
+    /// The file system has no such names, or no such kind of thing.
+    #[error("it cannot be here")]
+    Unfit,
+    #[error(transparent)]
+    Io(io::Error),
+}
+
+impl From<io::Error> for Miss {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            kind if is_no_room(kind) => Self::NoRoom(error),
+            io::ErrorKind::InvalidFilename => Self::Unfit,
+            _ => Self::Io(error),
+        }
+    }
+}
+
+impl Miss {
+    /// Whether it is the disk, and not only that things are not as they were thought to be.
+    fn is_disk(&self) -> bool {
+        !matches!(self, Self::Changed | Self::Missing)
+    }
+}
+
+impl From<Miss> for io::Error {
+    fn from(miss: Miss) -> Self {
+        match miss {
+            Miss::NoRoom(error) | Miss::Io(error) => error,
+            Miss::Unfit => io::ErrorKind::InvalidFilename.into(),
+            miss => Self::other(miss),
+        }
+    }
+}
+
+/// Whether an error says that nothing more can be written here, whatever it is.
+fn is_no_room(kind: io::ErrorKind) -> bool {
+    matches!(
+        kind,
+        io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::ReadOnlyFilesystem
+    )
 }
 
 /// What was done, for who has to follow it.
@@ -126,6 +180,8 @@ pub(super) struct Writer<'w, F: HomeFs> {
     pub(super) written: Written,
     /// An error left it unknown what is where: nothing more is done before `recover` has found out.
     pub(super) is_stuck: bool,
+    /// The disk is full or read-only: what needs more of it is not tried again and again.
+    pub(super) refused: Option<io::ErrorKind>,
 }
 
 impl<F: HomeFs> Writer<'_, F> {
@@ -134,6 +190,38 @@ impl<F: HomeFs> Writer<'_, F> {
             true => Err(Miss::Io(io::Error::other("an earlier error comes first"))),
             false => Ok(()),
         }
+    }
+
+    /// Looks whether anything can be written at all.
+    pub(super) fn look_for_room(&mut self) {
+        if self.fs.room().is_ok_and(|room| room.is_read_only) {
+            self.refused = Some(io::ErrorKind::ReadOnlyFilesystem);
+        }
+    }
+
+    /// Why nothing at all can be changed.
+    fn read_only(&self) -> Option<Miss> {
+        let kind = self.refused?;
+        (kind == io::ErrorKind::ReadOnlyFilesystem).then(|| Miss::NoRoom(kind.into()))
+    }
+
+    /// Whether so many bytes more may fit.
+    fn has_room(&self, bytes: u64) -> Result<(), Miss> {
+        if let Some(kind) = self.refused {
+            return Err(Miss::NoRoom(kind.into()));
+        }
+        match self.fs.room()?.free < bytes {
+            true => Err(Miss::NoRoom(io::ErrorKind::StorageFull.into())),
+            false => Ok(()),
+        }
+    }
+
+    /// Remembers that there is no room.
+    fn note_room<T>(&mut self, result: Result<T, Miss>) -> Result<T, Miss> {
+        if let Err(Miss::NoRoom(error)) = &result {
+            self.refused = Some(error.kind());
+        }
+        result
     }
 
     pub(super) fn fresh_id(&mut self) -> HomeId {
@@ -154,8 +242,11 @@ impl<F: HomeFs> Writer<'_, F> {
         }
         let row = self.places.get(dir).and_then(|at| self.row(&at));
         let row = row.filter(|row| row.id == dir);
-        let is_it = row.map(|row| row.stamp.ino) == Some(self.fs.stat_dir(&open)?.stamp.ino);
-        if is_it { Ok(open) } else { Err(Miss::Changed) }
+        let ino = self.fs.stat_dir(&open)?.stamp.ino;
+        match row.is_some_and(|row| row.stamp.same_ino(ino)) {
+            true => Ok(open),
+            false => Err(Miss::Changed),
+        }
     }
 
     /// Opens a directory of our own, made when it is first needed.
@@ -200,7 +291,7 @@ impl<F: HomeFs> Writer<'_, F> {
         let is_same = match row.kind {
             RowKind::Dir => is_thing(row, &found),
             // One that was read too soon after a change may have changed since.
-            _ => !row.unsure && (found.stamp, found.mode) == (row.stamp, row.mode),
+            _ => !row.unsure && row.stamp.is_same(&found.stamp) && found.mode == row.mode,
         };
         if is_same && row.is_of(found.kind) {
             Ok(())
@@ -257,7 +348,33 @@ impl<F: HomeFs> Writer<'_, F> {
         }
     }
 
-    /// Puts a file that is not what we thought, or that nobody wants, where the user finds it.
+    /// Puts something that the user has had a hand in, and that no record says, where the next scan reads it: beside
+    /// `shown` in the directory `to`. Among the displaced nobody would ever see what was made of it.
+    fn keep_in_sight(
+        &mut self,
+        from: (&F::Dir, &[u8]),
+        (to, id): (&F::Dir, HomeId),
+        shown: &[u8],
+    ) -> io::Result<()> {
+        self.written.scan.insert(id);
+        for number in 1..=BESIDE_MAX {
+            let name = beside(shown, &format!("edited {number}"), 1);
+            match self
+                .fs
+                .rename(from, (to, name.as_bytes()), RenameHow::NoReplace)
+            {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                renamed => {
+                    renamed?;
+                    self.fs.sync_dir(to)?;
+                    return self.fs.sync_dir(from.0);
+                }
+            }
+        }
+        self.keep_unrecorded(from.0, from.1, shown)
+    }
+
+    /// Puts a file of ours that nobody wants, or one that nobody knows, where the user finds it.
     fn keep_unrecorded(&mut self, dir: &F::Dir, name: &[u8], shown: &[u8]) -> io::Result<()> {
         let displaced = self.open_own(DISPLACED)?;
         let new = displaced_name(self.fresh_id(), shown);
@@ -289,20 +406,26 @@ fn temp_name(id: HomeId) -> Bytes {
 fn changed_if_there(error: io::Error) -> Miss {
     match error.kind() {
         io::ErrorKind::AlreadyExists => Miss::Changed,
-        _ => Miss::Io(error),
+        _ => error.into(),
     }
 }
 
 fn changed_if_gone(error: io::Error) -> Miss {
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Miss::Changed,
-        _ => Miss::Io(error),
+        _ => error.into(),
     }
 }
 
-/// Whether what was found is the very file or directory of a record, whatever is in it.
+/// Whether what was found is the very file or directory of a record, whatever is in it. Where inodes say nothing, a file
+/// with the record's size and time is.
 fn is_thing(row: &Row, found: &Found) -> bool {
-    found.stamp.ino == row.stamp.ino && row.is_of(found.kind)
+    let is_known = row.stamp.ino != UNKNOWN_INO && found.stamp.ino != UNKNOWN_INO;
+    let is_it = match is_known || row.is_dir() {
+        true => row.stamp.same_ino(found.stamp.ino),
+        false => row.stamp.same_content(&found.stamp),
+    };
+    is_it && row.is_of(found.kind)
 }
 
 /// Whether it is that thing and, as far as can be told after a rename, nobody has written to it.

@@ -39,6 +39,10 @@ impl<F: HomeFs> Writer<'_, F> {
     ) -> Result<Vec<Result<(), Miss>>, LedgerError> {
         let mut results = Vec::with_capacity(moves.len());
         for batch in moves.chunks(BATCH) {
+            if self.read_only().is_some() {
+                results.extend(batch.iter().filter_map(|_| self.read_only()).map(Err));
+                continue;
+            }
             let intents: Vec<Intent> = batch.iter().map(Move::intent).collect();
             let ids = self.intend(intents.iter())?;
             let mut renamed = Vec::new();
@@ -65,19 +69,48 @@ impl<F: HomeFs> Writer<'_, F> {
         self.go_on()?;
         let (from, to) = (self.open(one.from.dir)?, self.open(one.to.dir)?);
         self.check_unknown(&one.to)?;
-        let mut row = one.row.clone();
-        // What stays in sight is read again where it goes.
-        row.unsure &= one.to.dir == DISPLACED && !is_hidden(one.from.dir);
-        if let Err(miss) = self.check(&from, &one.from.name, &row) {
-            if matches!(miss, Miss::Changed) && is_hidden(one.from.dir) {
-                self.abandon(&one.from, &from)?;
+        let one = match is_hidden(one.from.dir) {
+            true => self.check_hidden(one, &from)?,
+            false => {
+                let mut row = one.row.clone();
+                // What stays in sight is read again where it goes; what does not has to be known by its content.
+                row.unsure &= is_hidden(one.to.dir);
+                self.check(&from, &one.from.name, &row)?;
+                one.clone()
             }
-            return Err(miss);
-        }
-        let renamed = self.rename_checked(one, &from, &to);
+        };
+        let renamed = self.rename_checked(&one, &from, &to);
         // An error of the disk may come after the rename.
         self.is_stuck |= matches!(renamed, Err(Miss::Io(_)));
         renamed
+    }
+
+    /// What is aside is known by its inode. If it was written to through an old handle, it may come back in sight, to be
+    /// read there; it may not go among the displaced unread. Returns the move as it is to be done.
+    fn check_hidden(&mut self, one: &Move, from: &F::Dir) -> Result<Move, Miss> {
+        let found = self.look(from, &one.from.name)?;
+        let Some(found) = found.filter(|found| is_thing(&one.row, found)) else {
+            self.abandon(&one.from, from)?;
+            return Err(Miss::Changed);
+        };
+        let row = &one.row;
+        let is_same = row.is_dir() || (row.stamp.is_same(&found.stamp) && row.mode == found.mode);
+        // A mode that was set just before it went aside has changed the ctime too.
+        let is_known = is_untouched(row, &found) && row.mode != found.mode;
+        if is_same || (is_known && is_hidden(one.to.dir)) {
+            return Ok(one.clone());
+        }
+        if is_hidden(one.to.dir) {
+            self.abandon(&one.from, from)?;
+            return Err(Miss::Changed);
+        }
+        self.written.scan.insert(one.to.dir);
+        let row = Row {
+            stamp: found.stamp,
+            unsure: true,
+            ..row.clone()
+        };
+        Ok(Move { row, ..one.clone() })
     }
 
     fn rename_checked(&mut self, one: &Move, from: &F::Dir, to: &F::Dir) -> Result<Row, Miss> {
@@ -89,16 +122,20 @@ impl<F: HomeFs> Writer<'_, F> {
             renamed => renamed.map_err(changed_if_gone)?,
         }
         self.places.set(one.row.id, Some(one.to.clone()));
-        match self.settle_move(one, from, to)? {
+        // Whatever goes wrong from here on, it is not where it was.
+        match self.settle_move(one, from, to).map_err(Miss::Io)? {
             Moved::Done(row) => Ok(row),
             Moved::Undone => Err(Miss::Changed),
         }
     }
 
-    /// What is aside was written to through an old handle, or is gone: nobody knows it any more, but it is kept.
+    /// What is aside was written to and has no place, or is gone: nobody knows it any more, and the user finds it at the
+    /// top.
     fn abandon(&mut self, at: &At, dir: &F::Dir) -> Result<(), Miss> {
         if self.look(dir, &at.name)?.is_some() {
-            self.keep_unrecorded(dir, &at.name, shown_name(&at.name))?;
+            let root = self.open(HomeId::ROOT)?;
+            let to = (&root, HomeId::ROOT);
+            self.keep_in_sight((dir, &at.name[..]), to, shown_name(&at.name))?;
         }
         let forgotten = self.ledger.update(&mut |txn| Apply::new(txn).forget(at));
         forgotten.map_err(|error| Miss::Io(io::Error::other(error)))
@@ -120,8 +157,13 @@ impl<F: HomeFs> Writer<'_, F> {
         }
         let back = ((to, &one.to.name[..]), (from, &one.from.name[..]));
         match self.fs.rename(back.0, back.1, RenameHow::NoReplace) {
-            // The user has something else there by now; what was moved stays where it is, for the user to find.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            // The user has something else there by now: what was moved stays in sight, beside it or where it is.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                if is_hidden(one.to.dir) && !is_hidden(one.from.dir) {
+                    let (moved, back) = ((to, &one.to.name[..]), (from, one.from.dir));
+                    self.keep_in_sight(moved, back, &one.from.name)?;
+                }
+            }
             renamed => renamed?,
         }
         self.fs.sync_dir(to)?;
@@ -172,7 +214,7 @@ impl<F: HomeFs> Writer<'_, F> {
         dirs.iter().all(|dir| {
             *done.entry(*dir).or_insert_with(|| match self.open(*dir) {
                 Ok(dir) => self.fs.sync_dir(&dir).is_ok(),
-                Err(miss) => !matches!(miss, Miss::Io(_)),
+                Err(miss) => !miss.is_disk(),
             })
         })
     }
@@ -203,7 +245,7 @@ impl<F: HomeFs> Writer<'_, F> {
                 }
                 self.keep_moves(&[], &[id])?;
             }
-            Err(Miss::Io(error)) => {
+            Err(error) => {
                 tracing::warn!(%error, "a rename cannot be finished yet");
                 return Ok(false);
             }

@@ -6,21 +6,21 @@ use std::io;
 
 use bytes::Bytes;
 
-use super::super::base::{At, HomeId, Row, RowKind, is_unsure, xattr_digest};
-use super::super::fs::{Attributes, HomeFs, RenameHow};
+use super::super::base::{At, HomeId, Row, RowKind, is_unsure};
+use super::super::fs::{Attributes, HomeFs, Kept, RenameHow};
 use super::super::intent::{Intent, IntentId};
 use super::super::ledger::{Apply, LedgerError};
 use super::super::origin::Why;
 use super::super::places::DISPLACED;
 use super::super::plan::Found;
 use super::{
-    ContentError, Miss, Version, Writer, changed_if_there, displaced_name, is_thing, is_untouched,
-    settle, temp_name,
+    ContentError, Miss, Piece, Version, Writer, changed_if_there, displaced_name, is_no_room,
+    is_thing, is_untouched, settle, temp_name,
 };
 use crate::folder::state::{Fid, FileKind};
 
-/// Files, and bytes of them, that are made durable and announced together.
-const BATCH_FILES: usize = 64;
+/// Files, and bytes of them, that are made durable and announced together. Each is open until then.
+const BATCH_FILES: usize = 256;
 const BATCH_BYTES: u64 = 64 << 20;
 
 /// A version that is to be at a place.
@@ -46,8 +46,8 @@ pub(super) struct Staged {
 /// What came of putting it in place.
 enum Outcome {
     Done(Box<Done>),
-    /// The user was faster: nothing of ours is at the place.
-    Undone,
+    /// Nothing of ours is at the place, and why.
+    Undone(Miss),
 }
 
 /// It is in place.
@@ -84,13 +84,32 @@ impl<F: HomeFs> Writer<'_, F> {
 
     fn put_batch(&mut self, batch: &[Put]) -> Result<Vec<Result<(), Miss>>, LedgerError> {
         let mut results = Vec::with_capacity(batch.len());
-        let mut staged = Vec::new();
+        let (mut staged, mut files) = (Vec::new(), Vec::new());
         for put in batch {
             let result = self.go_on().and_then(|()| self.stage(put));
             if matches!(result, Err(Miss::Changed)) {
                 self.written.scan.insert(put.at.dir);
             }
-            results.push(result.map(|one| staged.push((one, results.len()))));
+            results.push(result.map(|(one, file)| {
+                staged.push((one, results.len()));
+                files.extend(file);
+            }));
+        }
+        let synced = self.fs.sync_files(&files);
+        drop(files);
+        if let Err(error) = synced {
+            // Which of them it is about is not known.
+            for (one, index) in staged {
+                self.drop_staged(&one);
+                let miss = match is_no_room(error.kind()) {
+                    true => Miss::NoRoom(error.kind().into()),
+                    false => Miss::Io(io::Error::new(error.kind(), error.to_string())),
+                };
+                if let Err(miss) = self.note_room::<()>(Err(miss)) {
+                    note(&mut results, index, miss);
+                }
+            }
+            return Ok(results);
         }
         self.place_all(&staged, &mut results)?;
         Ok(results)
@@ -114,10 +133,12 @@ impl<F: HomeFs> Writer<'_, F> {
         for ((one, index), id) in staged.iter().zip(ids) {
             match self.place(one) {
                 Ok(Outcome::Done(one)) => done.push((one, id)),
-                Ok(Outcome::Undone) => {
-                    self.written.scan.insert(one.at.dir);
+                Ok(Outcome::Undone(miss)) => {
+                    if !miss.is_disk() {
+                        self.written.scan.insert(one.at.dir);
+                    }
                     undone.push(id);
-                    note(results, *index, Miss::Changed);
+                    note(results, *index, miss);
                 }
                 Err(error) => {
                     self.is_stuck = true;
@@ -128,23 +149,25 @@ impl<F: HomeFs> Writer<'_, F> {
         self.keep_puts(&done, &undone)
     }
 
-    /// Writes the new file. Nothing the user sees changes.
-    fn stage(&mut self, put: &Put) -> Result<Staged, Miss> {
+    /// Writes the new file; it is not durable yet. Nothing the user sees changes.
+    fn stage(&mut self, put: &Put) -> Result<(Staged, Option<F::File>), Miss> {
         let dir = self.open(put.at.dir)?;
         match &put.old {
             Some(old) => self.check(&dir, &put.at.name, old)?,
             None => self.check_unknown(&put.at)?,
         }
+        self.has_room(put.version.size)?;
         let id = self.fresh_id();
         let temp = temp_name(id);
-        let found = self.write(&dir, &temp, &put.version)?;
+        let written = self.write(&dir, &temp, &put.version);
+        let (kept, file) = self.note_room(written)?;
         let content = put.version.content.clone();
         let row = Row {
             id,
-            stamp: found.stamp,
-            mode: found.mode,
-            xattrs: xattr_digest(&put.version.xattrs),
-            unsure: is_unsure(found.stamp.mtime, (self.now)()),
+            stamp: kept.found.stamp,
+            mode: kept.found.mode,
+            xattrs: kept.xattrs,
+            unsure: is_unsure(kept.found.stamp.mtime, (self.now)()),
             kind: match put.version.kind {
                 FileKind::File => RowKind::File { content },
                 FileKind::Symlink => RowKind::Symlink { target: content },
@@ -152,54 +175,83 @@ impl<F: HomeFs> Writer<'_, F> {
             held: put.version.held.clone(),
         };
         let old = put.old.clone();
-        Ok(Staged {
+        let staged = Staged {
             at: put.at.clone(),
             temp,
             row,
             dir: None,
             old: old.map(|old| (old, displaced_name(self.fresh_id(), &put.at.name))),
-        })
+        };
+        Ok((staged, file))
     }
 
-    fn write(&self, dir: &F::Dir, temp: &[u8], version: &Version) -> Result<Found, Miss> {
+    fn write(
+        &self,
+        dir: &F::Dir,
+        temp: &[u8],
+        version: &Version,
+    ) -> Result<(Kept, Option<F::File>), Miss> {
         if version.kind == FileKind::Symlink {
             let made = self.fs.symlink(dir, temp, &version.content);
-            made.map_err(changed_if_there)?;
-            return Ok(self.fs.stat(dir, temp)?);
+            made.map_err(|error| match error.kind() {
+                io::ErrorKind::Unsupported => Miss::Unfit,
+                _ => changed_if_there(error),
+            })?;
+            let found = self.fs.stat(dir, temp)?;
+            return Ok((Kept { found, xattrs: 0 }, None));
         }
         let file = self.fs.create(dir, temp).map_err(changed_if_there)?;
-        self.fill(file, version).inspect_err(|_| {
+        let filled = self.fill(file, version).inspect_err(|_| {
             // It has no intent yet, so a file that stays here is swept by the next scan.
             let _left = self.fs.unlink(dir, temp);
-        })
+        });
+        filled.map(|(kept, file)| (kept, Some(file)))
     }
 
-    fn fill(&self, mut file: F::File, version: &Version) -> Result<Found, Miss> {
+    fn fill(&self, mut file: F::File, version: &Version) -> Result<(Kept, F::File), Miss> {
         let (content, size) = (&version.content, version.size);
-        let read = self
-            .contents
-            .read(content, size, &mut |bytes| self.fs.append(&mut file, bytes));
+        let read = self.contents.read(content, size, &mut |piece| match piece {
+            Piece::Bytes(bytes) => self.fs.append(&mut file, bytes),
+            Piece::Zeros(bytes) => self.fs.skip(&mut file, bytes),
+        });
         read.map_err(|error| match error {
             ContentError::Missing => Miss::Missing,
-            ContentError::Io(error) => Miss::Io(error),
+            ContentError::Io(error) => error.into(),
         })?;
-        Ok(self.fs.finish(file, &version.attributes())?)
+        let kept = self.fs.finish(&mut file, &version.attributes())?;
+        Ok((kept, file))
     }
 
     /// Puts the new file in place.
     fn place(&mut self, one: &Staged) -> io::Result<Outcome> {
         let dir = match self.open(one.at.dir) {
             Ok(dir) => dir,
-            Err(Miss::Io(error)) => return Err(error),
-            Err(_) => return Ok(Outcome::Undone),
+            Err(miss) => return undone(miss),
         };
         let how = match one.old {
             Some(_) => RenameHow::Exchange,
             None => RenameHow::NoReplace,
         };
+        if let Some((old, _)) = &one.old {
+            // The other files of the batch took their time, and after the rename its ctime says nothing any more.
+            if let Err(miss) = self.check(&dir, &one.at.name, old) {
+                if !miss.is_disk() {
+                    self.discard(&dir, one, false)?;
+                }
+                return undone(miss);
+            }
+        }
         match self.fs.rename((&dir, &one.temp), (&dir, &one.at.name), how) {
-            Err(error) if !is_refusal(&error) => Err(error),
-            _ => self.resolve(one, &dir),
+            Err(error) if is_refusal(&error) => self.resolve(one, &dir),
+            // Refused before anything was done.
+            Err(error) if !matches!(Miss::from(io::Error::from(error.kind())), Miss::Io(_)) => {
+                match self.resolve(one, &dir)? {
+                    Outcome::Undone(_) => Ok(Outcome::Undone(error.into())),
+                    done => Ok(done),
+                }
+            }
+            Err(error) => Err(error),
+            Ok(()) => self.resolve(one, &dir),
         }
     }
 
@@ -208,8 +260,9 @@ impl<F: HomeFs> Writer<'_, F> {
         let there = self.look(dir, &one.at.name)?;
         let temp = self.look(dir, &one.temp)?;
         if temp.is_some_and(|temp| is_thing(&one.row, &temp)) {
-            self.discard(dir, one)?;
-            return Ok(Outcome::Undone);
+            // One that was to be exchanged may have been in sight, and open, before it came back.
+            self.discard(dir, one, one.old.is_some())?;
+            return Ok(Outcome::Undone(Miss::Changed));
         }
         let is_there = there.is_some_and(|there| is_thing(&one.row, &there));
         let Some((old, name)) = &one.old else {
@@ -218,7 +271,7 @@ impl<F: HomeFs> Writer<'_, F> {
         if let Some(temp) = temp {
             if !is_untouched(old, &temp) {
                 self.give_back(dir, one)?;
-                return Ok(Outcome::Undone);
+                return Ok(Outcome::Undone(Miss::Changed));
             }
             let displaced = self.open_own(DISPLACED)?;
             let names = ((dir, &one.temp[..]), (&displaced, &name[..]));
@@ -250,7 +303,7 @@ impl<F: HomeFs> Writer<'_, F> {
         displaced: Option<(Row, Bytes)>,
     ) -> Outcome {
         if !is_done {
-            return Outcome::Undone;
+            return Outcome::Undone(Miss::Changed);
         }
         let mut row = one.row.clone();
         if let Some(there) = there.filter(|there| is_untouched(&row, there)) {
@@ -266,14 +319,18 @@ impl<F: HomeFs> Writer<'_, F> {
     }
 
     /// The file swapped out was edited behind us: it goes back to its name. If the user has replaced what we had put
-    /// there, that stays, and what was edited before is kept among the displaced.
+    /// there, that stays, and what was edited before comes beside it.
     fn give_back(&mut self, dir: &F::Dir, one: &Staged) -> io::Result<()> {
         let (temp, name) = ((dir, &one.temp[..]), (dir, &one.at.name[..]));
         match self.fs.rename(temp, name, RenameHow::Exchange) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 match self.fs.rename(temp, name, RenameHow::NoReplace) {
                     Err(error) if is_refusal(&error) => {}
-                    renamed => return renamed,
+                    renamed => {
+                        renamed?;
+                        // Without its intent, a crash must not bring the temporary name back.
+                        return self.fs.sync_dir(dir);
+                    }
                 }
             }
             swapped => {
@@ -289,22 +346,28 @@ impl<F: HomeFs> Writer<'_, F> {
                 }
             }
         }
-        self.keep_unrecorded(dir, &one.temp, &one.at.name)
+        self.keep_in_sight(temp, (dir, one.at.dir), &one.at.name)
     }
 
-    /// Removes the temporary file or directory, unless somebody wrote to it.
-    fn discard(&mut self, dir: &F::Dir, one: &Staged) -> io::Result<()> {
+    /// Takes the temporary file or directory away: removed if nobody can have seen it, and beside its name if somebody
+    /// has had a hand in it.
+    fn discard(&mut self, dir: &F::Dir, one: &Staged, is_seen: bool) -> io::Result<()> {
+        let temp = (dir, &one.temp[..]);
         if one.row.is_dir() {
-            return self.drop_dir(dir, &one.temp);
+            return match self.fs.rmdir(dir, &one.temp) {
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                    self.keep_in_sight(temp, (dir, one.at.dir), &one.at.name)
+                }
+                removed => removed,
+            };
         }
-        // One that was to be exchanged may have been in sight, and open, before it came back.
-        let is_ours = one.old.is_none()
-            && self
-                .look(dir, &one.temp)?
-                .is_some_and(|found| is_untouched(&one.row, &found));
-        match is_ours {
-            true => self.fs.unlink(dir, &one.temp),
-            false => self.keep_unrecorded(dir, &one.temp, &one.at.name),
+        let found = self.look(dir, &one.temp)?;
+        if !found.is_some_and(|found| is_untouched(&one.row, &found)) {
+            return self.keep_in_sight(temp, (dir, one.at.dir), &one.at.name);
+        }
+        match is_seen {
+            true => self.keep_unrecorded(dir, &one.temp, &one.at.name),
+            false => self.fs.unlink(dir, &one.temp),
         }
     }
 
@@ -383,12 +446,11 @@ impl<F: HomeFs> Writer<'_, F> {
         let outcome = match self.open(one.at.dir) {
             Ok(dir) => self.resolve(one, &dir),
             // The user has moved the directory with what is in it: a scan finds it.
-            Err(Miss::Changed | Miss::Missing) => Ok(Outcome::Undone),
-            Err(Miss::Io(error)) => Err(error),
+            Err(miss) => undone(miss),
         };
         match outcome {
             Ok(Outcome::Done(done)) => self.keep_puts(&[(done, id)], &[])?,
-            Ok(Outcome::Undone) => {
+            Ok(Outcome::Undone(_)) => {
                 self.written.scan.insert(one.at.dir);
                 self.keep_puts(&[], &[id])?;
             }
@@ -420,6 +482,14 @@ impl Version {
             mtime: Some(self.mtime),
             xattrs: Some(self.xattrs.clone()),
         }
+    }
+}
+
+/// It is not in place; an error of the disk leaves that open.
+fn undone(miss: Miss) -> io::Result<Outcome> {
+    match miss.is_disk() {
+        true => Err(miss.into()),
+        false => Ok(Outcome::Undone(miss)),
     }
 }
 

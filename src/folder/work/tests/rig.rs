@@ -134,7 +134,7 @@ impl Rig {
         *peers.own.lock() = Some(store.clone());
         let config = FolderConfig {
             rename_row: |_, _| None,
-            held_content: |key, row| key.starts_with(b"held").then(|| row.clone()),
+            held_content: |key, row| key.starts_with(b"held").then(|| (row.clone(), 0)),
             dir: "/folder".into(),
             disk: arc,
             store: store.clone(),

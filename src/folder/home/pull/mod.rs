@@ -6,19 +6,21 @@
 //! aside first, so names may be exchanged in any way. Whatever could not be done is found again by the next comparison,
 //! because the records are true after every step.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+mod compare;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::path::Path;
 
 use bytes::Bytes;
 
-use super::base::{At, FileTime, HomeId, Row, RowKind, prefix, xattr_digest};
-use super::fs::{Attributes, HomeFs, TEMP_PREFIX};
-use super::ledger::{Extent, LedgerError, dots, encode_dots, noted_dirs};
-use super::marker::OWN_DIR;
+use super::base::{At, FileTime, HomeId, Row, xattr_digest};
+use super::fs::{Attributes, HomeFs};
+use super::ledger::{Extent, LedgerError, noted_dirs};
 use super::places::{ASIDE, DISPLACED, is_hidden};
-use super::write::{Dress, Miss, Move, NewDir, Put, Version, Writer, displaced_name, shown_name};
-use crate::folder::state::{
-    DirNode, Dot, Fid, FileKind, FileNode, Name, Node, Role, Xattrs, beside,
-};
+use super::write::{Dress, Miss, Move, NewDir, Put, Writer, displaced_name, shown_name};
+use crate::folder::state::{DirNode, Fid, beside};
+
+use self::compare::{Diff, Want, is_reserved, is_same_time, match_up};
 
 /// Comparisons of one pull: the second mostly finds nothing more to do.
 const ROUNDS_MAX: usize = 4;
@@ -33,9 +35,14 @@ pub(super) struct Left {
     pub(super) missing: u64,
     /// Things that are not as the records say: a scan comes first.
     pub(super) changed: u64,
+    /// Things that wait for room on the disk, and why there is none.
+    pub(super) waiting: u64,
+    pub(super) room: Option<String>,
     /// Errors of the disk, the last as text.
     pub(super) failed: u64,
     pub(super) error: Option<String>,
+    /// Things that the file system of the home has no place for: nothing waits for them.
+    pub(super) unfit: u64,
 }
 
 /// Attributes as they were set: mode, mtime, [`xattr_digest`].
@@ -49,6 +56,8 @@ const TRIES: u32 = 3;
 pub(super) struct Puller {
     /// Attributes that did not stay, and how often they were set.
     tried: HashMap<HomeId, (Wanted, u32)>,
+    /// What cannot be here, by directory and name.
+    unfit: BTreeMap<Fid, BTreeSet<Bytes>>,
 }
 
 impl Puller {
@@ -58,6 +67,12 @@ impl Puller {
         tried.is_some_and(|(tried, times)| tried == wanted && *times >= TRIES)
     }
 
+    /// Whether something was found to have no place here.
+    fn is_unfit(&self, dir: Fid, name: &[u8]) -> bool {
+        let names = self.unfit.get(&dir);
+        names.is_some_and(|names| names.contains(name))
+    }
+
     fn note_tried(&mut self, id: HomeId, wanted: Wanted) {
         let (tried, times) = self.tried.entry(id).or_insert((wanted, 0));
         if *tried != wanted {
@@ -65,28 +80,6 @@ impl Puller {
         }
         *times += 1;
     }
-}
-
-/// One version that is not where it is to be.
-struct Want {
-    dir: Fid,
-    name: Bytes,
-    version: Version,
-    /// What is there now is an older version.
-    replaces: bool,
-}
-
-/// What differs.
-#[derive(Default)]
-struct Diff {
-    /// Files and symlinks that are not shown where they are.
-    loose: BTreeSet<HomeId>,
-    /// Directories that are not shown at all, a parent before its children.
-    gone: Vec<HomeId>,
-    /// Directories that are not where they are shown.
-    dirs: BTreeSet<Fid>,
-    wants: Vec<Want>,
-    dress: Vec<Dress>,
 }
 
 /// One pull under way.
@@ -117,6 +110,7 @@ impl<'p, 'w, F: HomeFs> Pull<'p, 'w, F> {
     /// Does what can be done now.
     pub(super) fn run(mut self, extent: &Extent) -> Result<Left, LedgerError> {
         self.is_full = *extent == Extent::Everything;
+        self.writer.look_for_room();
         for _round in 0..ROUNDS_MAX {
             let diff = self.compare(extent);
             if diff.is_empty() {
@@ -130,187 +124,9 @@ impl<'p, 'w, F: HomeFs> Pull<'p, 'w, F> {
             }
         }
         self.clear_aside()?;
+        let unfit = self.puller.unfit.values().map(BTreeSet::len);
+        self.left.unfit += unfit.sum::<usize>() as u64;
         Ok(self.left)
-    }
-
-    fn compare(&mut self, extent: &Extent) -> Diff {
-        let mut diff = Diff::default();
-        let mut queue: VecDeque<Fid> = match extent {
-            Extent::Everything => [Fid::ROOT].into(),
-            Extent::Dirs(dirs) => dirs.iter().copied().collect(),
-        };
-        let mut seen: HashSet<Fid> = queue.iter().copied().collect();
-        while let Some(fid) = queue.pop_front() {
-            for new in self.compare_dir(fid, &mut diff) {
-                if seen.insert(new) {
-                    queue.push_back(new);
-                }
-            }
-        }
-        for (_, row) in self.rows(ASIDE) {
-            self.unplace(row, &mut diff);
-        }
-        diff
-    }
-
-    fn rows(&self, dir: HomeId) -> Vec<(Bytes, Row)> {
-        let rows = self.writer.ledger.rows(&prefix(dir)).into_iter();
-        rows.filter_map(|(key, row)| Some((At::from_key(&key).ok()?.name, Row::decode(&row).ok()?)))
-            .collect()
-    }
-
-    /// Compares one directory. Returns those below it that are to be compared too.
-    fn compare_dir(&mut self, fid: Fid, diff: &mut Diff) -> Vec<Fid> {
-        let mut shown = None;
-        self.writer
-            .ledger
-            .read(&mut |state| shown = state.dir(fid).map(|_| state.list(fid)));
-        // The directory above one that is not shown has its record.
-        let Some(shown) = shown else {
-            return Vec::new();
-        };
-        let id = self.ids.get(&fid).copied();
-        let mut rows: BTreeMap<Bytes, Row> = match id {
-            Some(id) => self.rows(id).into_iter().collect(),
-            None => BTreeMap::new(),
-        };
-        let elsewhere = siblings(&shown);
-        let mut below = Vec::new();
-        for (name, node) in &shown {
-            if is_reserved(fid, name.as_bytes()) {
-                continue;
-            }
-            let name = Bytes::copy_from_slice(name.as_bytes());
-            let row = rows.remove(&name);
-            match node {
-                Node::Dir(node) => {
-                    let known = self.ids.get(&node.fid).copied();
-                    if self.is_full || known.is_none() {
-                        below.push(node.fid);
-                    }
-                    match (row, id) {
-                        (Some(row), Some(id)) if Some(row.id) == known => {
-                            diff.dress
-                                .extend(self.dress_dir(At { dir: id, name }, row, node));
-                        }
-                        (row, _) => {
-                            diff.dirs.insert(node.fid);
-                            row.into_iter().for_each(|row| self.unplace(row, diff));
-                        }
-                    }
-                }
-                Node::File(node) => self.compare_file((fid, id, name), node, row, &elsewhere, diff),
-            }
-        }
-        rows.into_values().for_each(|row| self.unplace(row, diff));
-        below
-    }
-
-    fn compare_file(
-        &self,
-        (dir, id, name): (Fid, Option<HomeId>, Bytes),
-        node: &FileNode,
-        row: Option<Row>,
-        elsewhere: &HashMap<Dot, Version>,
-        diff: &mut Diff,
-    ) {
-        let version = version(node);
-        let replaces = match (row, id) {
-            (Some(row), Some(id)) if !row.is_dir() => {
-                if row.has_content(&version) {
-                    diff.dress
-                        .extend(self.dress_file(At { dir: id, name }, row, version));
-                    return;
-                }
-                let is_beside = dots(&row.held)
-                    .iter()
-                    .filter_map(|dot| elsewhere.get(dot))
-                    .any(|other| row.has_content(other));
-                if is_beside {
-                    diff.loose.insert(row.id);
-                }
-                !is_beside
-            }
-            (row, _) => {
-                row.into_iter().for_each(|row| self.unplace(row, diff));
-                false
-            }
-        };
-        diff.wants.push(Want {
-            dir,
-            name,
-            version,
-            replaces,
-        });
-    }
-
-    /// Something is not shown where it is.
-    fn unplace(&self, row: Row, diff: &mut Diff) {
-        if !row.is_dir() {
-            diff.loose.insert(row.id);
-            return;
-        }
-        let mut stack = vec![row];
-        while let Some(row) = stack.pop() {
-            if !row.is_dir() {
-                diff.loose.insert(row.id);
-                continue;
-            }
-            // What nobody knows as a directory of the folder is the user's.
-            let Some(fid) = self.fid(row.id) else {
-                continue;
-            };
-            let mut is_shown = false;
-            self.writer
-                .ledger
-                .read(&mut |state| is_shown = state.dir(fid).is_some());
-            if is_shown && self.ids.get(&fid) == Some(&row.id) {
-                diff.dirs.insert(fid);
-            } else if !diff.gone.contains(&row.id) {
-                diff.gone.push(row.id);
-                stack.extend(self.rows(row.id).into_iter().map(|(_, row)| row));
-            }
-        }
-    }
-
-    fn fid(&self, id: HomeId) -> Option<Fid> {
-        super::ledger::noted_fid(self.writer.ledger, id)
-    }
-
-    fn dress_dir(&self, at: At, row: Row, node: &DirNode) -> Option<Dress> {
-        let attributes = Attributes {
-            mode: (row.mode != node.mode & 0o777).then_some(node.mode & 0o777),
-            mtime: None,
-            xattrs: own_xattrs(&row, &node.xattrs),
-        };
-        let tried = (node.mode, FileTime::default(), xattr_digest(&node.xattrs));
-        let is_needed = attributes != Attributes::default();
-        (is_needed && !self.puller.is_futile(row.id, &tried)).then(|| Dress {
-            at,
-            held: row.held.clone(),
-            row,
-            attributes,
-        })
-    }
-
-    fn dress_file(&self, at: At, row: Row, version: Version) -> Option<Dress> {
-        let is_file = version.kind == FileKind::File;
-        let mut attributes = Attributes::default();
-        let tried = (version.mode, version.mtime, xattr_digest(&version.xattrs));
-        if is_file && !self.puller.is_futile(row.id, &tried) {
-            attributes = Attributes {
-                mode: (row.mode != version.mode).then_some(version.mode),
-                mtime: (!is_same_time(row.stamp.mtime, version.mtime)).then_some(version.mtime),
-                xattrs: own_xattrs(&row, &version.xattrs),
-            };
-        }
-        let is_needed = attributes != Attributes::default() || row.held != version.held;
-        is_needed.then_some(Dress {
-            at,
-            row,
-            attributes,
-            held: version.held,
-        })
     }
 
     fn carry_out(&mut self, diff: Diff) -> Result<(), LedgerError> {
@@ -404,7 +220,7 @@ impl<'p, 'w, F: HomeFs> Pull<'p, 'w, F> {
                 dir,
                 name: Bytes::copy_from_slice(name.as_bytes()),
             };
-            if is_reserved(parent, &at.name) {
+            if is_reserved(&at.name) || self.puller.is_unfit(parent, &at.name) {
                 return Ok(None);
             }
             match self.put_dir(at, &node)? {
@@ -422,9 +238,11 @@ impl<'p, 'w, F: HomeFs> Pull<'p, 'w, F> {
             return Ok(known);
         }
         self.clear(&at)?;
-        if let Some((from, row)) = place {
+        if let Some((_, row)) = place {
             let to = at.clone();
-            self.relocate(&[Move { from, to, row }])?;
+            if let Some((from, row)) = self.out_of_case(row.id, &to)? {
+                self.relocate(&[Move { from, to, row }])?;
+            }
             return Ok(known.filter(|id| self.writer.places.get(*id).as_ref() == Some(&at)));
         }
         self.mkdir(&[new_dir(at, node)])?;
@@ -434,8 +252,8 @@ impl<'p, 'w, F: HomeFs> Pull<'p, 'w, F> {
     fn mkdir(&mut self, dirs: &[NewDir]) -> Result<(), LedgerError> {
         for (new, made) in dirs.iter().zip(self.writer.mkdir(dirs)?) {
             match made {
-                Some(id) => drop(self.ids.insert(new.fid, id)),
-                None => self.left.changed += 1,
+                Ok(id) => drop(self.ids.insert(new.fid, id)),
+                Err(miss) => self.left.note(Some(miss)),
             }
         }
         Ok(())
@@ -447,7 +265,7 @@ impl<'p, 'w, F: HomeFs> Pull<'p, 'w, F> {
         let mut left: Vec<Fid> = new.copied().collect();
         loop {
             let (mut level, mut deeper) = (Vec::new(), Vec::new());
-            let ids = &self.ids;
+            let (ids, puller) = (&self.ids, &*self.puller);
             self.writer.ledger.read(&mut |state| {
                 for fid in &left {
                     let shown = state.location(*fid).zip(state.dir(*fid));
@@ -456,7 +274,7 @@ impl<'p, 'w, F: HomeFs> Pull<'p, 'w, F> {
                     };
                     let name = Bytes::copy_from_slice(name.as_bytes());
                     match ids.get(&parent) {
-                        Some(_) if is_reserved(parent, &name) => {}
+                        Some(_) if is_reserved(&name) || puller.is_unfit(parent, &name) => {}
                         Some(dir) => level.push(new_dir(At { dir: *dir, name }, &node)),
                         None => deeper.push(*fid),
                     }
@@ -493,7 +311,11 @@ impl<'p, 'w, F: HomeFs> Pull<'p, 'w, F> {
         }
         let (mut renames, mut puts) = (Vec::new(), Vec::new());
         for (at, want, source) in targets {
-            match source.and_then(|id| self.placed(*id)) {
+            let source = match source {
+                Some(id) => self.out_of_case(*id, &at)?,
+                None => None,
+            };
+            match source {
                 Some((from, row)) => renames.push(Move {
                     from,
                     to: at,
@@ -507,6 +329,20 @@ impl<'p, 'w, F: HomeFs> Pull<'p, 'w, F> {
         }
         self.relocate(&renames)?;
         self.put(puts)
+    }
+
+    /// Where something is that is to be renamed to `to`, and its record. If the two names are one here, it goes out of its
+    /// own way first.
+    fn out_of_case(&mut self, id: HomeId, to: &At) -> Result<Option<(At, Row)>, LedgerError> {
+        let caps = self.writer.fs.caps();
+        let is_in_the_way = |from: &At| {
+            let fold = caps.fold(&from.name);
+            fold.is_some() && from.dir == to.dir && fold == caps.fold(&to.name)
+        };
+        if let Some((from, _)) = self.placed(id).filter(|(from, _)| is_in_the_way(from)) {
+            self.clear(&from)?;
+        }
+        Ok(self.placed(id))
     }
 
     fn put(&mut self, wants: Vec<(At, &Want)>) -> Result<(), LedgerError> {
@@ -532,28 +368,24 @@ impl<'p, 'w, F: HomeFs> Pull<'p, 'w, F> {
         Ok(())
     }
 
-    fn dress(&mut self, things: Vec<Dress>) -> Result<(), LedgerError> {
+    fn dress(&mut self, things: Vec<(Dress, Wanted)>) -> Result<(), LedgerError> {
+        let (things, wanted): (Vec<Dress>, Vec<Wanted>) = things.into_iter().unzip();
         self.writer.dress(&things)?;
-        for thing in things {
-            let (
-                Some(row),
-                Attributes {
-                    mode,
-                    mtime,
-                    xattrs,
-                },
-            ) = (self.writer.row(&thing.at), thing.attributes)
-            else {
+        for (thing, wanted) in things.into_iter().zip(wanted) {
+            let Some(row) = self.writer.row(&thing.at) else {
                 continue;
             };
+            let Attributes {
+                mode,
+                mtime,
+                xattrs,
+            } = thing.attributes;
             let is_unlike = mode.is_some_and(|mode| row.mode != mode)
+                || xattrs.is_some_and(|xattrs| row.xattrs != xattr_digest(&xattrs))
                 || mtime.is_some_and(|mtime| !is_same_time(row.stamp.mtime, mtime));
             let is_tried = row.stamp.ctime != thing.row.stamp.ctime;
             if is_unlike && is_tried {
-                let digest = xattrs.map_or(row.xattrs, |xattrs| xattr_digest(&xattrs));
-                let mtime = mtime.unwrap_or(row.stamp.mtime);
-                let tried = (mode.unwrap_or(row.mode), mtime, digest);
-                self.puller.note_tried(row.id, tried);
+                self.puller.note_tried(row.id, wanted);
             }
         }
         Ok(())
@@ -596,6 +428,11 @@ impl Left {
             None => {}
             Some(Miss::Missing) => self.missing += 1,
             Some(Miss::Changed) => self.changed += 1,
+            Some(Miss::NoRoom(error)) => {
+                self.waiting += 1;
+                self.room = Some(error.to_string());
+            }
+            Some(Miss::Unfit) => self.unfit += 1,
             Some(Miss::Io(error)) => {
                 self.failed += 1;
                 self.error = Some(error.to_string());
@@ -611,16 +448,25 @@ impl Left {
         }
     }
 
-    /// What is left, for people; none if nothing is.
-    pub(super) fn sentence(&self) -> Option<String> {
+    /// What is left to be written into `dir`, for people; none if nothing is.
+    pub(super) fn sentence(&self, dir: &Path) -> Option<String> {
         let parts = [
             (self.missing, "waiting for their content"),
             (self.changed, "changed here meanwhile"),
+            (
+                self.unfit,
+                "that cannot be here: its file system has no such names",
+            ),
         ];
         let parts = parts.into_iter().filter(|(count, _)| *count > 0);
         let mut parts: Vec<String> = parts
             .map(|(count, what)| format!("{count} {what}"))
             .collect();
+        if self.waiting > 0 {
+            let room = self.room.as_deref().unwrap_or_default();
+            let dir = dir.display();
+            parts.push(format!("{} waiting for {dir}: {room}", self.waiting));
+        }
         if self.failed > 0 {
             let error = self
                 .error
@@ -631,81 +477,15 @@ impl Left {
         (!parts.is_empty()).then(|| format!("not in the directory yet: {}", parts.join(", ")))
     }
 
+    /// Whether nothing is left that could be written some time.
     pub(super) fn is_nothing(&self) -> bool {
+        self.is_only_room() && self.waiting == 0
+    }
+
+    /// Whether nothing is left but what waits for room.
+    pub(super) fn is_only_room(&self) -> bool {
         (self.missing, self.changed, self.failed) == (0, 0, 0)
     }
-}
-
-impl Diff {
-    fn is_empty(&self) -> bool {
-        self.loose.is_empty()
-            && self.gone.is_empty()
-            && self.dirs.is_empty()
-            && self.wants.is_empty()
-            && self.dress.is_empty()
-    }
-}
-
-impl Row {
-    /// Whether this is what was read or written here. Versions are not asked: one operation gives all it writes one dot.
-    fn has_content(&self, version: &Version) -> bool {
-        match &self.kind {
-            RowKind::Dir => false,
-            RowKind::File { content } => {
-                version.kind == FileKind::File && *content == version.content
-            }
-            RowKind::Symlink { target } => {
-                version.kind == FileKind::Symlink && *target == version.content
-            }
-        }
-    }
-}
-
-/// Finds for what is not on disk where it is shown what is on disk where it is not shown, by versions, then by content:
-/// the number of a want and what it is.
-fn match_up<F: HomeFs>(writer: &Writer<'_, F>, diff: &Diff) -> HashMap<usize, HomeId> {
-    let open = || {
-        diff.wants
-            .iter()
-            .enumerate()
-            .filter(|(_, want)| !want.replaces)
-    };
-    let mut by_dot: HashMap<Dot, usize> = HashMap::new();
-    let mut by_content: HashMap<(FileKind, &Bytes), Vec<usize>> = HashMap::new();
-    for (index, want) in open() {
-        by_dot.extend(dots(&want.version.held).into_iter().map(|dot| (dot, index)));
-        let same = (want.version.kind, &want.version.content);
-        by_content.entry(same).or_default().push(index);
-    }
-    let mut found = HashMap::new();
-    let loose = diff.loose.iter().filter_map(|id| {
-        let at = writer.places.get(*id)?;
-        writer.row(&at).filter(|row| row.id == *id)
-    });
-    let mut rest = Vec::new();
-    for row in loose {
-        let held = dots(&row.held);
-        let known = held.iter().filter_map(|dot| by_dot.get(dot)).find(|index| {
-            let want = diff.wants.get(**index);
-            want.is_some_and(|want| row.has_content(&want.version)) && !found.contains_key(*index)
-        });
-        match known {
-            Some(index) => drop(found.insert(*index, row.id)),
-            None => rest.push(row),
-        }
-    }
-    for row in rest {
-        let same = match &row.kind {
-            RowKind::Dir => continue,
-            RowKind::File { content } => (FileKind::File, content),
-            RowKind::Symlink { target } => (FileKind::Symlink, target),
-        };
-        let wants = by_content.get(&same).into_iter().flatten();
-        if let Some(index) = wants.copied().find(|index| !found.contains_key(index)) {
-            found.insert(index, row.id);
-        }
-    }
-    found
 }
 
 fn new_dir(at: At, node: &DirNode) -> NewDir {
@@ -715,50 +495,4 @@ fn new_dir(at: At, node: &DirNode) -> NewDir {
         mode: node.mode & 0o777,
         xattrs: node.xattrs.clone(),
     }
-}
-
-/// The versions in a listing that share their name with others.
-fn siblings(shown: &[(Name, Node)]) -> HashMap<Dot, Version> {
-    let mut out = HashMap::new();
-    for (_, node) in shown {
-        if let Node::File(node) = node
-            && node.role == Role::Sibling
-        {
-            out.extend(node.dots().map(|dot| (dot, version(node))));
-        }
-    }
-    out
-}
-
-fn version(node: &FileNode) -> Version {
-    let mtime = node.mtime;
-    Version {
-        kind: node.version.kind,
-        content: Bytes::copy_from_slice(&node.version.content.0),
-        size: node.version.size,
-        mtime: FileTime {
-            secs: mtime.secs,
-            nanos: mtime.nanos,
-        },
-        mode: node.mode & 0o777,
-        xattrs: node.xattrs.clone(),
-        held: encode_dots(node.dots()),
-    }
-}
-
-/// Attributes to set, if they differ from what a record stands for.
-fn own_xattrs(row: &Row, xattrs: &Xattrs) -> Option<Xattrs> {
-    (row.xattrs != xattr_digest(xattrs)).then(|| xattrs.clone())
-}
-
-/// Whether a file system that keeps times less exactly has kept this one.
-fn is_same_time(kept: FileTime, wanted: FileTime) -> bool {
-    let is_cut = kept.secs == wanted.secs && kept.nanos == wanted.nanos / 1000 * 1000;
-    let is_coarse = kept.nanos == 0 && kept.distance(wanted) <= 2_000_000_000;
-    kept == wanted || is_cut || is_coarse
-}
-
-/// Names that are ours on disk: a peer's file of such a name is not written.
-fn is_reserved(dir: Fid, name: &[u8]) -> bool {
-    name.starts_with(TEMP_PREFIX) || (dir == Fid::ROOT && name == OWN_DIR.as_bytes())
 }
