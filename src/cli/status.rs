@@ -149,7 +149,9 @@ fn directory(home: &HomeStatus) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(why) = &home.polling {
         let why = escape(why.as_bytes());
-        lines.push(format!("watching   once a minute: {why}"));
+        lines.push(format!(
+            "watching   by a look at everything now and then: {why}"
+        ));
     }
     for problem in &home.problems {
         let what = match problem.kind {

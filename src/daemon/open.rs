@@ -105,19 +105,17 @@ impl Daemon {
         let (swarm, inbox) = swarm::channel();
         let seen = Arc::clone(&self.0.seen);
         let names = known_names(&credentials, &dir, incarnation);
-        let inc = Inc(*incarnation.as_bytes());
-        let read_only = credentials.writer.is_none();
         let store = self.store_of(link).await?;
         let (of, known) = (Arc::clone(&store), Arc::clone(&names));
         let config = FolderConfig {
-            read_only,
+            read_only: credentials.writer.is_none(),
             read_timeout: self.0.config.read_timeout,
             fetch: Arc::new(Fetcher {
                 swarm: swarm.clone(),
                 daemon: Arc::downgrade(&self.0),
                 runtime: tokio::runtime::Handle::current(),
             }),
-            ..work_config(&dir, of, inc, &swarm, known)
+            ..work_config(&dir, of, Inc(*incarnation.as_bytes()), &swarm, known)
         };
         let span = tracing::info_span!("folder", name = record.name);
         let opening = span.clone();

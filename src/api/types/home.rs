@@ -7,7 +7,7 @@ use super::{Amount, ApiPath};
 /// How a plain directory and its folder stand to each other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HomeStatus {
-    /// Why changes are only looked for once a minute; `None`: they are seen at once.
+    /// Why changes are only looked for now and then; `None`: they are seen at once.
     pub polling: Option<String>,
     /// What the folder shows and the directory has not got yet.
     pub waiting: Option<String>,
@@ -37,7 +37,7 @@ pub enum HomeProblemKind {
     Moving,
     /// What somebody else did leaves no place for it.
     Blocked,
-    /// A directory on another file system: not entered.
+    /// A directory on another file system, or the home of something else: not entered.
     Nested,
     /// A device, socket or fifo: not shared.
     Special,

@@ -237,7 +237,7 @@ impl Home {
             for (name, seen) in listing.names {
                 match seen {
                     Seen::Found(found) => entries.push((name, found.kind)),
-                    Seen::Nested | Seen::Unknown => {
+                    Seen::Nested | Seen::Busy | Seen::Unknown => {
                         return Err(io::ErrorKind::PermissionDenied.into());
                     }
                 }

@@ -41,7 +41,9 @@ pub enum Seen {
     Found(Found),
     /// A directory that is not ours to enter: the home of something else, or on another file system.
     Nested,
-    /// It is there, and no more is known or wanted for now: it cannot be examined, or is being written.
+    /// It is there, and no more is wanted for now: it is being written.
+    Busy,
+    /// It is there, and no more is known: it cannot be examined.
     Unknown,
 }
 
@@ -50,7 +52,7 @@ impl Seen {
         match self {
             Self::Found(found) => found.kind == FoundKind::Dir,
             Self::Nested => true,
-            Self::Unknown => false,
+            Self::Busy | Self::Unknown => false,
         }
     }
 }
@@ -297,6 +299,7 @@ impl<'r> Plan<'r> {
                 name,
             };
             match seen {
+                Seen::Busy => {}
                 Seen::Unknown => self.steps.report.unknown.push(path),
                 // What its records say of it is neither true nor false while it is somebody else's.
                 Seen::Nested => self.steps.report.nested.push(path),

@@ -17,7 +17,9 @@ use super::ignore::HomeRules;
 use super::ledger::{Apply, Attributes, DiskFile, Ledger, LedgerError, noted_fid};
 use super::marker;
 use super::places::is_hidden;
-use super::plan::{Counts, DirStep, FoundKind, Listing, Look, Plan, Seen, Steps, Take, Visit};
+use super::plan::{
+    Counts, DirStep, FoundKind, Listing, Look, Plan, Seen, Steps, Take, Visit, join,
+};
 use super::pull::Puller;
 use super::record::{self, Recorded, Table};
 use super::take::{BIG_BYTES, Miss, Taken, When, ranges_of, take};
@@ -225,7 +227,7 @@ impl<'h> Scan<'h> {
         while let Some(visit) = plan.next_visit() {
             self.go_on()?;
             let mut listing = self.list(&visit, open);
-            self.spare_restless(visit.dir, &mut listing);
+            self.spare_restless(&visit, &mut listing);
             let names = std::mem::take(&mut listing.leftover);
             leftover.extend(names.into_iter().map(|name| (visit.dir, name)));
             root_is_empty |=
@@ -288,7 +290,7 @@ impl<'h> Scan<'h> {
         for (name, seen) in &mut listing.names {
             let is_file = matches!(seen, Seen::Found(found) if found.kind == FoundKind::File);
             if is_file && !open.is_empty() && open.contains(&(visit.dir, name.clone())) {
-                *seen = Seen::Unknown;
+                *seen = Seen::Busy;
             }
         }
         listing
@@ -305,18 +307,19 @@ impl<'h> Scan<'h> {
     }
 
     /// Leaves files alone that would change again while they are read.
-    fn spare_restless(&mut self, dir: HomeId, listing: &mut Listing) {
+    fn spare_restless(&mut self, visit: &Visit, listing: &mut Listing) {
         if self.scanner.restless.is_empty() {
             return;
         }
-        let now = self.home.elapsed();
+        let (dir, now) = (visit.dir, self.home.elapsed());
         let restless = &mut self.scanner.restless;
         restless.retain(|at, _| at.dir != dir || listing.names.contains_key(&at.name));
         for (at, restless) in restless.iter().filter(|(at, _)| at.dir == dir) {
             if let Some(seen) = listing.names.get_mut(&at.name)
                 && restless.until > now
             {
-                *seen = Seen::Unknown;
+                *seen = Seen::Busy;
+                self.report.moving.push(join(&visit.path, &at.name));
                 self.report.again.push((dir, restless.until - now));
             }
         }

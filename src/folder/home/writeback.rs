@@ -108,7 +108,7 @@ fn has_only_ignored(files: &HomeFiles, rules: &Rules, path: &[u8]) -> bool {
     let within = rules.within(path);
     let is_ignored = |(name, seen): (&Bytes, &Seen)| match seen {
         Seen::Found(found) => within.ignores(name, found.kind == FoundKind::Dir),
-        Seen::Nested | Seen::Unknown => false,
+        Seen::Nested | Seen::Busy | Seen::Unknown => false,
     };
     !listing.is_nested
         && listing.complete

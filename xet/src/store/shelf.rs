@@ -1,4 +1,6 @@
-//! All packs of one kind: the index into them, the pack being written, lookups and reads.
+//! All packs of one kind: the index into them, the pack being written, lookups and reads. `quarantine` has what is damaged.
+
+mod quarantine;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -19,11 +21,9 @@ use crate::pack::{
 };
 use crate::xorb::RecordHeader;
 
+use self::quarantine::Quarantine;
 use super::checkpoint::{self, Covered};
 use super::{OpenStoreError, ReadError, WriteError};
-
-/// Names of damaged records kept for the owner to ask for.
-const QUARANTINE_NAMES_MAX: usize = 65_536;
 
 /// Records of one vectored write.
 const BATCH_RECORDS_MAX: usize = 32;
@@ -54,16 +54,6 @@ pub(crate) struct Shelf {
     renaming: Mutex<()>,
     /// Packs the last checkpoint covered.
     checkpointed: Mutex<usize>,
-}
-
-#[derive(Debug, Default)]
-struct Quarantine {
-    count: u64,
-    names: Vec<Name>,
-    /// Damaged records whose names nobody can tell.
-    nameless: u64,
-    /// Records the drive could not read. It may be able to another day, so their packs stay while nobody else has them.
-    unreadable: HashMap<PackId, Vec<Name>>,
 }
 
 /// The one that appends.
@@ -517,7 +507,7 @@ impl Shelf {
     /// Gives a pack's files up. Readers that hold it open finish.
     pub(crate) fn drop_pack(&self, pack: &Pack) -> io::Result<()> {
         self.packs.write().remove(&pack.id);
-        self.quarantined.lock().unreadable.remove(&pack.id);
+        self.quarantined.lock().forget(pack.id);
         match self.files.disk.remove(&pack.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -761,71 +751,6 @@ impl Shelf {
             self.note_unreadable(pack, &NAMELESS);
         }
         Ok(bad as u64)
-    }
-
-    /// Never serves a record again that cannot be read. If only the drive says so, its pack is not removed for it.
-    fn give_up(&self, pack: &Pack, slot: u16, name: &Name, error: &io::Error) {
-        tracing::warn!(path = ?pack.path, slot, %error, "record cannot be read");
-        if error.kind() != io::ErrorKind::UnexpectedEof {
-            self.note_unreadable(pack, name);
-        }
-        self.quarantine(pack, slot, name);
-    }
-
-    fn note_unreadable(&self, pack: &Pack, name: &Name) {
-        let mut quarantined = self.quarantined.lock();
-        let names = quarantined.unreadable.entry(pack.id).or_default();
-        if !names.contains(name) {
-            names.push(*name);
-        }
-    }
-
-    /// Whether a pack has records that the drive could not read and no other pack has: it may read them another day.
-    pub(crate) fn may_recover(&self, pack: &Pack) -> bool {
-        let names = self.quarantined.lock().unreadable.get(&pack.id).cloned();
-        let mut names = names.into_iter().flatten();
-        names.any(|name| name == NAMELESS || !self.has_elsewhere(&name, pack))
-    }
-
-    /// Never serves this record again.
-    pub(crate) fn quarantine(&self, pack: &Pack, slot: u16, name: &Name) {
-        pack.set_state(slot, State::Bad);
-        if self.index.remove(
-            name,
-            Place {
-                pack: pack.id,
-                slot,
-            },
-        ) {
-            tracing::warn!(path = ?pack.path, slot, "record is damaged");
-            self.count_bad(name);
-        }
-    }
-
-    fn count_bad(&self, name: &Name) {
-        let mut quarantined = self.quarantined.lock();
-        quarantined.count += 1;
-        if *name == NAMELESS {
-            quarantined.nameless += 1;
-        } else if quarantined.names.len() < QUARANTINE_NAMES_MAX {
-            quarantined.names.push(*name);
-        } else {
-            quarantined.nameless += 1;
-        }
-    }
-
-    /// Damaged records since the last call whose names are not among those of
-    /// [`take_quarantined`](Self::take_quarantined).
-    pub(crate) fn take_nameless(&self) -> u64 {
-        std::mem::take(&mut self.quarantined.lock().nameless)
-    }
-
-    pub(crate) fn quarantined(&self) -> u64 {
-        self.quarantined.lock().count
-    }
-
-    pub(crate) fn take_quarantined(&self) -> Vec<Name> {
-        std::mem::take(&mut self.quarantined.lock().names)
     }
 }
 

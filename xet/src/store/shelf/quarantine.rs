@@ -1,0 +1,96 @@
+//! Records that are not served again: they are damaged, or the drive cannot read them.
+
+use std::collections::HashMap;
+use std::io;
+
+use super::Shelf;
+use crate::index::{PackId, Place};
+use crate::pack::open::NAMELESS;
+use crate::pack::{Name, Pack, State};
+
+/// Names of damaged records kept for the owner to ask for.
+const QUARANTINE_NAMES_MAX: usize = 65_536;
+
+#[derive(Debug, Default)]
+pub(super) struct Quarantine {
+    count: u64,
+    names: Vec<Name>,
+    /// Damaged records whose names nobody can tell.
+    nameless: u64,
+    /// Records the drive could not read. It may be able to another day, so their packs stay while nobody else has them.
+    unreadable: HashMap<PackId, Vec<Name>>,
+}
+
+impl Quarantine {
+    /// A pack is gone.
+    pub(super) fn forget(&mut self, pack: PackId) {
+        self.unreadable.remove(&pack);
+    }
+}
+
+impl Shelf {
+    /// Never serves a record again that cannot be read. If only the drive says so, its pack is not removed for it.
+    pub(super) fn give_up(&self, pack: &Pack, slot: u16, name: &Name, error: &io::Error) {
+        tracing::warn!(path = ?pack.path, slot, %error, "record cannot be read");
+        if error.kind() != io::ErrorKind::UnexpectedEof {
+            self.note_unreadable(pack, name);
+        }
+        self.quarantine(pack, slot, name);
+    }
+
+    pub(super) fn note_unreadable(&self, pack: &Pack, name: &Name) {
+        let mut quarantined = self.quarantined.lock();
+        let names = quarantined.unreadable.entry(pack.id).or_default();
+        if !names.contains(name) {
+            names.push(*name);
+        }
+    }
+
+    /// Whether a pack has records that the drive could not read and no other pack has: it may read them another day.
+    pub(crate) fn may_recover(&self, pack: &Pack) -> bool {
+        let names = self.quarantined.lock().unreadable.get(&pack.id).cloned();
+        let mut names = names.into_iter().flatten();
+        names.any(|name| name == NAMELESS || !self.has_elsewhere(&name, pack))
+    }
+
+    /// Never serves this record again.
+    pub(crate) fn quarantine(&self, pack: &Pack, slot: u16, name: &Name) {
+        pack.set_state(slot, State::Bad);
+        if self.index.remove(
+            name,
+            Place {
+                pack: pack.id,
+                slot,
+            },
+        ) {
+            tracing::warn!(path = ?pack.path, slot, "record is damaged");
+            self.count_bad(name);
+        }
+    }
+
+    pub(super) fn count_bad(&self, name: &Name) {
+        let mut quarantined = self.quarantined.lock();
+        quarantined.count += 1;
+        if *name == NAMELESS {
+            quarantined.nameless += 1;
+        } else if quarantined.names.len() < QUARANTINE_NAMES_MAX {
+            quarantined.names.push(*name);
+        } else {
+            quarantined.nameless += 1;
+        }
+    }
+
+    /// Damaged records since the last call whose names are not among those of
+    /// [`take_quarantined`](Self::take_quarantined).
+    pub(crate) fn take_nameless(&self) -> u64 {
+        std::mem::take(&mut self.quarantined.lock().nameless)
+    }
+
+    pub(crate) fn quarantined(&self) -> u64 {
+        self.quarantined.lock().count
+    }
+
+    pub(crate) fn take_quarantined(&self) -> Vec<Name> {
+        std::mem::take(&mut self.quarantined.lock().names)
+    }
+}
