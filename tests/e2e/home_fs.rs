@@ -256,7 +256,7 @@ fn a_full_disk_waits_and_nobody_fails_for_it() {
     b.wait("it to wait", || {
         waiting()
             .as_str()
-            .is_some_and(|why| why.contains("cannot be written"))
+            .is_some_and(|why| why.contains("waiting for /"))
     });
     let status = b.run(&["status"]);
     assert!(
