@@ -14,6 +14,8 @@ use crate::config::StateDir;
 
 /// A daemon that has the lock but no socket yet is starting. Beyond this it is stuck.
 const STARTING_MAX: Duration = Duration::from_secs(10);
+/// A daemon that has answered that it ends has only its process to end.
+const ENDING_MAX: Duration = Duration::from_secs(10);
 pub(super) const POLL: Duration = Duration::from_millis(20);
 
 /// The daemon if one runs; waits for one that is just starting.
@@ -42,6 +44,18 @@ pub(super) async fn find(context: &Context) -> Result<Option<Client>, ApiError> 
         }
         sleep(POLL).await;
     }
+}
+
+/// Waits until the daemon that said it ends has: until then, the next command might still find it.
+pub(super) async fn gone(context: &Context) -> Result<(), ApiError> {
+    let Some(state) = StateDir::find(&context.state)? else {
+        return Ok(());
+    };
+    let until = Instant::now() + ENDING_MAX;
+    while state.holder().is_some() && Instant::now() < until {
+        sleep(POLL).await;
+    }
+    Ok(())
 }
 
 /// The daemon, for commands that make no sense without one.

@@ -44,6 +44,7 @@ impl DaemonCommand {
 
 async fn stop(context: &Context) -> CommandResult {
     let response = connect::ask(context, &ShutdownRequest {}).await?;
+    connect::gone(context).await?;
     context.output.result(&response, stopped)?;
     if let Some(sentence) = only_here(response.only_here) {
         context.output.note(&sentence);

@@ -110,11 +110,7 @@ impl Daemon {
         let config = FolderConfig {
             read_only: credentials.writer.is_none(),
             read_timeout: self.0.config.read_timeout,
-            fetch: Arc::new(Fetcher {
-                swarm: swarm.clone(),
-                daemon: Arc::downgrade(&self.0),
-                runtime: tokio::runtime::Handle::current(),
-            }),
+            fetch: Arc::new(self.fetcher(&swarm)),
             ..work_config(&dir, of, Inc(*incarnation.as_bytes()), &swarm, known)
         };
         let span = tracing::info_span!("folder", name = record.name);
@@ -170,6 +166,14 @@ impl Daemon {
     async fn store_of(&self, link: &Link) -> Result<Arc<Store>, ApiError> {
         let (daemon, suite) = (self.clone(), link.suite().hashes());
         blocking(move || daemon.0.stores.of(suite)).await
+    }
+
+    fn fetcher(&self, swarm: &SwarmHandle) -> Fetcher {
+        Fetcher {
+            swarm: swarm.clone(),
+            daemon: Arc::downgrade(&self.0),
+            runtime: tokio::runtime::Handle::current(),
+        }
     }
 
     /// What this device shows to members.

@@ -134,7 +134,7 @@ impl<'s> Marked<'s> {
     }
 }
 
-/// Whether a record is wanted.
+/// Whether a record is wanted. Asked once about each.
 type Keep<'k> = &'k dyn Fn(Place, &Name) -> bool;
 
 /// Hears what was done so far, the bytes of packs looked at and of all there are. False: that is enough.
@@ -355,41 +355,51 @@ impl Store {
         reclaimed: &mut Reclaimed,
         report: Report<'_>,
     ) -> Result<(), WriteError> {
+        let failed = |error| WriteError::from_io(shelf.dir(), error);
+        let is_emptied = |pack: &Pack| pack.is_sealed() || pack.is_retired();
         shelf.seal_if(Pack::has_bad)?;
         // Sealed packs are durable from here on, so their journals do not matter below.
         self.commit()?;
         let mut packs: Vec<Arc<Pack>> = shelf.packs.read().values().cloned().collect();
-        // Packs of which nothing is kept go first: that needs no room, and may make some for the others.
-        packs.sort_by_cached_key(|pack| (keeps_any(shelf, pack, keep), pack.id));
-        let total = packs.iter().map(|pack| pack.records_len()).sum();
+        packs.sort_unstable_by_key(|pack| pack.id);
+        // Each is looked at twice: packs without anything live go first. That needs no room, and may make some for the others.
+        let total = 2 * packs.iter().map(|pack| pack.records_len()).sum::<u64>();
         let mut looked_at = 0;
-        for pack in packs {
-            let len = pack.records_len();
-            let emptied = pack.is_sealed() || pack.is_retired();
-            let names = match shelf.names(&pack) {
-                Ok(names) => names,
+        for pack in &packs {
+            match shelf.names(pack) {
+                Ok(names) => {
+                    let (dropped, bytes) = self.drop_dead(shelf, pack, &names, keep);
+                    reclaimed.dropped += dropped;
+                    reclaimed.dropped_bytes += bytes;
+                    if is_emptied(pack) && live_slots(shelf, pack, &names).is_empty() {
+                        self.empty_if_worth(shelf, pack, &names, reclaimed)?;
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(path = ?pack.path, %error, "gc leaves an unreadable pack");
-                    continue;
                 }
+            }
+            looked_at += pack.records_len();
+            if !report(reclaimed, (looked_at, total)) {
+                return shelf.sync_dir().map_err(failed);
+            }
+        }
+        for pack in packs.iter().filter(|pack| is_emptied(pack)) {
+            let Ok(names) = shelf.names(pack) else {
+                continue;
             };
-            let (dropped, bytes) = self.drop_dead(shelf, &pack, &names, keep);
-            reclaimed.dropped += dropped;
-            reclaimed.dropped_bytes += bytes;
-            if emptied {
-                match self.empty_if_worth(shelf, &pack, &names, reclaimed) {
+            if !live_slots(shelf, pack, &names).is_empty() {
+                match self.empty_if_worth(shelf, pack, &names, reclaimed) {
                     Err(WriteError::NoSpace { .. }) if reclaimed.freed_bytes > 0 => break,
                     emptied => emptied?,
                 }
             }
-            looked_at += len;
+            looked_at += pack.records_len();
             if !report(reclaimed, (looked_at, total)) {
                 break;
             }
         }
-        shelf
-            .sync_dir()
-            .map_err(|error| WriteError::from_io(shelf.dir(), error))
+        shelf.sync_dir().map_err(failed)
     }
 
     /// Takes what is not kept out of the index. Returns how many records left it, and their bytes.
@@ -449,12 +459,6 @@ impl Store {
 fn is_worth_emptying(pack: &Pack, live_bytes: u64) -> bool {
     let mostly_dead = live_bytes * 8 < pack.records_len() * LIVE_EIGHTHS;
     mostly_dead || pack.has_bad() || pack.is_retired()
-}
-
-fn keeps_any(shelf: &Shelf, pack: &Pack, keep: Keep<'_>) -> bool {
-    let names = shelf.names(pack).unwrap_or_default();
-    let mut live = live_slots(shelf, pack, &names).into_iter();
-    live.any(|slot| keep(pack.place(slot), &names[usize::from(slot)]))
 }
 
 /// Slots the index still points to.

@@ -1,4 +1,4 @@
-//! All packs of one kind: the index into them, the pack being written, lookups and reads. `quarantine` has what is damaged.
+//! All packs of one kind: the index into them, the pack being written, lookups and reads.
 
 mod quarantine;
 
@@ -507,7 +507,7 @@ impl Shelf {
     /// Gives a pack's files up. Readers that hold it open finish.
     pub(crate) fn drop_pack(&self, pack: &Pack) -> io::Result<()> {
         self.packs.write().remove(&pack.id);
-        self.quarantined.lock().forget(pack.id);
+        self.quarantined.lock().unreadable.remove(&pack.id);
         match self.files.disk.remove(&pack.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -733,24 +733,6 @@ impl Shelf {
             None => self.quarantine(pack, slot, name),
         }
         Ok(checked)
-    }
-
-    /// Lets the records of a pack with a damaged footer name themselves. How many are damaged too: the index does
-    /// not tell which chunks those were.
-    pub(crate) fn rename_records(&self, pack: &Pack) -> io::Result<u64> {
-        let _one = self.renaming.lock();
-        if !pack.is_sealed() {
-            return Ok(0);
-        }
-        tracing::warn!(path = ?pack.path, "the footer of a pack is damaged, its records name themselves");
-        let (bad, unreadable) = pack.rename_records(&self.files)?;
-        for _ in 0..bad {
-            self.count_bad(&NAMELESS);
-        }
-        if unreadable {
-            self.note_unreadable(pack, &NAMELESS);
-        }
-        Ok(bad as u64)
     }
 }
 

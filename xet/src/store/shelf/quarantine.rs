@@ -1,12 +1,13 @@
-//! Records that are not served again: they are damaged, or the drive cannot read them.
+//! Records that are damaged or cannot be read: never served again, counted, named to the owner who may get them elsewhere.
 
 use std::collections::HashMap;
 use std::io;
 
-use super::Shelf;
 use crate::index::{PackId, Place};
 use crate::pack::open::NAMELESS;
 use crate::pack::{Name, Pack, State};
+
+use super::Shelf;
 
 /// Names of damaged records kept for the owner to ask for.
 const QUARANTINE_NAMES_MAX: usize = 65_536;
@@ -18,17 +19,28 @@ pub(super) struct Quarantine {
     /// Damaged records whose names nobody can tell.
     nameless: u64,
     /// Records the drive could not read. It may be able to another day, so their packs stay while nobody else has them.
-    unreadable: HashMap<PackId, Vec<Name>>,
-}
-
-impl Quarantine {
-    /// A pack is gone.
-    pub(super) fn forget(&mut self, pack: PackId) {
-        self.unreadable.remove(&pack);
-    }
+    pub(super) unreadable: HashMap<PackId, Vec<Name>>,
 }
 
 impl Shelf {
+    /// Lets the records of a pack with a damaged footer name themselves. How many are damaged too: the index does
+    /// not tell which chunks those were.
+    pub(crate) fn rename_records(&self, pack: &Pack) -> io::Result<u64> {
+        let _one = self.renaming.lock();
+        if !pack.is_sealed() {
+            return Ok(0);
+        }
+        tracing::warn!(path = ?pack.path, "the footer of a pack is damaged, its records name themselves");
+        let (bad, unreadable) = pack.rename_records(&self.files)?;
+        for _ in 0..bad {
+            self.count_bad(&NAMELESS);
+        }
+        if unreadable {
+            self.note_unreadable(pack, &NAMELESS);
+        }
+        Ok(bad as u64)
+    }
+
     /// Never serves a record again that cannot be read. If only the drive says so, its pack is not removed for it.
     pub(super) fn give_up(&self, pack: &Pack, slot: u16, name: &Name, error: &io::Error) {
         tracing::warn!(path = ?pack.path, slot, %error, "record cannot be read");
