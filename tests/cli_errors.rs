@@ -25,6 +25,7 @@ fn commands_that_need_a_daemon_say_how_to_start_one() {
         &["unmount", "x"],
         &["unshare", "."],
         &["confirm", "."],
+        &["conflicts"],
         &["daemon", "stop"],
     ] {
         let run = place.run(&[command, &["--state", state]].concat());
@@ -137,6 +138,7 @@ fn every_command_has_help() {
         "join",
         "unshare",
         "confirm",
+        "conflicts",
         "displaced",
         "mount",
         "unmount",

@@ -18,6 +18,7 @@ use ccbt::folder::content::ContentReader;
 use ccbt::folder::home::guard::HeldReason;
 use ccbt::folder::home::marker::Marker;
 use ccbt::folder::home::memory::MemoryLedger;
+use ccbt::folder::home::problems::{Problem, ProblemKind};
 use ccbt::folder::home::{Home, HomeOptions, OpenHomeError, ScanError, ScanReport};
 use ccbt::folder::state::{Body, By, Content, Fid, FileKind, Hlc, Inc, Node, State, Time};
 use ccbt::folder::tree::{NodeKind, Nodes};
@@ -606,7 +607,7 @@ fn what_cannot_be_listed_is_not_deleted() {
     )
     .unwrap();
     let home = t.open();
-    assert_eq!(t.scan(&home).counts.special, 1);
+    assert_eq!(t.scan(&home).counts.special.len(), 1);
     // As root nothing is unreadable: a path that was replaced behind the records is as unknown.
     fs::rename(t.path("dir"), t.dir.path().join("dir")).unwrap();
     symlink(t.dir.path().join("dir"), t.path("dir")).unwrap();
@@ -642,6 +643,43 @@ fn a_file_that_changes_while_it_is_read_is_never_published_torn() {
     writer.join().unwrap();
     t.scan(&home);
     t.assert_same();
+}
+
+/// What is being written can be read: to the user it is something that changes.
+#[test]
+fn a_file_that_is_being_written_is_not_told_as_unreadable() {
+    let t = Fixture::new();
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = std::thread::spawn({
+        let (stop, path) = (stop.clone(), t.path("busy"));
+        move || {
+            use std::os::unix::fs::FileExt;
+            let file = fs::File::create(path).unwrap();
+            while !stop.load(Ordering::Relaxed) {
+                file.write_all_at(&vec![1; 3 << 20], 0).unwrap();
+            }
+        }
+    });
+    let home = t.open();
+    let start = Instant::now();
+    while home.scan(&|_| ()).unwrap().moving.is_empty() {
+        assert!(start.elapsed() < Duration::from_secs(60));
+    }
+    let problems = home.problems();
+    assert_eq!(
+        (problems[0].kind, &problems[0].first[..]),
+        (ProblemKind::Moving, &[b"busy".to_vec()][..])
+    );
+    let _told = follow(&home);
+    t.write("other", "looked at while the first is left alone");
+    while t.ledger.lock().state.lookup(Fid::ROOT, b"other").is_none() {
+        assert!(start.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let unreadable = |problem: &Problem| problem.kind == ProblemKind::Unreadable;
+    assert!(!home.problems().iter().any(unreadable));
+    stop.store(true, Ordering::Relaxed);
+    writer.join().unwrap();
 }
 
 #[test]

@@ -14,8 +14,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use ccbt::clock;
 use ccbt::folder::content::{ChunkRef, ContentWriter};
+use ccbt::folder::home::displaced::RestoreError;
+use ccbt::folder::home::expire::{Expired, Retention};
+use ccbt::folder::home::ledger::Ledger;
 use ccbt::folder::home::marker::Marker;
 use ccbt::folder::home::memory::MemoryLedger;
+use ccbt::folder::home::origin::Why;
+use ccbt::folder::home::problems::ProblemKind;
 use ccbt::folder::home::{Home, HomeOptions};
 use ccbt::folder::state::{
     Body, By, Content, Fid, FileKind, Hlc, Inc, NewFile, Node, RenameMode, State, Target, Time,
@@ -236,6 +241,295 @@ fn an_edit_on_each_side_leaves_both() {
         let has = |wanted: &str| texts.values().any(|text| text == wanted);
         texts.len() == 2 && has("the user's") && has("the peer's")
     });
+}
+
+/// Nothing lies too short for it.
+fn retention(max_bytes: Option<u64>) -> Retention {
+    Retention {
+        keep: Some(Duration::ZERO),
+        max_bytes,
+        at_least: Duration::ZERO,
+    }
+}
+
+/// A home in which a peer has edited `sub/edited` and removed `sub/removed`.
+fn displaced_two(t: &mut Fixture) -> Home {
+    fs::create_dir(t.path("sub")).unwrap();
+    fs::write(t.path("sub/edited"), "mine").unwrap();
+    fs::write(t.path("sub/removed"), "unwanted").unwrap();
+    let home = t.open();
+    let sub = t.peer(|state, _| match state.lookup(Fid::ROOT, b"sub") {
+        Some(Node::Dir(node)) => node.fid,
+        other => panic!("{other:?}"),
+    });
+    let body = t.body("theirs");
+    t.peer(|state, by| {
+        let mut base = state.base(sub, b"edited").unwrap();
+        state.write(&mut base, body, by).unwrap();
+    });
+    t.peer(|state, by| state.unlink(sub, b"removed", by).unwrap());
+    eventually("both are displaced", || {
+        t.displaced() == ["mine", "unwanted"]
+    });
+    eventually("the records are kept", || {
+        let lying = home.displaced().unwrap();
+        lying.len() == 2 && lying.iter().all(|one| one.origin.is_some())
+    });
+    home
+}
+
+/// Rows of the table about what is displaced.
+fn rows(t: &Fixture) -> usize {
+    let records = t.ledger.rows(&[&b"h"[..], &[0xff; 8]].concat()).len();
+    records + t.ledger.rows(b"o").len()
+}
+
+#[test]
+fn what_is_displaced_knows_where_it_was_and_goes_back_there() {
+    let mut t = Fixture::new();
+    let home = displaced_two(&mut t);
+    let lying = home.displaced().unwrap();
+    let of = |path: &[u8]| lying.iter().find(|one| one.path() == path).unwrap();
+    let (edited, removed) = (of(b"sub/edited"), of(b"sub/removed"));
+    let edited_by = edited.origin.as_ref().unwrap();
+    assert_eq!(
+        (edited_by.why, edited_by.by),
+        (Why::Replaced, Some(Inc([2; 8])))
+    );
+    assert_eq!(removed.origin.as_ref().unwrap().why, Why::Removed);
+    assert_eq!(rows(&t), 4);
+
+    let taken = home.restore(edited.number, None, false).unwrap_err();
+    assert!(matches!(taken, RestoreError::Taken), "{taken}");
+    for bad in [
+        &b".ccbt/x"[..],
+        b"../x",
+        b"/x",
+        b"a//b",
+        b"a/.ccbt/b",
+        b".ccbt-tmp-1",
+    ] {
+        let refused = home.restore(edited.number, Some(bad), false).unwrap_err();
+        assert!(matches!(refused, RestoreError::BadName), "{refused}");
+    }
+    assert_eq!(t.displaced(), ["mine", "unwanted"]);
+    let path = home.restore(edited.number, None, true).unwrap();
+    assert_eq!(path, b"sub/edited (restored)");
+    assert_eq!(t.read("sub/edited (restored)").unwrap(), "mine");
+    assert_eq!(t.read("sub/edited").unwrap(), "theirs");
+    let path = home
+        .restore(removed.number, Some(b"new/deep/name"), false)
+        .unwrap();
+    assert_eq!(path, b"new/deep/name");
+    assert_eq!(rows(&t), 0, "nothing is known of it any more");
+    eventually("it is part of the folder again", || {
+        let state = t.ledger.lock().state.clone();
+        let is_there = |dir, name: &[u8]| state.lookup(dir, name);
+        let Some(Node::Dir(new)) = is_there(Fid::ROOT, b"new") else {
+            return false;
+        };
+        let Some(Node::Dir(deep)) = is_there(new.fid, b"deep") else {
+            return false;
+        };
+        is_there(deep.fid, b"name").is_some()
+    });
+    let unknown = home.restore(removed.number, None, false).unwrap_err();
+    assert!(matches!(unknown, RestoreError::Unknown), "{unknown}");
+}
+
+#[test]
+fn what_was_displaced_long_enough_ago_goes_and_what_is_written_stays() {
+    let mut t = Fixture::new();
+    let home = displaced_two(&mut t);
+    let kept = Retention {
+        at_least: Duration::from_secs(3600),
+        ..retention(None)
+    };
+    assert!(
+        home.displaced_due(&kept).unwrap().is_empty(),
+        "within an hour"
+    );
+    let for_ever = Retention {
+        keep: None,
+        ..retention(None)
+    };
+    assert!(home.displaced_due(&for_ever).unwrap().is_empty());
+
+    let lying = home.displaced().unwrap();
+    let is_removed = |path: &PathBuf| fs::read_to_string(path).unwrap() == "unwanted";
+    let mut paths = fs::read_dir(t.path(".ccbt/displaced"))
+        .unwrap()
+        .map(|e| e.unwrap().path());
+    let open = fs::OpenOptions::new()
+        .append(true)
+        .open(paths.find(is_removed).unwrap())
+        .unwrap();
+    let due = home.displaced_due(&retention(None)).unwrap();
+    assert_eq!(due.len(), 2);
+    let mine = chunk_hash(b"mine");
+    assert!(
+        home.borrowed_by(&due).contains(&mine),
+        "only the plain file has it"
+    );
+    assert_eq!(
+        home.expire(&due).unwrap(),
+        Expired {
+            things: 1,
+            bytes: 4
+        }
+    );
+    assert_eq!(t.displaced(), ["unwanted"], "somebody has it open");
+    assert!(!t.store.contains(&mine), "nobody counts on it any more");
+    assert_eq!(rows(&t), 2);
+
+    let stale = home.displaced_due(&retention(None)).unwrap();
+    std::io::Write::write_all(&mut &open, b" but changed").unwrap();
+    drop(open);
+    assert_eq!(
+        home.expire(&stale).unwrap(),
+        Expired::default(),
+        "it changed since"
+    );
+    let due = home.displaced_due(&retention(None)).unwrap();
+    assert_eq!(home.expire(&due).unwrap().things, 1);
+    assert_eq!((t.displaced(), rows(&t)), (Vec::new(), 0));
+    assert_eq!(lying.len(), 2);
+}
+
+#[test]
+fn the_oldest_goes_when_there_is_too_much() {
+    let mut t = Fixture::new();
+    let home = displaced_two(&mut t);
+    let much = |max| Retention {
+        keep: None,
+        ..retention(Some(max))
+    };
+    assert!(home.displaced_due(&much(12)).unwrap().is_empty());
+    let first = home.displaced().unwrap()[0].number;
+    let due = home.displaced_due(&much(11)).unwrap();
+    assert_eq!(due.len(), 1);
+    home.expire(&due).unwrap();
+    assert!(
+        home.displaced()
+            .unwrap()
+            .iter()
+            .all(|one| one.number != first)
+    );
+    assert_eq!(rows(&t), 2);
+}
+
+#[test]
+fn records_of_what_the_user_took_away_go() {
+    let mut t = Fixture::new();
+    let home = displaced_two(&mut t);
+    fs::remove_dir_all(t.path(".ccbt/displaced")).unwrap();
+    assert!(home.displaced_due(&retention(None)).unwrap().is_empty());
+    assert_eq!(rows(&t), 0);
+    assert!(!t.store.contains(&chunk_hash(b"mine")));
+}
+
+/// The names in the folder's top directory.
+fn shown(t: &Fixture) -> Vec<String> {
+    let state = t.ledger.lock().state.clone();
+    let names = state.list(Fid::ROOT).into_iter();
+    names
+        .map(|(name, _)| String::from_utf8(name.as_bytes().to_vec()).unwrap())
+        .collect()
+}
+
+#[test]
+fn what_is_ignored_stays_out_of_the_folder_until_the_rules_change() {
+    let mut t = Fixture::new();
+    fs::write(t.path(".ccbtignore"), "*.log\nbuild/\n").unwrap();
+    fs::write(t.path("a.log"), "log").unwrap();
+    fs::write(t.path(".a.txt.swp"), "swap").unwrap();
+    fs::write(t.path("a.txt"), "text").unwrap();
+    fs::create_dir(t.path("build")).unwrap();
+    fs::write(t.path("build/out"), "built").unwrap();
+    let home = t.open();
+    assert_eq!(shown(&t), [".ccbtignore", "a.txt"]);
+
+    // What others publish is written and followed, whatever the rules say.
+    t.create(Fid::ROOT, "theirs.log", "from the peer");
+    eventually("it is written", || t.read("theirs.log").is_some());
+    std::thread::sleep(Duration::from_millis(300));
+    fs::write(t.path("theirs.log"), "edited here").unwrap();
+    eventually("the edit is taken in", || {
+        match t.ledger.lock().state.lookup(Fid::ROOT, b"theirs.log") {
+            Some(Node::File(file)) => file.version.size == 11,
+            _ => false,
+        }
+    });
+    fs::write(t.path("b.log"), "another").unwrap();
+    home.scan(&|_| ()).unwrap();
+    assert_eq!(shown(&t), [".ccbtignore", "a.txt", "theirs.log"]);
+
+    // Fewer rules: one look at everything. What is in the folder by then stays there when they come back.
+    fs::write(t.path(".ccbtignore"), "*.log\n").unwrap();
+    eventually("the directory is shared", || {
+        shown(&t).contains(&"build".to_owned())
+    });
+    fs::write(t.path(".ccbtignore"), "*.log\nbuild/\n").unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    home.scan(&|_| ()).unwrap();
+    assert_eq!(shown(&t), [".ccbtignore", "a.txt", "build", "theirs.log"]);
+    fs::write(t.path("build/new"), "not shared").unwrap();
+    fs::write(t.path("build/out"), "shared").unwrap();
+    home.scan(&|_| ()).unwrap();
+    let state = t.ledger.lock().state.clone();
+    let Some(Node::Dir(build)) = state.lookup(Fid::ROOT, b"build") else {
+        panic!("build is gone")
+    };
+    assert_eq!(state.list(build.fid).len(), 1);
+    assert!(
+        matches!(state.lookup(build.fid, b"out"), Some(Node::File(out)) if out.version.size == 6)
+    );
+}
+
+#[test]
+fn a_directory_that_others_removed_goes_with_what_is_ignored_in_it() {
+    let mut t = Fixture::new();
+    fs::write(t.path(".ccbtignore"), "*.o\n").unwrap();
+    fs::create_dir(t.path("src")).unwrap();
+    fs::write(t.path("src/a.c"), "source").unwrap();
+    fs::write(t.path("src/a.o"), "object").unwrap();
+    let home = t.open();
+    t.peer(|state, by| {
+        let Some(Node::Dir(src)) = state.lookup(Fid::ROOT, b"src") else {
+            panic!("src")
+        };
+        state.unlink(src.fid, b"a.c", by).unwrap();
+        state.rmdir(Fid::ROOT, b"src", by).unwrap();
+    });
+    eventually("it is gone", || !t.path("src").exists());
+    home.scan(&|_| ()).unwrap();
+    assert_eq!(shown(&t), [".ccbtignore"]);
+    let lying = home.displaced().unwrap();
+    let src = lying.iter().find(|one| one.is_dir()).unwrap();
+    assert_eq!(src.name(), b"src");
+    let kept = t.path(&format!(".ccbt/displaced/{}-src/a.o", src.number));
+    assert_eq!(fs::read(kept).unwrap(), b"object");
+    assert_eq!(home.restore(src.number, None, false).unwrap(), b"src");
+    assert_eq!(t.read("src/a.o").unwrap(), "object");
+}
+
+#[test]
+fn what_cannot_be_part_of_the_folder_is_named() {
+    let t = Fixture::new();
+    fs::create_dir(t.path("sub")).unwrap();
+    let fifo = std::process::Command::new("mkfifo")
+        .arg(t.path("sub/pipe"))
+        .status();
+    assert!(fifo.unwrap().success());
+    let home = t.open();
+    let problems = home.problems();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert_eq!(
+        (problems[0].kind, &problems[0].first[..]),
+        (ProblemKind::Special, &[b"sub/pipe".to_vec()][..])
+    );
+    fs::remove_file(t.path("sub/pipe")).unwrap();
+    eventually("it is not there any more", || home.problems().is_empty());
 }
 
 #[test]

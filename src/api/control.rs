@@ -47,6 +47,22 @@ pub trait Control: Send + Sync {
         request: ConfirmRequest,
         progress: ProgressSink,
     ) -> Reply<'_, ConfirmResponse>;
+    fn conflicts(
+        &self,
+        request: ConflictsRequest,
+        progress: ProgressSink,
+    ) -> Reply<'_, ConflictsResponse>;
+    /// Answers once it is published.
+    fn resolve(
+        &self,
+        request: ResolveRequest,
+        progress: ProgressSink,
+    ) -> Reply<'_, ResolveResponse>;
+    fn displaced(
+        &self,
+        request: DisplacedRequest,
+        progress: ProgressSink,
+    ) -> Reply<'_, DisplacedResponse>;
     /// Answers once the directory can be listed.
     fn mount(&self, request: MountRequest, progress: ProgressSink) -> Reply<'_, MountResponse>;
     /// Answers once everything written is durable and the mount is gone.

@@ -116,6 +116,28 @@ impl Control for FakeControl {
         }))
     }
 
+    fn conflicts(&self, _: ConflictsRequest, _: ProgressSink) -> Reply<'_, ConflictsResponse> {
+        reply(Ok(ConflictsResponse {
+            conflicts: Vec::new(),
+            more: false,
+        }))
+    }
+
+    fn resolve(&self, request: ResolveRequest, _: ProgressSink) -> Reply<'_, ResolveResponse> {
+        reply(Ok(ResolveResponse {
+            folder: folder(),
+            kept: vec![request.path],
+            removed: 1,
+        }))
+    }
+
+    fn displaced(&self, _: DisplacedRequest, _: ProgressSink) -> Reply<'_, DisplacedResponse> {
+        reply(Ok(DisplacedResponse {
+            displaced: Vec::new(),
+            restored: Vec::new(),
+        }))
+    }
+
     fn download(&self, request: DownloadRequest, _: ProgressSink) -> Reply<'_, DownloadResponse> {
         self.add(WorkKind::Torrent, request.dir);
         reply(Err(nothing()))
@@ -146,6 +168,7 @@ impl Control for FakeControl {
         reply(done.map(|()| UnmountResponse {
             folder: Some(folder()),
             dir: request.dir,
+            only_here: Amount::default(),
         }))
     }
 
@@ -195,6 +218,7 @@ impl Control for FakeControl {
             dirty_files: 3,
             held_back: None,
             waiting: None,
+            directory: None,
         };
         reply(Ok(StatusResponse {
             daemon,
@@ -284,7 +308,10 @@ impl Control for FakeControl {
             unmounted = mounts.map(|item| item.dir).collect();
             work.ended = true;
         });
-        reply(Ok(ShutdownResponse { unmounted }))
+        reply(Ok(ShutdownResponse {
+            unmounted,
+            only_here: Amount::default(),
+        }))
     }
 
     fn work(&self) -> watch::Receiver<Work> {

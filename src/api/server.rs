@@ -343,6 +343,19 @@ fn folder_routes() -> Router<App> {
             post(|app, request| call(app, request, |c, r, p| c.confirm(r, p))),
         )
         .route(
+            "/v1/conflicts",
+            post(|app, request| call(app, request, |c, r, p| c.conflicts(r, p)))
+                .get(|app, request| call(app, request, |c, r, p| c.conflicts(r, p))),
+        )
+        .route(
+            "/v1/resolve",
+            post(|app, request| call(app, request, |c, r, p| c.resolve(r, p))),
+        )
+        .route(
+            "/v1/displaced",
+            post(|app, request| call(app, request, |c, r, p| c.displaced(r, p))),
+        )
+        .route(
             "/v1/pin",
             post(|app, request| call(app, request, |c, r, p| c.pin(r, p))),
         )

@@ -3,6 +3,8 @@
 //! Sizes are bytes, ages and durations seconds, counts plain numbers. Fields are only ever added, with a default, while
 //! the path says `/v1`. Every request is a `POST /v1/<name>`; paths in requests are absolute.
 
+mod conflicts;
+mod home;
 mod torrents;
 
 use std::collections::BTreeMap;
@@ -12,6 +14,8 @@ use std::net::SocketAddr;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub use self::conflicts::*;
+pub use self::home::*;
 pub use self::torrents::*;
 pub use super::path::ApiPath;
 
@@ -39,6 +43,9 @@ requests! {
     "unshare": UnshareRequest => UnshareResponse,
     "join": JoinRequest => JoinResponse,
     "confirm": ConfirmRequest => ConfirmResponse,
+    "conflicts": ConflictsRequest => ConflictsResponse,
+    "resolve": ResolveRequest => ResolveResponse,
+    "displaced": DisplacedRequest => DisplacedResponse,
     "mount": MountRequest => MountResponse,
     "unmount": UnmountRequest => UnmountResponse,
     "status": StatusRequest => StatusResponse,
@@ -272,6 +279,9 @@ pub struct UnmountResponse {
     /// The folder or torrent that was shown; `None` if only a dead mount was left.
     pub folder: Option<String>,
     pub dir: ApiPath,
+    /// Of a shared folder: what no keeper has, after waiting for it.
+    #[serde(default)]
+    pub only_here: Amount,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -347,6 +357,9 @@ pub struct FolderStatus {
     pub held_back: Option<String>,
     /// What is in the way of publishing or receiving at present, as a sentence.
     pub waiting: Option<String>,
+    /// How the plain directory stands, if there is one and it is open.
+    #[serde(default)]
+    pub directory: Option<HomeStatus>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -572,6 +585,9 @@ pub struct ShutdownRequest {}
 pub struct ShutdownResponse {
     /// The mounts that were taken down.
     pub unmounted: Vec<ApiPath>,
+    /// Of shared folders: what no keeper has, after waiting for it.
+    #[serde(default)]
+    pub only_here: Amount,
 }
 
 #[cfg(test)]

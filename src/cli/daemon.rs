@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 
 use super::foreground::Foreground;
 use super::options::{Context, NetworkOptions};
+use super::output::only_here;
 use super::{CommandResult, background, connect};
 use crate::api::ApiError;
 use crate::api::types::{ShutdownRequest, ShutdownResponse};
@@ -45,6 +46,9 @@ async fn stop(context: &Context) -> CommandResult {
     let response = connect::ask(context, &ShutdownRequest {}).await?;
     connect::gone(context).await?;
     context.output.result(&response, stopped)?;
+    if let Some(sentence) = only_here(response.only_here) {
+        context.output.note(&sentence);
+    }
     Ok(0)
 }
 

@@ -10,8 +10,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use super::options::Context;
-use super::output::Output;
-use crate::api::types::{Request, ShutdownRequest};
+use super::output::{Output, only_here};
+use crate::api::types::{Amount, Request, ShutdownRequest};
 use crate::api::{
     ApiError, Client, Control, ErrorKind, NoProgress, ProgressReport, Server, Work, WorkItem,
     WorkKind,
@@ -75,7 +75,7 @@ impl Foreground {
                 before,
             }),
             Err(error) => {
-                stop(&*control).await;
+                let _left = stop(&*control).await;
                 Err(error)
             }
         }
@@ -93,7 +93,7 @@ impl Foreground {
         };
         if !matches!(called, Ok(Some(_))) {
             tokio::select! {
-                () = stop(&*self.control) => {}
+                _ = stop(&*self.control) => {}
                 _ = self.signals.next() => {}
             }
         }
@@ -112,7 +112,7 @@ impl Foreground {
         tracing::info!(?end, "stopping");
         if end != End::Shutdown {
             tokio::select! {
-                () = stop(&*self.control) => {}
+                left = stop(&*self.control) => tell(output, left),
                 () = insist(&mut self.signals, output) => {
                     return Err(ApiError::new(ErrorKind::Timeout, "left before all was unmounted")
                         .hint("what was saved is safe; the next daemon clears the mounts away"));
@@ -129,7 +129,7 @@ impl Foreground {
         if !others(&now, Some(own), &self.before).is_empty() {
             return self.run(output, Some(own)).await;
         }
-        stop(&*self.control).await;
+        tell(output, stop(&*self.control).await);
         self.server.close().await;
         Ok(())
     }
@@ -150,11 +150,21 @@ async fn insist(signals: &mut Signals, output: Output) {
     }
 }
 
-/// Takes the daemon down. What goes wrong is told; there is nothing else to do about it.
-async fn stop(control: &dyn Control) {
+/// Takes the daemon down. What goes wrong is told; there is nothing else to do about it. Returns what is only here.
+async fn stop(control: &dyn Control) -> Amount {
     let sink = Arc::new(NoProgress);
-    if let Err(error) = control.shutdown(ShutdownRequest {}, sink).await {
-        tracing::error!(%error, "could not shut down cleanly");
+    match control.shutdown(ShutdownRequest {}, sink).await {
+        Ok(response) => response.only_here,
+        Err(error) => {
+            tracing::error!(%error, "could not shut down cleanly");
+            Amount::default()
+        }
+    }
+}
+
+fn tell(output: Output, left: Amount) {
+    if let Some(sentence) = only_here(left) {
+        output.note(&sentence);
     }
 }
 

@@ -4,9 +4,11 @@
 mod background;
 mod config;
 mod confirm;
+mod conflicts;
 mod connect;
 mod create;
 mod daemon;
+mod diff;
 mod displaced;
 mod download;
 mod evict;
@@ -59,6 +61,7 @@ enum Command {
     Join(join::JoinCommand),
     Unshare(unshare::UnshareCommand),
     Confirm(confirm::ConfirmCommand),
+    Conflicts(conflicts::ConflictsCommand),
     Displaced(displaced::DisplacedCommand),
     Mount(mount::MountCommand),
     Unmount(unmount::UnmountCommand),
@@ -102,7 +105,6 @@ fn run(cli: Cli, output: Output) -> CommandResult {
     let command = match cli.command {
         Command::Config(command) => return command.run(&global),
         Command::Create(command) => return command.run(&global, output),
-        Command::Displaced(command) => return command.run(output),
         Command::Info(command) => return command.run(output),
         Command::Magnet(command) => return command.run(output),
         Command::Xet(command) => match command.run_alone(&global) {
@@ -136,6 +138,8 @@ async fn dispatch(command: Command, context: &Context) -> CommandResult {
         Command::Join(command) => command.run(context).await,
         Command::Unshare(command) => command.run(context).await,
         Command::Confirm(command) => command.run(context).await,
+        Command::Conflicts(command) => command.run(context).await,
+        Command::Displaced(command) => command.run(context).await,
         Command::Mount(command) => command.run(context).await,
         Command::Unmount(command) => command.run(context).await,
         Command::Status(command) => command.run(context).await,
@@ -150,11 +154,7 @@ async fn dispatch(command: Command, context: &Context) -> CommandResult {
         Command::Daemon(command) => command.run(context).await,
         Command::Xet(command) => command.run(context).await,
         // Done in `run`, without a runtime.
-        Command::Config(_)
-        | Command::Create(_)
-        | Command::Displaced(_)
-        | Command::Info(_)
-        | Command::Magnet(_) => Ok(0),
+        Command::Config(_) | Command::Create(_) | Command::Info(_) | Command::Magnet(_) => Ok(0),
     }
 }
 

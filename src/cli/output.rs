@@ -88,6 +88,21 @@ pub(super) fn amount(amount: Amount) -> String {
     format!("{} {noun}, {}", count(amount.files), bytes(amount.bytes))
 }
 
+/// What would be gone with this device, as a sentence; none if there is nothing.
+pub(super) fn only_here(left: Amount) -> Option<String> {
+    if left.files == 0 {
+        return None;
+    }
+    let (verb, they) = match left.files {
+        1 => ("exists", "it is"),
+        _ => ("exist", "they are"),
+    };
+    Some(format!(
+        "{} {verb} only here: {they} kept, and handed on when the daemon runs again",
+        amount(left)
+    ))
+}
+
 /// `1,204`
 pub(super) fn count(n: u64) -> String {
     let digits = n.to_string();
@@ -166,6 +181,22 @@ mod tests {
             ["0 s", "119 s", "2 min", "2 h", "2 d"]
         );
         assert_eq!(amount(Amount { files: 1, bytes: 5 }), "1 file, 5 B");
+    }
+
+    #[test]
+    fn what_is_only_here_is_a_sentence() {
+        let said = |files| only_here(Amount { files, bytes: 5 });
+        assert_eq!(said(0), None);
+        assert!(
+            said(1)
+                .unwrap()
+                .starts_with("1 file, 5 B exists only here: it is kept")
+        );
+        assert!(
+            said(12)
+                .unwrap()
+                .starts_with("12 files, 5 B exist only here: they are kept")
+        );
     }
 
     #[test]

@@ -8,9 +8,12 @@ use super::peers::right;
 use super::{CommandResult, connect};
 use crate::api::escape;
 use crate::api::types::{
-    Amount, ApiPath, DaemonStatus, FolderStatus, JobStatus, StatusRequest, StatusResponse,
-    UnopenedStatus,
+    Amount, ApiPath, DaemonStatus, FolderStatus, HomeProblemKind, HomeStatus, JobStatus,
+    StatusRequest, StatusResponse, UnopenedStatus,
 };
+
+/// Paths with the same problem that are named; `--json` has more.
+const PROBLEMS_NAMED_MAX: usize = 3;
 
 /// Show folders, mounts, what is only here and what is missing
 #[derive(Debug, Args)]
@@ -126,6 +129,9 @@ fn folder_text(folder: &FolderStatus) -> String {
             count(folder.dirty_files)
         ));
     }
+    if let Some(home) = &folder.directory {
+        lines.extend(directory(home));
+    }
     if let Some(why) = &folder.held_back {
         lines.push(held_back(why, folder.home.as_ref()));
     }
@@ -136,6 +142,37 @@ fn folder_text(folder: &FolderStatus) -> String {
             .map(|why| format!("waiting    {}", escape(why.as_bytes()))),
     );
     lines.join("\n  ") + "\n"
+}
+
+/// What there is to say of a plain directory beside what is held back or waiting.
+fn directory(home: &HomeStatus) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(why) = &home.polling {
+        let why = escape(why.as_bytes());
+        lines.push(format!(
+            "watching   by a look at everything now and then: {why}"
+        ));
+    }
+    for problem in &home.problems {
+        let what = match problem.kind {
+            HomeProblemKind::Unreadable => "unreadable",
+            HomeProblemKind::Moving => "changing  ",
+            HomeProblemKind::Blocked => "no place  ",
+            HomeProblemKind::Nested => "not entered",
+            HomeProblemKind::Special => "not shared",
+        };
+        let named = problem.first.iter().take(PROBLEMS_NAMED_MAX);
+        let named: Vec<String> = named.map(ToString::to_string).collect();
+        let more = match problem.count > named.len() as u64 {
+            true => format!(", and {} more", count(problem.count - named.len() as u64)),
+            false => String::new(),
+        };
+        lines.push(format!("{what} {}{more}", named.join(", ")));
+    }
+    if home.displaced.files > 0 {
+        lines.push(format!("displaced  {}", amount(home.displaced)));
+    }
+    lines
 }
 
 fn held_back(why: &str, home: Option<&ApiPath>) -> String {

@@ -6,6 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::options::Context;
+use super::output::only_here;
 use super::{CommandResult, connect, source};
 use crate::api::types::{ApiPath, UnmountRequest};
 use crate::api::{ApiError, ErrorKind};
@@ -47,6 +48,9 @@ impl UnmountCommand {
                 Some(_) => format!("Unmounted {}\n", response.dir),
                 None => gone(&response.dir),
             })?;
+        if let Some(sentence) = only_here(response.only_here) {
+            context.output.note(&sentence);
+        }
         Ok(0)
     }
 }

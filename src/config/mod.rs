@@ -30,11 +30,13 @@ use crate::proto::mse::Encryption;
 use crate::proto::proxy::ProxyUrl;
 
 /// Every key. `defaults.toml` has each with its meaning; a test compares the two.
-pub const KEYS: [(&str, Kind); 39] = [
+pub const KEYS: [(&str, Kind); 41] = [
     ("api.listen", Kind::OptionalAddress),
     ("cache.read", Kind::Bytes),
     ("dht.bootstrap", Kind::Hosts),
     ("dht.enabled", Kind::Bool),
+    ("displaced.keep_days", Kind::Days),
+    ("displaced.max_bytes", Kind::Bytes),
     ("listen", Kind::Address),
     ("log.format", Kind::Choice(&["text", "json"])),
     (
@@ -81,6 +83,8 @@ pub const KEYS: [(&str, Kind); 39] = [
     ("trackers", Kind::Trackers),
 ];
 
+const DAY_S: u64 = 86_400;
+
 const DEFAULTS: &str = include_str!("defaults.toml");
 
 /// A configuration file is a few hundred bytes; more is some other file.
@@ -107,6 +111,10 @@ pub struct Config {
     pub read_cache_bytes: u64,
     /// Disk space for fetched content; `None`: no limit.
     pub store_quota_bytes: Option<u64>,
+    /// How long what edits by others replaced is kept; `None`: for ever.
+    pub displaced_keep: Option<Duration>,
+    /// The oldest of it goes when it takes more; `None`: no limit.
+    pub displaced_max_bytes: Option<u64>,
     /// What was stored less than this ago is not collected.
     pub store_gc_grace: Duration,
     /// Time between two looks at the store.
@@ -260,6 +268,10 @@ impl Config {
             read_timeout: Duration::from_secs(s.number("read_timeout_s")?),
             read_cache_bytes: s.number("cache.read")?,
             store_quota_bytes: Some(s.number("store.quota")?).filter(|n| *n > 0),
+            displaced_keep: Some(s.number("displaced.keep_days")?)
+                .filter(|days| *days > 0)
+                .map(|days| Duration::from_secs(days * DAY_S)),
+            displaced_max_bytes: Some(s.number("displaced.max_bytes")?).filter(|n| *n > 0),
             store_gc_grace: Duration::from_secs(s.number("store.gc_grace_s")?),
             store_look_every: Duration::from_secs(s.number("store.look_every_s")?),
             store_scrub_every: Some(s.number("store.scrub_every_s")?)

@@ -31,6 +31,11 @@ fn the_defaults_name_every_key_and_no_other() {
     assert_eq!(config.read_cache_bytes, 256 << 20);
     assert_eq!(config.store_quota_bytes, None);
     assert_eq!(
+        config.displaced_keep,
+        Some(Duration::from_secs(30 * 86_400))
+    );
+    assert_eq!(config.displaced_max_bytes, None);
+    assert_eq!(
         config.store_scrub_every,
         Some(Duration::from_secs(7 * 86_400))
     );

@@ -17,6 +17,8 @@ pub enum Kind {
     Bool,
     /// Whole seconds, 1 to 3600: a longer wait is a hang to whoever waits.
     Seconds,
+    /// Whole days, 0 to 36,500.
+    Days,
     /// Whole seconds, up to a year; 0 is never.
     Period,
     /// An amount of bytes: a whole number, or text with a unit (`256 MiB`, `1.5 GB`).
@@ -62,16 +64,19 @@ impl Kind {
         use toml::Value as Toml;
         match (self, value) {
             (Self::Bool, Toml::Boolean(b)) => Ok(Value::Bool(*b)),
-            (Self::Seconds | Self::Period | Self::Bytes | Self::Count, Toml::Integer(n)) => {
-                self.check_text(&n.to_string())
-            }
+            (
+                Self::Seconds | Self::Period | Self::Days | Self::Bytes | Self::Count,
+                Toml::Integer(n),
+            ) => self.check_text(&n.to_string()),
             (Self::Addresses | Self::Hosts | Self::Trackers, Toml::Array(items)) => {
                 let texts = items
                     .iter()
                     .map(|item| item.as_str().ok_or_else(|| self.expected()));
                 self.check_items(texts.collect::<Result<Vec<_>, _>>()?)
             }
-            (Self::Bool | Self::Seconds | Self::Period | Self::Count, _) => Err(self.expected()),
+            (Self::Bool | Self::Seconds | Self::Period | Self::Days | Self::Count, _) => {
+                Err(self.expected())
+            }
             (Self::Addresses | Self::Hosts | Self::Trackers, _) => Err(self.expected()),
             (_, Toml::String(text)) => self.check_text(text),
             _ => Err(self.expected()),
@@ -90,6 +95,10 @@ impl Kind {
             Self::Seconds => {
                 let seconds = text.parse().ok().filter(|s| (1..=3600).contains(s));
                 seconds.map(Value::Number)
+            }
+            Self::Days => {
+                let days = text.parse().ok().filter(|days| *days <= 36_500);
+                days.map(Value::Number)
             }
             Self::Period => {
                 let seconds = text.parse().ok().filter(|s| *s <= PERIOD_MAX);
@@ -161,6 +170,7 @@ impl Kind {
         match self {
             Self::Bool => "true or false".into(),
             Self::Seconds => "a whole number of seconds from 1 to 3600".into(),
+            Self::Days => "a whole number of days from 0 to 36500".into(),
             Self::Period => "a whole number of seconds from 0 to 31536000".into(),
             Self::Bytes => "a number of bytes, such as 268435456 or \"256 MiB\"".into(),
             Self::Count => "a whole number from 0 to 1000000".into(),
@@ -320,6 +330,7 @@ mod tests {
         for (kind, good, bad) in [
             (Kind::Bool, "yes", "maybe"),
             (Kind::Seconds, "30", "0"),
+            (Kind::Days, "0", "-1"),
             (Kind::Period, "0", "31536001"),
             (Kind::Address, "[::1]:80", "localhost:80"),
             (Kind::OptionalAddress, "", "80"),

@@ -5,14 +5,19 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::keep::fetch;
 use super::mounts::{Opened, parse_link, remember_peers};
 use super::open::{OpenFolder, blocking};
 use super::share::forget_folder;
 use super::{Daemon, place};
 use crate::api::types::*;
 use crate::api::{ApiError, ErrorKind, ProgressSink};
+use crate::folder::home::ignore;
 use crate::folder::home::join::{JoinPlan, Paths, compare, is_bare};
 use crate::share::Right;
+
+/// Fetches of the folder's rules: their nodes, what these name, and once more should a member have gone.
+const RULES_ROUNDS: u32 = 6;
 
 impl Daemon {
     pub(super) async fn join_dir(
@@ -68,6 +73,12 @@ impl Daemon {
                 "name a member that is online with --peer IP:PORT, or join an empty directory",
             ));
         }
+        if !fetch_rules(open).await && !bare {
+            let what = "the folder's .ccbtignore cannot be fetched, so what is not to be shared of the directory is not known";
+            return Err(ApiError::new(ErrorKind::Timeout, what).hint(
+                "try again when a member that has it is online, or join an empty directory",
+            ));
+        }
         let plan = self.plan_join(open, dir).await?;
         let response = response(open, dir, &plan, request.dry_run);
         if request.dry_run {
@@ -109,6 +120,19 @@ impl Daemon {
         blocking(move || compare(&dir, &folder, &store).map_err(|error| unreadable(&dir, &error)))
             .await
     }
+}
+
+/// Has the folder's rules here before anything is judged by them. Whether they are.
+async fn fetch_rules(open: &OpenFolder) -> bool {
+    for _round in 0..RULES_ROUNDS {
+        let missing = open.folder.missing_below(&[ignore::FILE], 64);
+        match missing {
+            Ok(missing) if missing.chunks.is_empty() && missing.nodes.is_empty() => return true,
+            Ok(missing) => drop(fetch(open, missing).await),
+            Err(_) => return false,
+        }
+    }
+    false
 }
 
 /// Makes the directory if it is missing. Whether it was made.

@@ -173,7 +173,7 @@ impl Daemon {
 
     /// Every other folder of the state directory. Those that are not open are opened to be looked at only: they may hold
     /// what no peer has.
-    fn folders_but(&self, evicted: &OpenFolder) -> Result<Vec<Folder>, ApiError> {
+    pub(super) fn folders_but(&self, evicted: &OpenFolder) -> Result<Vec<Folder>, ApiError> {
         let opened: Vec<_> = self.0.folders.lock().values().cloned().collect();
         let mut others = Vec::new();
         for open in opened.iter().filter(|open| open.id != evicted.id) {
@@ -188,7 +188,10 @@ impl Daemon {
     }
 
     /// The folder a path lies in, and the path inside it.
-    fn folder_of(&self, path: &ApiPath) -> Result<(Arc<OpenFolder>, Vec<Name>), ApiError> {
+    pub(super) fn folder_of(
+        &self,
+        path: &ApiPath,
+    ) -> Result<(Arc<OpenFolder>, Vec<Name>), ApiError> {
         let real = std::fs::canonicalize(&path.0)
             .map_err(|error| ApiError::io(format_args!("cannot use {path}"), &error))?;
         for above in real.ancestors() {

@@ -3,6 +3,9 @@
 //! - `record`: what is remembered of a folder over restarts.
 //! - `open`: from a record to a running folder: store, working tree, actor, home.
 //! - `share`, `mounts`, `status`, `keep`: the calls of the API, one file per family.
+//! - `conflicts`: names that more than one thing wants.
+//! - `displaced`: what edits by others replaced in plain directories.
+//! - `handover`: what is only here, when the daemon or a mount is to go.
 //! - `seen`: members met in earlier runs.
 //! - `stores`: the chunk stores, one for each hash suite; `store`: all of them as a whole, also without a daemon;
 //!   `upkeep`: what is done for them while nobody asks.
@@ -14,8 +17,11 @@
 //! The daemon owns two tables, open folders and mounts. A call that changes them holds `turn`, so that two commands
 //! about one directory come one after the other; calls that only look take the tables' locks for a moment.
 
+mod conflicts;
 mod discover;
+mod displaced;
 pub(crate) mod fuzzing;
+mod handover;
 mod join;
 mod keep;
 mod mounts;
@@ -361,6 +367,35 @@ impl Control for Daemon {
         })
     }
 
+    fn conflicts(
+        &self,
+        request: ConflictsRequest,
+        _: ProgressSink,
+    ) -> Reply<'_, ConflictsResponse> {
+        Box::pin(self.list_conflicts(request))
+    }
+
+    fn resolve(
+        &self,
+        request: ResolveRequest,
+        progress: ProgressSink,
+    ) -> Reply<'_, ResolveResponse> {
+        let what = format!("resolve {}", request.path);
+        self.job(what, progress, |d, _| {
+            Box::pin(async move { d.resolve_conflict(request).await })
+        })
+    }
+
+    fn displaced(
+        &self,
+        request: DisplacedRequest,
+        progress: ProgressSink,
+    ) -> Reply<'_, DisplacedResponse> {
+        self.job("displaced".to_owned(), progress, |d, _| {
+            Box::pin(async move { d.displaced_call(request).await })
+        })
+    }
+
     fn mount(&self, request: MountRequest, progress: ProgressSink) -> Reply<'_, MountResponse> {
         let what = format!("mount {}", request.dir);
         self.job(what, progress, |d, p| {
@@ -374,8 +409,8 @@ impl Control for Daemon {
         progress: ProgressSink,
     ) -> Reply<'_, UnmountResponse> {
         let what = format!("unmount {}", request.dir);
-        self.job(what, progress, |d, _| {
-            Box::pin(async move { d.unmount_dir(request).await })
+        self.job(what, progress, |d, p| {
+            Box::pin(async move { d.unmount_dir(request, p).await })
         })
     }
 
@@ -438,8 +473,8 @@ impl Control for Daemon {
     }
 
     fn shutdown(&self, _: ShutdownRequest, progress: ProgressSink) -> Reply<'_, ShutdownResponse> {
-        self.job("shutdown".to_owned(), progress, |d, _| {
-            Box::pin(async move { d.stop().await })
+        self.job("shutdown".to_owned(), progress, |d, p| {
+            Box::pin(async move { d.stop(p).await })
         })
     }
 

@@ -7,7 +7,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ccbt_mount::{Mount, MountEnd, MountError, MountId, MountOptions, UnmountError, Unmounted};
+use tokio::time::Instant;
 
+use super::handover::HANDOVER_TIME;
 use super::open::{OpenFolder, blocking, wrong_suite};
 use super::record::{FolderRecord, MountRecord};
 use super::share::{forget_folder, new_folder};
@@ -391,6 +393,7 @@ impl Daemon {
     pub(super) async fn unmount_dir(
         &self,
         request: UnmountRequest,
+        progress: ProgressSink,
     ) -> Result<UnmountResponse, ApiError> {
         let _turn = self.0.turn.lock().await;
         let dir = std::fs::canonicalize(&request.dir.0).unwrap_or_else(|_| request.dir.0.clone());
@@ -399,9 +402,15 @@ impl Daemon {
             return self.unmount_absent(&request.dir, &dir).await;
         };
         let of = mounted.of.clone();
+        let mut only_here = Amount::default();
         if let Some(open) = self.mounted_folder(&of) {
             // What cannot be published now stays in the journal and is published at the next start.
             let _later = open.swarm.publish_now().await;
+            let end = match request.force {
+                true => Instant::now(),
+                false => Instant::now() + HANDOVER_TIME,
+            };
+            only_here = self.hand_over(&open, end, &progress).await;
             if mounted.persist {
                 open.record.lock().mounts.retain(|known| known.dir.0 != dir);
                 open.save()?;
@@ -426,6 +435,7 @@ impl Daemon {
                 MountOf::Torrent(torrent) => torrent,
             }),
             dir: ApiPath(dir),
+            only_here,
         })
     }
 
@@ -459,6 +469,7 @@ impl Daemon {
         Ok(UnmountResponse {
             folder: of.map(|open| open.id.to_string()),
             dir: ApiPath(dir.to_path_buf()),
+            only_here: Amount::default(),
         })
     }
 
@@ -503,7 +514,8 @@ impl Daemon {
     }
 
     /// Takes everything down in order.
-    pub(super) async fn stop(&self) -> Result<ShutdownResponse, ApiError> {
+    pub(super) async fn stop(&self, progress: ProgressSink) -> Result<ShutdownResponse, ApiError> {
+        let only_here = self.hand_over_all(&progress).await;
         self.0.stopping.store(true, Ordering::Relaxed);
         for open in self.0.folders.lock().values() {
             open.stop_scanning();
@@ -534,7 +546,28 @@ impl Daemon {
             work.items.clear();
             work.ended = true;
         });
-        Ok(ShutdownResponse { unmounted })
+        Ok(ShutdownResponse {
+            unmounted,
+            only_here,
+        })
+    }
+
+    /// Publishes what there is and waits until keepers have it. Returns what is left.
+    async fn hand_over_all(&self, progress: &ProgressSink) -> Amount {
+        let end = Instant::now() + HANDOVER_TIME;
+        let folders: Vec<Arc<OpenFolder>> = self.0.folders.lock().values().cloned().collect();
+        let mut left = Amount::default();
+        for open in folders {
+            if tokio::time::timeout_at(end, open.swarm.publish_now())
+                .await
+                .is_ok()
+            {
+                let more = self.hand_over(&open, end, progress).await;
+                left.files += more.files;
+                left.bytes += more.bytes;
+            }
+        }
+        left
     }
 }
 
@@ -654,8 +687,8 @@ impl Daemon {
             note: "waiting for peers".to_owned(),
             ..Progress::default()
         });
-        let end = tokio::time::Instant::now() + LISTING_TIME;
-        while tokio::time::Instant::now() < end && !self.0.stopping.load(Ordering::Relaxed) {
+        let end = Instant::now() + LISTING_TIME;
+        while Instant::now() < end && !self.0.stopping.load(Ordering::Relaxed) {
             match open.swarm.status().await {
                 Some(status) if status.wrong_suite => return Err(wrong_suite()),
                 Some(status) if status.heads.is_empty() => {}

@@ -52,6 +52,8 @@ pub(super) struct OpenFolder {
     /// That of its hash suite.
     pub(super) store: Arc<Store>,
     pub(super) swarm: SwarmHandle,
+    /// What devices are called.
+    pub(super) names: Names,
     pub(super) home: Mutex<Option<Arc<Home>>>,
     /// What is logged of the folder is logged in it.
     pub(super) span: Span,
@@ -103,15 +105,13 @@ impl Daemon {
         let (swarm, inbox) = swarm::channel();
         let seen = Arc::clone(&self.0.seen);
         let names = known_names(&credentials, &dir, incarnation);
-        let inc = Inc(*incarnation.as_bytes());
-        let read_only = credentials.writer.is_none();
         let store = self.store_of(link).await?;
         let (of, known) = (Arc::clone(&store), Arc::clone(&names));
         let config = FolderConfig {
-            read_only,
+            read_only: credentials.writer.is_none(),
             read_timeout: self.0.config.read_timeout,
             fetch: Arc::new(self.fetcher(&swarm)),
-            ..work_config(&dir, of, inc, &swarm, known)
+            ..work_config(&dir, of, Inc(*incarnation.as_bytes()), &swarm, known)
         };
         let span = tracing::info_span!("folder", name = record.name);
         let opening = span.clone();
@@ -131,7 +131,7 @@ impl Daemon {
             replica: record.pinned || record.home.is_some(),
             keeper: record.home.is_some(),
             online: false,
-            names,
+            names: Arc::clone(&names),
             exchange: self.0.config.pex,
             nonce: self.0.gate.nonce(),
             metrics: Arc::clone(&self.0.metrics),
@@ -148,6 +148,7 @@ impl Daemon {
             folder,
             store,
             swarm,
+            names,
             home: Mutex::new(None),
             span,
         });

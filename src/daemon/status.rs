@@ -1,6 +1,9 @@
 //! `status`, `peers` and `keys`.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::open::OpenFolder;
@@ -8,6 +11,8 @@ use super::{Daemon, stores};
 use crate::api::types::*;
 use crate::api::{ApiError, ErrorKind};
 use crate::engine::swarm::SwarmStatus;
+use crate::folder::home::problems::ProblemKind;
+use crate::folder::home::{Home, Watching};
 use crate::folder::work::FolderStats;
 use crate::share::Right as ShareRight;
 
@@ -21,9 +26,14 @@ impl Daemon {
         for folder in open {
             if let Some(status) = folder.swarm.status().await {
                 let (counted, elsewhere) = (folder.folder.clone(), status.elsewhere.clone());
-                let count = move || counted.stats(&|dot| elsewhere.has(dot));
-                let stats = tokio::task::spawn_blocking(count).await;
-                folders.push(self.folder_status(&folder, &status, &stats.unwrap_or_default()));
+                let home = folder.home.lock().clone();
+                let look = move || {
+                    let stats = counted.stats(&|dot| elsewhere.has(dot));
+                    (stats, home.map(|home| home_status(&home)))
+                };
+                let looked = tokio::task::spawn_blocking(look).await;
+                let (stats, home) = looked.unwrap_or_default();
+                folders.push(self.folder_status(&folder, &status, &stats, home));
             }
         }
         let daemon = DaemonStatus {
@@ -49,11 +59,12 @@ impl Daemon {
         open: &OpenFolder,
         swarm: &SwarmStatus,
         stats: &FolderStats,
+        directory: Option<HomeStatus>,
     ) -> FolderStatus {
         let record = open.record.lock().clone();
         let converged = swarm.peers.iter().filter(|peer| peer.converged).count();
-        let held_back = open.home.lock().as_ref().and_then(|home| home.held_back());
-        let unwritten = open.home.lock().as_ref().and_then(|home| home.waiting());
+        let held_back = directory.as_ref().and_then(|home| home.held_back.clone());
+        let unwritten = directory.as_ref().and_then(|home| home.waiting.clone());
         let own = swarm.heads.iter().find(|head| head.own);
         FolderStatus {
             id: open.id.to_string(),
@@ -79,10 +90,7 @@ impl Daemon {
                 .collect(),
             root: swarm.root.to_string().chars().take(ROOT_DIGITS).collect(),
             converged_with: count(converged),
-            only_here: Amount {
-                files: stats.only_here_files,
-                bytes: stats.only_here_bytes,
-            },
+            only_here: only_here(stats),
             missing: Amount {
                 files: stats.missing_files,
                 bytes: stats.missing_bytes,
@@ -93,8 +101,9 @@ impl Daemon {
                 age_s: head.age_s,
             }),
             dirty_files: stats.dirty,
-            held_back: held_back.map(|why| why.to_string()),
+            held_back,
             waiting: swarm.trouble.clone().or(unwritten),
+            directory,
         }
     }
 
@@ -190,6 +199,48 @@ impl Daemon {
             return Err(ApiError::new(ErrorKind::NotFound, what).hint("`ccbt status` lists them"));
         }
         Ok(found)
+    }
+}
+
+/// How a plain directory stands; reads what is displaced in it.
+fn home_status(home: &Home) -> HomeStatus {
+    let displaced = home.displaced().unwrap_or_default();
+    let kind = |kind| match kind {
+        ProblemKind::Unreadable => HomeProblemKind::Unreadable,
+        ProblemKind::Moving => HomeProblemKind::Moving,
+        ProblemKind::Blocked => HomeProblemKind::Blocked,
+        ProblemKind::Nested => HomeProblemKind::Nested,
+        ProblemKind::Special => HomeProblemKind::Special,
+    };
+    let problems = home.problems().into_iter().map(|problem| HomeProblem {
+        kind: kind(problem.kind),
+        count: problem.count as u64,
+        first: problem.first.into_iter().map(path_of).collect(),
+    });
+    HomeStatus {
+        polling: match home.watching() {
+            Watching::Events => None,
+            Watching::Polling { why } => Some(why),
+        },
+        waiting: home.waiting(),
+        held_back: home.held_back().map(|why| why.to_string()),
+        problems: problems.collect(),
+        displaced: Amount {
+            files: displaced.len() as u64,
+            bytes: displaced.iter().map(|one| one.bytes).sum(),
+        },
+    }
+}
+
+fn path_of(path: Vec<u8>) -> ApiPath {
+    ApiPath(PathBuf::from(OsString::from_vec(path)))
+}
+
+/// What nobody else is known to hold.
+pub(super) fn only_here(stats: &FolderStats) -> Amount {
+    Amount {
+        files: stats.only_here_files,
+        bytes: stats.only_here_bytes,
     }
 }
 

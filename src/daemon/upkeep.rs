@@ -1,5 +1,5 @@
 //! What is done for the store while nobody asks: damage is looked for and repaired, garbage is collected, and where
-//! everything lies is saved for the next start.
+//! everything lies is saved for the next start. What was displaced long ago goes.
 //!
 //! Everything is read once in `store.scrub_every_s`, slowly; after such a round what no folder needs is dropped. How
 //! far a round got is kept beside the store, so it goes on after a restart; a crash may lose the last step of it.
@@ -25,6 +25,9 @@ const QUIET_TIME: Duration = Duration::from_secs(2);
 
 /// Longest time somebody who waits for the garbage collection to make way is not seen.
 const PAUSE_STEP: Duration = Duration::from_millis(50);
+
+/// Time between two looks at what is displaced in plain directories.
+const EXPIRE_EVERY: Duration = Duration::from_secs(1800);
 
 /// File with [`Round`] in the state directory.
 const ROUND_FILE: &str = "scrub.json";
@@ -53,6 +56,7 @@ impl Daemon {
     /// Looks after the store until the daemon stops.
     pub(super) fn start_upkeep(&self) {
         let (inner, mut round) = (Arc::downgrade(&self.0), self.read_round());
+        let mut expired: Option<Instant> = None;
         let look_every = self.0.config.store_look_every;
         tokio::spawn(async move {
             loop {
@@ -64,6 +68,10 @@ impl Daemon {
                 else {
                     return;
                 };
+                if expired.is_none_or(|last| last.elapsed() >= EXPIRE_EVERY) {
+                    daemon.expire_displaced().await;
+                    expired = Some(Instant::now());
+                }
                 if let Err(error) = daemon.keep_up(&mut round).await {
                     tracing::warn!(error = error.message, "the store could not be looked after");
                 }

@@ -97,6 +97,8 @@ fn what_others_removed_is_listed_and_taken_back() {
         serde_json::from_str(&a.run(&["displaced", dir, "--json"])).unwrap();
     assert_eq!(listed[0]["name"], "notes.txt");
     assert_eq!(listed[0]["size"], 12);
+    assert_eq!(listed[0]["path"], "notes.txt");
+    assert_eq!(listed[0]["why"], "removed");
     let number = listed[0]["number"].to_string();
     let unknown = a.try_run(&["displaced", dir, "--restore", "99999"]);
     assert_eq!(unknown.status.code(), Some(3), "{}", text(&unknown));

@@ -23,6 +23,8 @@ pub struct SwarmStatus {
     pub replica: bool,
     /// A keeper said it holds this root.
     pub stored_elsewhere: bool,
+    /// Connected members that said of some root that they hold it: they will of the next, when they have it.
+    pub keepers: usize,
     /// What other devices hold, as far as known.
     pub elsewhere: Elsewhere,
     /// Why nothing is published or received, if something is in the way.
@@ -76,6 +78,7 @@ impl Swarm {
                 .map(|at| (self.clock.now() - at).as_secs()),
             whole: self.replica.whole() == Some(root),
             replica: self.replica.is_wanted(),
+            keepers: self.peers.values().filter(|p| p.stored.is_some()).count(),
             stored_elsewhere: self.peers.values().any(|p| p.stored == Some(root)),
             elsewhere: self.elsewhere(),
             trouble: self.trouble.clone().or_else(not_stored),

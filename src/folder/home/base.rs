@@ -49,6 +49,11 @@ impl FileTime {
         }
     }
 
+    /// Nanoseconds since the epoch; 0 for a time before it.
+    pub fn unix_nanos(self) -> u64 {
+        u64::try_from(self.nanos_since_epoch()).unwrap_or(0)
+    }
+
     /// Distance to another time in nanoseconds.
     pub fn distance(self, other: Self) -> u128 {
         self.nanos_since_epoch().abs_diff(other.nanos_since_epoch())

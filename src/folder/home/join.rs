@@ -9,10 +9,12 @@ use ccbt_xet::store::Store;
 
 use super::files::HomeFiles;
 use super::fs::TEMP_PREFIX;
+use super::ignore::rules_of;
 use super::ledger::Ledger;
 use super::plan::{Found, FoundKind, Seen, join};
 use super::take::content_of;
 use super::watch::Waker;
+use super::writeback;
 use crate::folder::state::{Fid, FileKind, Name, Node};
 
 /// Paths that are named; of more only the count is told.
@@ -52,6 +54,9 @@ impl Paths {
 /// Compares the directory `dir` with a folder. Files with equal names and sizes are read; nothing is changed.
 pub fn compare(dir: &Path, ledger: &dyn Ledger, store: &Store) -> io::Result<JoinPlan> {
     let files = HomeFiles::open(dir, 0, Waker::new()?)?;
+    let rules = rules_of(&files, ledger, &|content, size| {
+        writeback::content(store, &files, content, size)
+    });
     let mut plan = JoinPlan::default();
     let mut dirs = vec![(Vec::new(), Fid::ROOT)];
     while let Some((path, fid)) = dirs.pop() {
@@ -75,9 +80,12 @@ pub fn compare(dir: &Path, ledger: &dyn Ledger, store: &Store) -> io::Result<Joi
                 }
             }
         }
+        let within = rules.within(&path);
         // A home of something else, or another disk, is not published either.
-        let own = here.into_iter().filter(|(_, seen)| *seen != Seen::Nested);
-        for (name, _) in own {
+        let shared = here
+            .into_iter()
+            .filter(|(name, seen)| *seen != Seen::Nested && !within.ignores(name, seen.is_dir()));
+        for (name, _) in shared {
             plan.local_only.add(join(&path, &name));
         }
     }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::base::{At, FileTime, HomeId, Row, RowKind, table_prefix};
 use super::intent::Intent;
+use super::origin::{self, Origin};
 use super::watch::Waker;
 use crate::folder::state::{
     Body, By, Change, Content, Dot, Fid, FileKind, FileNode, Inc, Key, Name, NewFile, Node,
@@ -148,6 +149,11 @@ impl<'t> Apply<'t> {
     /// Forgets a base record.
     pub(super) fn forget(&mut self, at: &At) {
         self.txn.set_row(at.key(), None);
+    }
+
+    /// Keeps where the displaced thing `name` was.
+    pub(super) fn keep_origin(&mut self, name: &[u8], origin: &Origin) {
+        self.txn.set_row(origin::key(name), Some(origin.encode()));
     }
 
     /// Something is at another place than its record says.

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 
 /// The directory at the root of a home that is ours and never published.
 pub const OWN_DIR: &str = ".ccbt";
@@ -33,7 +34,7 @@ pub fn read(root: &OwnedFd) -> io::Result<Option<Marker>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = match rustix::fs::openat(root, FILE, flags, Mode::empty()) {
         Ok(file) => std::fs::File::from(file),
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(None),
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
     let mut text = Vec::new();
@@ -62,7 +63,7 @@ impl Marker {
 /// Writes the marker, whole or not at all.
 pub fn write(root: &OwnedFd, marker: &Marker) -> io::Result<()> {
     match rustix::fs::mkdirat(root, OWN_DIR, Mode::from_raw_mode(0o700)) {
-        Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+        Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(error.into()),
     }
     let flags =
@@ -78,16 +79,25 @@ pub fn write(root: &OwnedFd, marker: &Marker) -> io::Result<()> {
 /// Takes the home for this process until what is returned is closed; none where nothing can be locked, as on a disk that
 /// is read-only. Fails with `WouldBlock` if another has it.
 pub(super) fn lock(root: &OwnedFd) -> io::Result<Option<OwnedFd>> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // A file that is open for writing would keep the disk from being made read-only.
+    match lock_as(root, OFlags::RDONLY) {
+        // On NFS only such a file can be locked.
+        Err(Errno::BADF) => Ok(lock_as(root, OFlags::RDWR)?),
+        locked => Ok(locked?),
+    }
+}
+
+fn lock_as(root: &OwnedFd, how: OFlags) -> Result<Option<OwnedFd>, Errno> {
+    let flags = how | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = match rustix::fs::openat(root, LOCK_FILE, flags, Mode::from_raw_mode(0o600)) {
         Ok(file) => file,
-        Err(rustix::io::Errno::ROFS | rustix::io::Errno::NOSPC) => return Ok(None),
-        Err(error) => return Err(error.into()),
+        Err(Errno::ROFS | Errno::NOSPC) => return Ok(None),
+        Err(error) => return Err(error),
     };
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(file)),
-        Err(rustix::io::Errno::NOLCK | rustix::io::Errno::OPNOTSUPP) => Ok(None),
-        Err(error) => Err(error.into()),
+        Err(Errno::NOLCK | Errno::OPNOTSUPP) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -96,7 +106,7 @@ pub fn remove_own(path: &Path, own: &Marker) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(root) => root,
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(()),
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
         Err(error) => return Err(error.into()),
     };
     match read(&root)? {
@@ -109,12 +119,12 @@ pub fn remove_own(path: &Path, own: &Marker) -> io::Result<()> {
 pub fn remove(root: impl AsFd) -> io::Result<()> {
     for file in [FILE, LOCK_FILE] {
         match rustix::fs::unlinkat(&root, file, AtFlags::empty()) {
-            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+            Ok(()) | Err(Errno::NOENT) => {}
             Err(error) => return Err(error.into()),
         }
     }
     match rustix::fs::unlinkat(&root, OWN_DIR, AtFlags::REMOVEDIR) {
-        Ok(()) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTEMPTY) => Ok(()),
+        Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }

@@ -3,7 +3,9 @@
 //! Reading: `base` is what was true when the directory was last read or written, `plan` compares that with what is there
 //! now, `take` reads what is new, `ledger` and `record` turn it into operations of the folder, `scan` drives them,
 //! `watch` says when. Writing: `pull` compares what the folder shows with the base records, `write` does what follows, by
-//! renames that `intent` announces and that can be undone, on the file system of `fs`; `pace` says when. `guard` and
+//! renames that `intent` announces and that can be undone, on the file system of `fs`; `pace` says when. What that takes
+//! away is `displaced`, with where it was in `origin`, until it is to `expire`. `ignore` has the rules of what is not
+//! shared, `problems` what scans met. `guard` and
 //! `marker` keep a lost disk from being taken for the user's wish, `files` and `unix` are the only way to the files, and
 //! `explore` proves the writing side on a file system that others write to and that fails. Reading and writing never
 //! happen at once: who has the scanner does.
@@ -11,6 +13,7 @@
 pub mod base;
 pub mod caps;
 pub mod displaced;
+pub mod expire;
 #[cfg(test)]
 mod explore;
 pub mod files;
@@ -18,15 +21,20 @@ mod follow;
 pub mod fs;
 pub mod guard;
 mod hash;
+pub mod ignore;
 pub(crate) mod intent;
 pub mod join;
+mod lease;
 pub mod ledger;
 mod live;
+mod look;
 pub mod marker;
 pub mod memory;
+pub mod origin;
 mod pace;
 pub mod places;
 pub mod plan;
+pub mod problems;
 mod pull;
 mod record;
 mod scan;
@@ -36,7 +44,7 @@ pub mod watch;
 mod write;
 mod writeback;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -54,6 +62,7 @@ use self::follow::Follow;
 use self::guard::HeldReason;
 use self::ledger::{Extent, Ledger};
 use self::marker::{Marker, OWN_DIR};
+use self::problems::{Problem, Problems};
 use self::scan::{LoadFrom, Part, Scan, Scanner};
 use self::watch::{Waker, Watcher};
 use self::writeback::Pulled;
@@ -144,6 +153,10 @@ struct Inner {
     scan_asked: AtomicBool,
     /// The folder is mounted over the directory.
     is_mounted: AtomicBool,
+    /// What scans met.
+    problems: Mutex<Problems>,
+    /// Since when each displaced thing was seen.
+    displaced_seen: Mutex<HashMap<u64, Duration>>,
     /// What the last writing left undone.
     left: Mutex<Option<String>>,
     /// Keeps other daemons out for as long as it is open.
@@ -199,6 +212,8 @@ impl Home {
             stop: AtomicBool::new(false),
             scan_asked: AtomicBool::new(false),
             is_mounted: AtomicBool::new(false),
+            problems: Mutex::default(),
+            displaced_seen: Mutex::default(),
             left: Mutex::new(None),
             lock: Mutex::new(lock),
         };
@@ -314,6 +329,11 @@ impl Home {
             let scanned = Scan::new(&self.inner, &mut scanner, &|_| ()).run(&part);
             scanned.map_err(|error| error.to_string())?;
         }
+    }
+
+    /// What keeps some of its names from being part of the folder.
+    pub fn problems(&self) -> Vec<Problem> {
+        self.inner.problems.lock().told()
     }
 
     /// Files opened so far to be taken in.

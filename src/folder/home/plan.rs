@@ -41,8 +41,20 @@ pub enum Seen {
     Found(Found),
     /// A directory that is not ours to enter: the home of something else, or on another file system.
     Nested,
-    /// It is there, and no more is known or wanted for now: it cannot be examined, or is being written.
+    /// It is there, and no more is wanted for now: it is being written.
+    Busy,
+    /// It is there, and no more is known: it cannot be examined.
     Unknown,
+}
+
+impl Seen {
+    pub fn is_dir(&self) -> bool {
+        match self {
+            Self::Found(found) => found.kind == FoundKind::Dir,
+            Self::Nested => true,
+            Self::Busy | Self::Unknown => false,
+        }
+    }
 }
 
 /// A directory as it was read.
@@ -153,7 +165,7 @@ pub struct Counts {
     pub dirs: u64,
     pub unchanged: u64,
     /// Devices, sockets and fifos.
-    pub special: u64,
+    pub special: Vec<Vec<u8>>,
     /// Directories on other file systems and homes of others, not entered.
     pub nested: Vec<Vec<u8>>,
     /// Directories that could not be read to their end, and names that could not be examined.
@@ -287,6 +299,7 @@ impl<'r> Plan<'r> {
                 name,
             };
             match seen {
+                Seen::Busy => {}
                 Seen::Unknown => self.steps.report.unknown.push(path),
                 // What its records say of it is neither true nor false while it is somebody else's.
                 Seen::Nested => self.steps.report.nested.push(path),
@@ -314,7 +327,7 @@ impl<'r> Plan<'r> {
             FoundKind::Dir => self.compare_dir(at, path, found, row, deep),
             FoundKind::File | FoundKind::Symlink => self.compare_file(at, path, found, row),
             FoundKind::Special => {
-                self.steps.report.special += 1;
+                self.steps.report.special.push(path);
                 self.gone.extend(row.map(|row| (at, row)));
             }
         }

@@ -5,9 +5,13 @@ use bytes::Bytes;
 use super::base::{At, HomeId, Row, prefix, table_prefix};
 use super::intent::{self, Intent, IntentId};
 use super::ledger::{Apply, Attributes, DiskFile, Ledger, Txn};
+use super::origin;
 use super::places::{Places, is_hidden};
 use super::plan::{DirStep, Rows, Steps, Take};
 use crate::folder::state::{OpError, Xattrs};
+
+/// Numbers are given one by one and never get this large.
+const NUMBERS_MAX: u64 = 1 << 48;
 
 /// The folder's table as the plan reads it.
 pub(super) struct Table<'l>(pub(super) &'l dyn Ledger);
@@ -44,6 +48,12 @@ pub(super) fn restore(
         let rows = ids.iter_mut().flat_map(Intent::rows_mut);
         let largest = rows.map(|row| row.id.0).chain([own]).max();
         next_id = next_id.max(largest.unwrap_or(0) + 1);
+    }
+    for (key, _) in ledger.rows(&origin::table_prefix()) {
+        let number = origin::from_key(&key).and_then(origin::number_of);
+        // A damaged key must not use up all numbers.
+        let number = number.filter(|number| *number < NUMBERS_MAX);
+        next_id = next_id.max(number.unwrap_or(0) + 1);
     }
     (next_id, entries)
 }

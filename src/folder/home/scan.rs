@@ -13,15 +13,18 @@ use super::Inner;
 use super::base::{At, FileTime, HomeId, Row, RowKind, unsure_for, xattr_digest};
 use super::files::{HomeFiles, xattrs};
 use super::guard::{Guard, HeldReason};
-use super::ledger::{Apply, Attributes, DiskFile, Ledger, LedgerError};
+use super::ignore::HomeRules;
+use super::ledger::{Apply, Attributes, DiskFile, Ledger, LedgerError, noted_fid};
 use super::marker;
 use super::places::is_hidden;
-use super::plan::{Counts, DirStep, FoundKind, Listing, Look, Plan, Seen, Steps, Take, Visit};
+use super::plan::{
+    Counts, DirStep, FoundKind, Listing, Look, Plan, Seen, Steps, Take, Visit, join,
+};
 use super::pull::Puller;
 use super::record::{self, Recorded, Table};
 use super::take::{BIG_BYTES, Miss, Taken, When, ranges_of, take};
 use super::writeback;
-use crate::folder::state::{OpError, Xattrs};
+use crate::folder::state::{Fid, OpError, Xattrs};
 use crate::folder::tree::NodesError;
 use crate::folder::work::StoreError;
 
@@ -101,6 +104,7 @@ pub(super) struct Scanner {
     /// Files that changed while they were read, and are left alone for a while.
     pub(super) restless: HashMap<At, Restless>,
     pub(super) puller: Puller,
+    pub(super) rules: HomeRules,
 }
 
 /// A file that does not stop changing.
@@ -172,7 +176,10 @@ impl<'h> Scan<'h> {
             return Err(ScanError::Held(reason));
         }
         match self.run_unguarded(part) {
-            Ok(()) => Ok(self.report),
+            Ok(()) => {
+                self.note_problems(part);
+                Ok(self.report)
+            }
             Err(ScanError::Held(reason)) => {
                 self.scanner.held = Some(reason.clone());
                 Err(ScanError::Held(reason))
@@ -181,10 +188,27 @@ impl<'h> Scan<'h> {
         }
     }
 
+    fn note_problems(&self, part: &Part<'_>) {
+        let files = &self.home.files;
+        let dirs = match part {
+            Part::Everything => None,
+            Part::Dirs { dirs, .. } => Some(dirs.iter().filter_map(|dir| files.path(*dir))),
+        };
+        let dirs: Option<Vec<Vec<u8>>> = dirs.map(Iterator::collect);
+        self.home
+            .problems
+            .lock()
+            .note(dirs.as_deref(), &self.report);
+    }
+
     fn run_unguarded(&mut self, part: &Part<'_>) -> Result<(), ScanError> {
         let home = self.home;
         check_root(home).map_err(ScanError::Held)?;
         self.recover()?;
+        if self.scanner.rules.refresh(home) && !matches!(part, Part::Everything) {
+            home.scan_asked.store(true, Ordering::Release);
+            home.waker.wake();
+        }
         let mut leftover = Vec::new();
         let table = Table(&*home.ledger);
         let stamp = (home.files.root_stamp().0, home.files.root_ino());
@@ -203,7 +227,7 @@ impl<'h> Scan<'h> {
         while let Some(visit) = plan.next_visit() {
             self.go_on()?;
             let mut listing = self.list(&visit, open);
-            self.spare_restless(visit.dir, &mut listing);
+            self.spare_restless(&visit, &mut listing);
             let names = std::mem::take(&mut listing.leftover);
             leftover.extend(names.into_iter().map(|name| (visit.dir, name)));
             root_is_empty |=
@@ -262,28 +286,40 @@ impl<'h> Scan<'h> {
             files.list(&fd, visit.dir == HomeId::ROOT)
         });
         let mut listing = listing.unwrap_or_default();
+        self.leave_out_ignored(visit, &mut listing);
         for (name, seen) in &mut listing.names {
             let is_file = matches!(seen, Seen::Found(found) if found.kind == FoundKind::File);
             if is_file && !open.is_empty() && open.contains(&(visit.dir, name.clone())) {
-                *seen = Seen::Unknown;
+                *seen = Seen::Busy;
             }
         }
         listing
     }
 
+    /// Names that the rules keep out and that are not in the folder are as if they were not there.
+    fn leave_out_ignored(&self, visit: &Visit, listing: &mut Listing) {
+        let within = self.scanner.rules.rules.within(&visit.path);
+        let (home, dir) = (self.home, visit.dir);
+        listing.names.retain(|name, seen| {
+            let is_dir = seen.is_dir();
+            !within.ignores(name, is_dir) || is_in_folder(home, dir, name)
+        });
+    }
+
     /// Leaves files alone that would change again while they are read.
-    fn spare_restless(&mut self, dir: HomeId, listing: &mut Listing) {
+    fn spare_restless(&mut self, visit: &Visit, listing: &mut Listing) {
         if self.scanner.restless.is_empty() {
             return;
         }
-        let now = self.home.elapsed();
+        let (dir, now) = (visit.dir, self.home.elapsed());
         let restless = &mut self.scanner.restless;
         restless.retain(|at, _| at.dir != dir || listing.names.contains_key(&at.name));
         for (at, restless) in restless.iter().filter(|(at, _)| at.dir == dir) {
             if let Some(seen) = listing.names.get_mut(&at.name)
                 && restless.until > now
             {
-                *seen = Seen::Unknown;
+                *seen = Seen::Busy;
+                self.report.moving.push(join(&visit.path, &at.name));
                 self.report.again.push((dir, restless.until - now));
             }
         }
@@ -629,6 +665,26 @@ impl<'h> Scan<'h> {
     }
 }
 
+/// Whether a name has a base record, or the folder shows it.
+fn is_in_folder(home: &Inner, dir: HomeId, name: &Bytes) -> bool {
+    let at = At {
+        dir,
+        name: name.clone(),
+    };
+    if home.row(&at).is_some() {
+        return true;
+    }
+    let fid = match dir {
+        HomeId::ROOT => Some(Fid::ROOT),
+        dir => noted_fid(&*home.ledger, dir),
+    };
+    let mut is_shown = false;
+    home.ledger.read(&mut |state| {
+        is_shown = fid.is_some_and(|fid| state.lookup(fid, name).is_some());
+    });
+    is_shown
+}
+
 /// Whether an error says that a file is not there any more, or is another kind of thing.
 fn is_gone(error: &std::io::Error) -> bool {
     use rustix::io::Errno;
@@ -667,7 +723,7 @@ impl Counts {
         self.files += more.files;
         self.dirs += more.dirs;
         self.unchanged += more.unchanged;
-        self.special += more.special;
+        self.special.append(&mut more.special);
         self.nested.append(&mut more.nested);
         self.unknown.append(&mut more.unknown);
     }

@@ -9,7 +9,9 @@ use super::Inner;
 use super::base::{FileTime, HomeId};
 use super::files::HomeFiles;
 use super::hash::ZEROS;
+use super::ignore::Rules;
 use super::ledger::{Extent, LedgerError};
+use super::plan::{FoundKind, Seen};
 use super::pull::{Left, Pull, Puller};
 use super::scan::{ScanError, Scanner, check_root};
 use super::take::{each_chunk, ranges_of};
@@ -79,6 +81,41 @@ impl Contents for StoreContents<'_> {
     }
 }
 
+/// The bytes of a content of the folder, if all of it is here.
+pub(super) fn content(
+    store: &Store,
+    files: &HomeFiles,
+    content: &Bytes,
+    size: u64,
+) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut keep = |piece: Piece<'_>| {
+        match piece {
+            Piece::Bytes(part) => bytes.extend_from_slice(part),
+            Piece::Zeros(len) => bytes.resize(bytes.len() + usize::try_from(len).unwrap_or(0), 0),
+        }
+        Ok(())
+    };
+    let contents = StoreContents { store, files };
+    contents.read(content, size, &mut keep).ok()?;
+    Some(bytes)
+}
+
+/// Whether a directory has nothing in it but what is not shared.
+fn has_only_ignored(files: &HomeFiles, rules: &Rules, path: &[u8]) -> bool {
+    let listing = files.open_dir(path).and_then(|dir| files.list(&dir, false));
+    let Ok(listing) = listing else { return false };
+    let within = rules.within(path);
+    let is_ignored = |(name, seen): (&Bytes, &Seen)| match seen {
+        Seen::Found(found) => within.ignores(name, found.kind == FoundKind::Dir),
+        Seen::Nested | Seen::Busy | Seen::Unknown => false,
+    };
+    !listing.is_nested
+        && listing.complete
+        && listing.leftover.is_empty()
+        && listing.names.iter().all(is_ignored)
+}
+
 /// What a pull did and left.
 #[derive(Debug)]
 pub(super) struct Pulled {
@@ -142,11 +179,13 @@ fn with_writer<R>(
         store: &home.store,
         files: &home.files,
     };
+    let rules = &scanner.rules.rules;
     let mut writer = Writer {
         fs: &*home.files,
         ledger: &*home.ledger,
         contents: &contents,
         places: home.files.places(),
+        is_spent: &|path| has_only_ignored(&home.files, rules, path),
         next_id: &mut scanner.next_id,
         now: &|| FileTime::from_unix_nanos((home.clock)()),
         written: Written::default(),

@@ -78,6 +78,12 @@ impl State {
         names.flat_map(|names| names.by_shown.iter().map(|(s, (b, i))| (s, b, *i)))
     }
 
+    /// Every name that more than one thing wants. Costs what is crowded, whatever else the folder holds.
+    pub fn conflicts(&self) -> impl Iterator<Item = (Fid, &Name)> {
+        let crowds = self.crowds.iter();
+        crowds.flat_map(|(&dir, crowd)| crowd.bases.iter().map(move |base| (dir, base)))
+    }
+
     fn sibling_names(&self, dir: Fid) -> Option<&SiblingNames> {
         let crowd = self.crowds.get(&dir)?;
         Some(
@@ -123,15 +129,6 @@ impl State {
                 None => label::RECOVERED.to_owned(),
             },
         }
-    }
-
-    /// The crowded names of every directory that has one, for tests against a count from scratch.
-    #[cfg(test)]
-    pub(super) fn crowded(&self) -> Vec<(Fid, Name)> {
-        let crowds = self.crowds.iter();
-        crowds
-            .flat_map(|(&dir, crowd)| crowd.bases.iter().map(move |base| (dir, base.clone())))
-            .collect()
     }
 }
 

@@ -467,7 +467,14 @@ pub(super) fn check_derived(state: &State) {
     );
     let crowded = |(dir, name): &(Fid, Name)| state.members(*dir, name.as_bytes()).len() > 1;
     let crowded: Vec<(Fid, Name)> = wanted.into_iter().filter(crowded).collect();
-    assert_eq!(state.crowded(), crowded, "crowded names");
+    assert_eq!(
+        state
+            .conflicts()
+            .map(|(dir, name)| (dir, name.clone()))
+            .collect::<Vec<_>>(),
+        crowded,
+        "crowded names"
+    );
 }
 
 /// All a kernel may have cached: names with what they show and how many names that has, and attributes of directories.

@@ -173,6 +173,22 @@ impl State {
         spots.map(|spot| (spot.dir, spot.name)).collect()
     }
 
+    /// Everything that wants the name that what `dir` shows as `shown` wants: where each is shown, the one that has the
+    /// name first. Nothing if it wants it alone.
+    pub fn rivals(&self, dir: Fid, shown: &[u8]) -> Vec<(Name, Node)> {
+        let Some(spot) = self.spot(dir, shown) else {
+            return Vec::new();
+        };
+        let group = self.group(dir, spot.base.as_bytes());
+        if group.len() < 2 {
+            return Vec::new();
+        }
+        group
+            .into_iter()
+            .map(|spot| (spot.name, spot.node))
+            .collect()
+    }
+
     pub(super) fn inode_spots(&self, file: &FileNode) -> Vec<Spot> {
         let linked = file
             .version

@@ -192,6 +192,12 @@ impl Folder {
         Ok(missing)
     }
 
+    /// Whether all content of what is shown is here.
+    pub fn is_here(&self, node: &Node) -> bool {
+        let stored = stored_of(node);
+        stored.is_none_or(|stored| self.inner.presence_of(&stored) == Presence::Local)
+    }
+
     /// What is shown at a path of names from the root.
     pub fn lookup_path(&self, path: &[&[u8]]) -> Option<Found> {
         let mut core = self.inner.core.lock();

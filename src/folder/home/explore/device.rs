@@ -233,6 +233,7 @@ impl Device {
             ledger: &self.ledger,
             contents: &contents,
             places: &self.places,
+            is_spent: &|_| false,
             next_id: &mut self.next_id,
             now: &now,
             written: Written::default(),

@@ -148,16 +148,21 @@ impl<F: HomeFs> Writer<'_, F> {
         Ok(gone.len() as u64)
     }
 
-    fn remove_dir(&self, at: &At, row: &Row) -> Result<(), Miss> {
+    fn remove_dir(&mut self, at: &At, row: &Row) -> Result<(), Miss> {
         self.go_on()?;
         let parent = self.open(at.dir)?;
         self.check(&parent, &at.name, row)?;
-        self.fs
-            .rmdir(&parent, &at.name)
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::DirectoryNotEmpty => Miss::Changed,
-                _ => changed_if_gone(error),
-            })
+        let path = self.places.path(row.id).ok_or(Miss::Changed)?;
+        match self.fs.rmdir(&parent, &at.name) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                if !(self.is_spent)(&path) {
+                    return Err(Miss::Changed);
+                }
+                // What nobody but its user knows goes with the directory, to where it is found.
+                Ok(self.keep_unrecorded(&parent, &at.name, &at.name)?)
+            }
+            removed => removed.map_err(changed_if_gone),
+        }
     }
 
     /// Sets attributes and notes what things stand for now.

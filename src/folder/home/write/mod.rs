@@ -18,10 +18,11 @@ use bytes::Bytes;
 use super::base::{At, FileTime, HomeId, Row, RowKind, UNKNOWN_INO};
 use super::fs::{HomeFs, RenameHow, TEMP_PREFIX};
 use super::intent::{Intent, IntentId};
-use super::ledger::{Ledger, LedgerError, Txn};
+use super::ledger::{Ledger, LedgerError, Txn, dots};
 use super::marker::OWN_DIR;
-use super::places::{DISPLACED, Places, own_name};
-use super::plan::{Found, FoundKind};
+use super::origin::{Origin, Why};
+use super::places::{DISPLACED, Places, is_hidden, own_name};
+use super::plan::{Found, FoundKind, join};
 use crate::folder::state::{FileKind, Xattrs, beside};
 
 pub(super) use dirs::{Dress, NewDir};
@@ -170,6 +171,8 @@ pub(super) struct Writer<'w, F: HomeFs> {
     pub(super) ledger: &'w dyn Ledger,
     pub(super) contents: &'w dyn Contents,
     pub(super) places: &'w Places,
+    /// Whether the directory at a path holds nothing but what is not shared.
+    pub(super) is_spent: &'w dyn Fn(&[u8]) -> bool,
     /// The number the next new thing gets.
     pub(super) next_id: &'w mut u64,
     /// Reads the wall clock.
@@ -315,6 +318,25 @@ impl<F: HomeFs> Writer<'_, F> {
         })?;
         self.ledger.sync()?;
         Ok(records.into_iter().map(|(id, _)| id).collect())
+    }
+
+    /// Where something that is displaced now was, and what took its place.
+    fn origin(&self, at: &At, why: Why, by: Option<&Row>, old: &Row) -> Origin {
+        let name = match is_hidden(at.dir) {
+            true => shown_name(&at.name),
+            false => &at.name,
+        };
+        let dir = (!is_hidden(at.dir))
+            .then(|| self.places.path(at.dir))
+            .flatten();
+        let by = by.and_then(|row| dots(&row.held).first().copied());
+        Origin {
+            path: join(&dir.unwrap_or_default(), name),
+            why,
+            by: by.map(|dot| dot.inc),
+            when: (self.now)().unix_nanos(),
+            held: old.held.clone(),
+        }
     }
 
     /// A file of a temporary name that no intent knows: something ended while it was written, or it is not ours.

@@ -7,7 +7,8 @@ use super::super::base::{At, HomeId, Row};
 use super::super::fs::{HomeFs, RenameHow};
 use super::super::intent::{Intent, IntentId};
 use super::super::ledger::{Apply, LedgerError};
-use super::super::places::is_hidden;
+use super::super::origin::Why;
+use super::super::places::{DISPLACED, is_hidden};
 use super::{Miss, Writer, changed_if_gone, is_thing, is_untouched, settle, shown_name};
 
 /// Moves whose intents are written down together.
@@ -189,7 +190,12 @@ impl<F: HomeFs> Writer<'_, F> {
             settle(txn, refused);
             for (one, row, id) in &durable {
                 settle(txn, &[*id]);
-                Apply::new(txn).moved(&one.from, &one.to, row);
+                let mut apply = Apply::new(txn);
+                apply.moved(&one.from, &one.to, row);
+                if one.to.dir == DISPLACED {
+                    let origin = self.origin(&one.from, Why::Removed, None, row);
+                    apply.keep_origin(&one.to.name, &origin);
+                }
             }
         })?;
         for (one, ..) in durable {

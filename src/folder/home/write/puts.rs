@@ -10,6 +10,7 @@ use super::super::base::{At, HomeId, Row, RowKind, is_unsure};
 use super::super::fs::{Attributes, HomeFs, Kept, RenameHow};
 use super::super::intent::{Intent, IntentId};
 use super::super::ledger::{Apply, LedgerError};
+use super::super::origin::Why;
 use super::super::places::DISPLACED;
 use super::super::plan::Found;
 use super::{
@@ -407,6 +408,8 @@ impl<F: HomeFs> Writer<'_, F> {
                 }
                 if let Some((row, name)) = &one.displaced {
                     apply.keep(&displaced_at(name), row);
+                    let origin = self.origin(&one.at, Why::Replaced, Some(&one.row), row);
+                    apply.keep_origin(name, &origin);
                 }
             }
         })?;
