@@ -132,7 +132,11 @@ pub(super) fn pull(
     if let Some(reason) = scanner.held.clone() {
         return Err(ScanError::Held(reason));
     }
-    check_root(home).map_err(ScanError::Held)?;
+    check_root(home).map_err(|reason| {
+        // Who writes may be the first to see it; a scan may be an hour away.
+        scanner.held = Some(reason.clone());
+        ScanError::Held(reason)
+    })?;
     home.store
         .sync()
         .map_err(|error| LedgerError::Io(io::Error::other(error)))?;

@@ -116,7 +116,7 @@ fn config() -> Vec<Vec<u8>> {
         "",
         "router.example:6881, other.example:1",
     ];
-    let every_key = (0..19).flat_map(|key| texts.map(|text| with_prefix(&[key], text)));
+    let every_key = (0..21).flat_map(|key| texts.map(|text| with_prefix(&[key], text)));
     every_key
         .filter(|input| {
             crate::targets::TARGETS

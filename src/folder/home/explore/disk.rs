@@ -39,6 +39,8 @@ pub(super) struct Disk {
     pub(super) nodes: BTreeMap<u64, Node>,
     /// What the names were at the last sync, and after each change since.
     versions: Vec<Names>,
+    /// Files that we made and the user has not written to.
+    pub(super) ours: BTreeSet<u64>,
     next_ino: u64,
     /// Nanoseconds since 1970.
     pub(super) clock: u64,
@@ -67,6 +69,7 @@ impl Disk {
             names: BTreeMap::new(),
             nodes: BTreeMap::new(),
             versions: Vec::new(),
+            ours: BTreeSet::new(),
             next_ino: ROOT,
             clock: 1_700_000_000_000_000_000,
             is_mounted: true,
@@ -292,7 +295,13 @@ impl Disk {
     /// The contents that a crash could not take away.
     pub(super) fn safe(&self) -> BTreeSet<Bytes> {
         let contents = |names: &Names| {
-            let reached = reach(names, ROOT);
+            // A copy of ours that has not come to its name yet is dropped after a crash.
+            let mut names = names.clone();
+            for below in names.values_mut() {
+                below
+                    .retain(|name, ino| !name.starts_with(TEMP_PREFIX) || !self.ours.contains(ino));
+            }
+            let reached = reach(&names, ROOT);
             let synced = |ino: &u64| {
                 let node = self.nodes.get(ino)?;
                 (node.data == node.durable).then(|| node.data.clone())
@@ -475,7 +484,11 @@ impl HomeFs for FakeFs {
 
     fn create(&self, dir: &u64, name: &[u8]) -> io::Result<File> {
         self.room()?;
-        let ino = self.call(|disk| disk.make(*dir, name, FoundKind::File, Bytes::new()))?;
+        let ino = self.call(|disk| {
+            let ino = disk.make(*dir, name, FoundKind::File, Bytes::new())?;
+            disk.ours.insert(ino);
+            Ok(ino)
+        })?;
         Ok(File { ino })
     }
 

@@ -123,6 +123,7 @@ impl User {
             self.owed.remove(&content);
         }
         self.note_hidden(disk, ino, &content);
+        disk.ours.remove(&ino);
         disk.write(ino, content, false);
         self.settle(disk, ino);
     }

@@ -349,6 +349,11 @@ impl<'p, 'w, F: HomeFs> Pull<'p, 'w, F> {
         let mut puts = Vec::with_capacity(wants.len());
         for (at, want) in wants {
             let mut old = self.writer.row(&at);
+            if old.as_ref().is_some_and(Row::is_dir) {
+                // It could not go aside. Among the displaced it would take with it what nobody has read.
+                self.left.note(Some(Miss::Changed));
+                continue;
+            }
             if let Some(row) = old.as_ref().filter(|_| !self.writer.fs.can_exchange()) {
                 self.displace(&[row.id])?;
                 old = self.writer.row(&at);
