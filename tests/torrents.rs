@@ -44,7 +44,7 @@ fn from_libtorrent_by_file_and_by_magnet() {
 fn to_libtorrent_by_file_and_by_magnet() {
     let place = Place::new();
     let top = content(&place, 64);
-    for flag in ["--v1", "--hybrid"] {
+    for flag in ["--v1", "--hybrid", "--v2"] {
         let file = torrent(&place, &top, flag);
         let port = free_port();
         let src = place.path("src");

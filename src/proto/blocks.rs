@@ -31,6 +31,8 @@ pub struct Layout {
     pieces: u32,
     /// Pieces with fewer bytes than the others: the last one, and in v2 the last one of each file.
     short: HashMap<u32, u32>,
+    /// Files end within pieces: it is of v2 alone.
+    has_gaps: bool,
 }
 
 impl Layout {
@@ -46,6 +48,7 @@ impl Layout {
             piece_bytes,
             pieces,
             short: last.into_iter().collect(),
+            has_gaps: false,
         }
     }
 
@@ -53,6 +56,7 @@ impl Layout {
     pub fn of(info: &Info) -> Self {
         let mut layout = Self::new(info.piece_bytes, info.space_bytes);
         if info.pieces_v1.is_empty() {
+            layout.has_gaps = true;
             for file in &info.files {
                 let rest = (file.length % u64::from(layout.piece_bytes)) as u32;
                 let last = (file.offset + file.length) / u64::from(layout.piece_bytes);
@@ -98,13 +102,13 @@ impl Layout {
         }
     }
 
-    /// Whether a peer may ask for this range: it lies in its piece, or in the gap between that and the next one. libtorrent 2.0 asks
-    /// for all of a v2 piece, however little of it is file; what lies in a gap are zeros.
+    /// Whether a peer may ask for this range: it lies in its piece, or in the gap between that and where the next one would begin.
+    /// libtorrent 2.0 asks for all of a v2 piece, however little of it is file, and be it the last; what lies in a gap are zeros.
     pub fn may_be_asked(&self, block: &Block) -> bool {
         let last = block.piece.checked_add(1) == Some(self.pieces);
         let most = match self.piece_len(block.piece) {
             0 => 0,
-            len if last => len,
+            len if last && !self.has_gaps => len,
             _ => self.piece_bytes,
         };
         let end = u64::from(block.begin) + u64::from(block.length);
@@ -150,6 +154,11 @@ mod tests {
             range(3, 0, 1),
             range(u32::MAX, 0, 1),
         ] {
+            assert!(!layout.may_be_asked(&block), "{block:?}");
+        }
+        layout.has_gaps = true;
+        assert!(layout.may_be_asked(&range(2, 16_384, 16_384)));
+        for block in [range(2, 32_768, 7_233), range(3, 0, 1)] {
             assert!(!layout.may_be_asked(&block), "{block:?}");
         }
     }
