@@ -16,6 +16,9 @@ use crate::proto::rate::Bucket;
 const TURN: Duration = Duration::from_millis(50);
 /// The least that may pass at once: a block.
 const TURN_BYTES_MIN: u64 = 16 << 10;
+/// Who went last leaves the next turn to the others for this long: timers end a millisecond apart, and the same one would
+/// be first every time.
+const YIELD: Duration = Duration::from_millis(5);
 /// A sleeper looks again at least this often: the limit may have been raised meanwhile.
 const SLEEP_MAX: Duration = Duration::from_millis(500);
 
@@ -112,20 +115,39 @@ impl Level {
 /// See the module documentation.
 #[derive(Debug, Clone)]
 pub(super) struct Limits {
-    pub(super) levels: [Arc<Level>; 3],
+    levels: [Arc<Level>; 3],
+    /// Until when others go first, by the clock of the levels, down and up.
+    yields: [Duration; 2],
 }
 
 impl Limits {
+    /// Of a connection, its torrent, and everything.
+    pub(super) fn new(levels: [Arc<Level>; 3]) -> Self {
+        let yields = [Duration::ZERO; 2];
+        Self { levels, yields }
+    }
+
     /// When something may pass, or when to ask again; `None`: now.
     pub(super) fn ready_at(&self, way: Way) -> Option<Instant> {
+        let clock = self.clock();
+        let turn = self.yields[way as usize].saturating_sub(clock.now());
+        let wait = self.wait(way)?.max(turn);
+        (!wait.is_zero()).then(|| clock.instant(clock.now() + wait.min(SLEEP_MAX)))
+    }
+
+    /// How long the strictest limit makes us wait; `None` without limits.
+    fn wait(&self, way: Way) -> Option<Duration> {
         let waits = self.levels.iter().filter_map(|level| {
             level.with(way, |bucket, _, now| {
                 bucket.ready_at(now).saturating_sub(now)
             })
         });
-        let wait = waits.max().filter(|wait| !wait.is_zero())?;
-        let clock = self.levels.first()?.clock;
-        Some(clock.instant(clock.now() + wait.min(SLEEP_MAX)))
+        waits.max()
+    }
+
+    fn clock(&self) -> Elapsed {
+        let [connection, _, _] = &self.levels;
+        connection.clock
     }
 
     /// How much may pass at once.
@@ -141,9 +163,12 @@ impl Limits {
     }
 
     /// So much has passed.
-    pub(super) fn passed(&self, way: Way, bytes: u64) {
+    pub(super) fn passed(&mut self, way: Way, bytes: u64) {
         for level in &self.levels {
             level.with(way, |bucket, _, now| bucket.take(now, bytes));
+        }
+        if let Some(wait) = self.wait(way).filter(|wait| !wait.is_zero()) {
+            self.yields[way as usize] = self.clock().now() + wait.min(SLEEP_MAX) + YIELD;
         }
     }
 }
@@ -154,9 +179,7 @@ mod tests {
 
     fn limits(rates: [Rates; 3]) -> Limits {
         let clock = Elapsed::start();
-        Limits {
-            levels: rates.map(|rates| Level::new(clock, rates)),
-        }
+        Limits::new(rates.map(|rates| Level::new(clock, rates)))
     }
 
     fn down(limit: u64) -> Rates {
@@ -168,7 +191,7 @@ mod tests {
 
     #[test]
     fn the_strictest_limit_decides_and_each_way_is_its_own() {
-        let limits = limits([down(1_000_000), Rates::default(), down(100_000)]);
+        let mut limits = limits([down(1_000_000), Rates::default(), down(100_000)]);
         assert_eq!(limits.ready_at(Way::Down), None);
         assert_eq!(limits.turn_bytes(Way::Down), 16 << 10);
         assert_eq!(limits.turn_bytes(Way::Up), usize::MAX);
@@ -180,8 +203,20 @@ mod tests {
     }
 
     #[test]
+    fn who_went_last_lets_others_go_first() {
+        let mut one = limits([Rates::default(), Rates::default(), down(1_000_000)]);
+        let mut other = Limits::new(one.levels.clone());
+        one.passed(Way::Down, 300_000);
+        let (ours, theirs) = (one.ready_at(Way::Down), other.ready_at(Way::Down));
+        assert!(ours.unwrap() >= theirs.unwrap() + YIELD / 2);
+        other.passed(Way::Down, 100_000);
+        let (ours, theirs) = (one.ready_at(Way::Down), other.ready_at(Way::Down));
+        assert!(theirs.unwrap() >= ours.unwrap() + YIELD / 2);
+    }
+
+    #[test]
     fn nobody_sleeps_through_a_limit_that_was_lifted() {
-        let limits = limits([down(1), Rates::default(), Rates::default()]);
+        let mut limits = limits([down(1), Rates::default(), Rates::default()]);
         limits.passed(Way::Down, 1 << 40);
         let until = limits.ready_at(Way::Down).unwrap();
         assert!(until <= Instant::now() + SLEEP_MAX);

@@ -423,9 +423,7 @@ impl Actor {
             early,
             fast,
             slabs: self.config.shared.slabs.clone(),
-            limits: Limits {
-                levels: [shared, &self.limits, &limits].map(Arc::clone),
-            },
+            limits: Limits::new([&limits, &self.limits, shared].map(Arc::clone)),
             events: self.peer_events.clone(),
             commands,
         };
