@@ -36,7 +36,7 @@ impl Daemon {
         let is_made = make_dir(&request.dir)?;
         let dir = self.free_dir(&request.dir)?;
         self.listen()?;
-        let Opened { open, is_new } = self.open_link(&link).await?;
+        let Opened { open, is_new } = self.open_link(&link, &dir).await?;
         let joined = self.join_open(&open, &dir, &request, &progress).await;
         if joined.is_err() || request.dry_run {
             self.close_if_idle(&open).await;

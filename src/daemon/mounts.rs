@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::handover::HANDOVER_TIME;
 use super::open::{OpenFolder, blocking, wrong_suite};
 use super::record::{FolderRecord, MountRecord};
-use super::share::{forget_folder, new_folder};
+use super::share::{forget_folder, name_of, new_folder};
 use super::upkeep::close_store;
 use super::{Daemon, MountOf, Mounted, place};
 use crate::api::types::*;
@@ -74,7 +74,7 @@ impl Daemon {
                 read_only |= link.right() < Right::Write;
                 self.check_mount_point(&dir)?;
                 self.listen()?;
-                let opened = self.open_link(&link).await?;
+                let opened = self.open_link(&link, &dir).await?;
                 remember_peers(&opened.open, &link.hints.peers);
                 remember_peers(&opened.open, &request.peers);
                 self.go_online(&opened.open)?;
@@ -228,7 +228,8 @@ impl Daemon {
         Ok(None)
     }
 
-    pub(super) async fn open_link(&self, link: &Link) -> Result<Opened, ApiError> {
+    /// The folder of a link. One that is new here is called what the link says, else what `dir`, its first place here, is.
+    pub(super) async fn open_link(&self, link: &Link, dir: &Path) -> Result<Opened, ApiError> {
         if let Some(open) = self.folder(&link.folder()) {
             if open.link.suite() != link.suite() {
                 return Err(wrong_suite());
@@ -240,7 +241,6 @@ impl Daemon {
             return Err(ApiError::new(ErrorKind::Busy, what)
                 .hint("unmount it, then mount it with the new link"));
         }
-        let hints = link.hints.clone();
         let known = self.known(&link.folder())?;
         let is_new = known.is_none();
         let (record, link) = match known {
@@ -255,10 +255,7 @@ impl Daemon {
                 }
             }
             None => {
-                let name = hints
-                    .name
-                    .clone()
-                    .unwrap_or_else(|| link.folder().to_string()[..8].to_owned());
+                let name = link.hints.name.clone().unwrap_or_else(|| name_of(dir));
                 (FolderRecord::new(name, link), link.clone())
             }
         };

@@ -323,9 +323,12 @@ pub(super) fn forget_folder(dir: &Path) {
 pub(super) fn new_folder(dir: &Path, name: Option<String>, suite: Suite) -> (FolderRecord, Link) {
     let seed = OwnerSeed::generate(&mut random::fill);
     let link = Link::new(seed.folder(), suite, Capability::Owner(seed));
-    let name = name.unwrap_or_else(|| {
-        let last = dir.file_name().unwrap_or(dir.as_os_str());
-        last.to_string_lossy().into_owned()
-    });
+    let name = name.unwrap_or_else(|| name_of(dir));
     (FolderRecord::new(name, &link), link)
+}
+
+/// What a folder that nobody has named is called: as the directory is where it is first seen.
+pub(super) fn name_of(dir: &Path) -> String {
+    let last = dir.file_name().unwrap_or(dir.as_os_str());
+    last.to_string_lossy().into_owned()
 }

@@ -125,6 +125,8 @@ struct Peer {
     shows: Option<(NodeId, bool)>,
     /// It promised to keep this root's chunks.
     stored: Option<NodeId>,
+    /// It has promised that of some root: it is on its way to the next.
+    keeps: bool,
     /// The root of ours it was told all heads of because it showed another.
     reminded: Option<NodeId>,
 }

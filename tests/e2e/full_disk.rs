@@ -152,6 +152,7 @@ fn a_daemon_started_on_a_full_disk_opens_its_folders_when_space_returns() {
     small.fill_up_to(0);
     let state = disk.join("state");
     let a = world.launch(ccbt(&state), &state, &[], &["daemon"]);
+    a.wait("the daemon", || a.try_run(&["status"]).status.success());
     let unopened = || {
         a.status()["unopened"][0]["error"]
             .as_str()

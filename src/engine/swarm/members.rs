@@ -108,6 +108,7 @@ impl Swarm {
             counters,
             shows,
             stored,
+            keeps: false,
             reminded,
         };
         self.greet(&peer);
@@ -278,6 +279,7 @@ impl Swarm {
     fn stored(&mut self, key: PeerKey, root: NodeId) {
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.stored = Some(root);
+            peer.keeps = true;
             if let Some(keeper) = peer.device() {
                 self.kept.stored(keeper, root);
             }

@@ -23,7 +23,8 @@ pub struct SwarmStatus {
     pub replica: bool,
     /// A keeper said it holds this root.
     pub stored_elsewhere: bool,
-    /// Connected members that said of some root that they hold it: they will of the next, when they have it.
+    /// Connected members that said of some root that they hold it: they will of the next, when they have it. One that has
+    /// taken it back, because a file it lends from has just changed, counts: it says so again after its next look.
     pub keepers: usize,
     /// What other devices hold, as far as known.
     pub elsewhere: Elsewhere,
@@ -78,7 +79,7 @@ impl Swarm {
                 .map(|at| (self.clock.now() - at).as_secs()),
             whole: self.replica.whole() == Some(root),
             replica: self.replica.is_wanted(),
-            keepers: self.peers.values().filter(|p| p.stored.is_some()).count(),
+            keepers: self.peers.values().filter(|p| p.keeps).count(),
             stored_elsewhere: self.peers.values().any(|p| p.stored == Some(root)),
             elsewhere: self.elsewhere(),
             trouble: self.trouble.clone().or_else(not_stored),
