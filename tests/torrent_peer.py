@@ -45,6 +45,9 @@ def seed(torrent, folder, limit=0):
 # names a torrent by its v1 hash, which a v2-only one does not have.
 FLAGS, FLAG_V2 = 0x0d, 0x80
 
+# Seconds without a block before a leecher is stuck.
+PATIENCE_S = 120
+
 
 def leech(torrent, folder, port, host="127.0.0.1"):
     ses = session()
@@ -54,10 +57,13 @@ def leech(torrent, folder, port, host="127.0.0.1"):
         handle = ses.add_torrent(params)
     else:
         handle = ses.add_torrent({"ti": lt.torrent_info(torrent), "save_path": folder})
-    deadline = time.time() + 120
+    # A slow machine is no reason to give up; nothing arriving is.
+    deadline, done = time.time() + PATIENCE_S, 0
     asked = 0
     while time.time() < deadline:
         status = handle.status()
+        if status.total_done > done:
+            deadline, done = time.time() + PATIENCE_S, status.total_done
         if status.is_seeding:
             # Blocks may still be on their way to the files.
             handle.flush_cache()
