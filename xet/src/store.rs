@@ -587,7 +587,7 @@ impl Store {
     /// How often something that was here may have gone since start: a plain file changed or went, a record is
     /// damaged, space was given back. While it stays the same, what was here still is.
     pub fn losses(&self) -> u64 {
-        let damaged = self.chunks.quarantined() + self.nodes.quarantined();
+        let damaged = self.chunks.losses() + self.nodes.losses();
         self.losses.load(Ordering::Acquire) + damaged
     }
 

@@ -532,3 +532,38 @@ fn where_only_the_footer_cannot_be_read_records_name_themselves() {
     store.put_chunk(&chunks[1].0, &chunks[1].1).expect("put");
     assert_eq!(missing(&store, &chunks), [0; 0]);
 }
+
+/// What is stored as it is names itself whatever its bytes are, so damage in it does not show where the footer is damaged too.
+#[test]
+fn a_record_that_changed_under_a_damaged_footer_is_named() {
+    for lost in [0, 3, 4] {
+        let disk = MemDisk::new();
+        let chunks = filled(&disk);
+        let store = open_with(&disk, small_packs(), "opens");
+        let losses = store.losses();
+        disk.damage(&path("00000001.xorb"), lost * 1008 + 77, &[0xA5; 8]);
+        // The magic of the second section: the names are still there.
+        disk.damage(&path("00000001.xorb"), 5 * 1008 + 40, b"?");
+        let found = store.verify(&mut |_, _| true).expect("reads");
+        assert_eq!((found.records, found.damaged), (6, 1));
+        assert_eq!(store.take_quarantined().0, [chunks[lost].0]);
+        assert_eq!(store.take_nameless(), 0);
+        assert!(store.losses() > losses);
+        assert_eq!(missing(&store, &chunks), [lost]);
+        store
+            .put_chunk(&chunks[lost].0, &chunks[lost].1)
+            .expect("put");
+        assert_eq!(store.remove(&|_| true).expect("gc").moved_bytes, 4 * 1008);
+        assert_eq!(missing(&store, &chunks), [0; 0]);
+    }
+    // Nobody can tell the name of one whose name is damaged too; but that something may be missing is told.
+    let disk = MemDisk::new();
+    let chunks = filled(&disk);
+    let store = open_with(&disk, small_packs(), "opens");
+    let losses = store.losses();
+    disk.damage(&path("00000001.xorb"), 3 * 1008 + 77, &[0xA5; 8]);
+    disk.damage(&path("00000001.xorb"), 5 * 1008 + 52 + 3 * 32, &[0xA5; 8]);
+    store.verify(&mut |_, _| true).expect("reads");
+    assert!(store.losses() > losses);
+    assert_eq!(missing(&store, &chunks), [3]);
+}
