@@ -567,3 +567,34 @@ fn a_record_that_changed_under_a_damaged_footer_is_named() {
     assert!(store.losses() > losses);
     assert_eq!(missing(&store, &chunks), [3]);
 }
+
+/// A record that was good when it was last read may have been damaged since. Nobody else has what is moved.
+#[test]
+fn a_record_is_hashed_once_more_before_it_is_moved() {
+    for make in [noise as fn(u64, usize) -> (ChunkHash, Vec<u8>), text] {
+        let disk = MemDisk::new();
+        let store = open_with(&disk, small_packs(), "opens");
+        let chunks: Chunks = (0..7).map(|n| make(n, 1000)).collect();
+        for (hash, bytes) in &chunks {
+            store.put_chunk(hash, bytes).expect("put");
+        }
+        store.sync().expect("sync");
+        assert_eq!(missing(&store, &chunks), [0; 0]);
+        // The last bytes of the second record: of its content, or of the frame around it.
+        let pack = disk.contents(&path("00000001.xorb")).expect("is there");
+        let payload =
+            |at: usize| u32::from_le_bytes([pack[at + 1], pack[at + 2], pack[at + 3], 0]) as usize;
+        let first = 8 + payload(0);
+        let end = first + 8 + payload(first);
+        disk.damage(&path("00000001.xorb"), end - 12, &[pack[end - 12] ^ 1]);
+        let keep = |hash: &ChunkHash| chunks[1..3].iter().any(|chunk| chunk.0 == *hash);
+        store.remove(&keep).expect("gc");
+        assert!(disk.contents(&path("00000001.xorb")).is_none());
+        assert_eq!(store.take_quarantined().0, [chunks[1].0]);
+        assert_eq!(store.chunk(&chunks[1].0).expect("reads"), None);
+        assert_eq!(
+            store.chunk(&chunks[2].0).expect("reads").expect("held"),
+            chunks[2].1
+        );
+    }
+}
