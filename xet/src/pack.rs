@@ -165,9 +165,9 @@ impl Pack {
         Ok(footer.is_some_and(|footer| footer.ends == self.ends() && footer.is_whole(self.kind)))
     }
 
-    /// Lets the records name themselves, as the footer cannot be believed any more. Those that cannot are bad; how
-    /// many, and whether it is the drive that cannot read some. The pack is retired.
-    pub(crate) fn rename_records(&self, files: &OpenFiles) -> io::Result<(usize, bool)> {
+    /// Lets the records name themselves, as the footer cannot be believed any more. Those that cannot are bad; whether it
+    /// is the drive that cannot read some. The pack is retired.
+    pub(crate) fn rename_records(&self, files: &OpenFiles) -> io::Result<bool> {
         let (mut entries, mut bad, mut unreadable) = (Vec::new(), Vec::new(), false);
         for (slot, end) in self.ends().into_iter().enumerate() {
             let record = match self.read(files, slot as u16) {
@@ -198,7 +198,7 @@ impl Pack {
         for slot in &bad {
             self.set_state(*slot, State::Bad);
         }
-        Ok((bad.len(), unreadable))
+        Ok(unreadable)
     }
 
     pub(crate) fn is_sealed(&self) -> bool {

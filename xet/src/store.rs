@@ -404,7 +404,7 @@ impl Store {
 
     /// As [`note_held`](Self::note_held), and where it is.
     pub(crate) fn held_place(&self, hash: &ChunkHash) -> Option<Place> {
-        let _open = self.gate.enter(&[*hash.as_bytes()]);
+        let _open = self.gate.enter(&self.chunks, &[*hash.as_bytes()]);
         self.chunks.place_of(hash.as_bytes())
     }
 
@@ -424,7 +424,7 @@ impl Store {
     /// A borrowed chunk is stored too: the plain file may change at any time.
     pub fn put_chunk(&self, hash: &ChunkHash, bytes: &[u8]) -> Result<Put, WriteError> {
         check_len(bytes, MAX_CHUNK)?;
-        let _open = self.gate.enter(&[*hash.as_bytes()]);
+        let _open = self.gate.enter(&self.chunks, &[*hash.as_bytes()]);
         if self.chunks.holds(hash.as_bytes()) {
             return Ok(Put::Held);
         }
@@ -445,7 +445,7 @@ impl Store {
             check_len(bytes, MAX_CHUNK)?;
         }
         let names: Vec<_> = chunks.iter().map(|(hash, _)| *hash.as_bytes()).collect();
-        let _open = self.gate.enter(&names);
+        let _open = self.gate.enter(&self.chunks, &names);
         let mut payloads = Payloads::default();
         let encoded: Vec<_> = chunks
             .iter()
@@ -471,7 +471,7 @@ impl Store {
     /// Stores chunks that were cut out of a stream and encoded, unless they are here by now.
     pub(crate) fn put_cut(&self, chunks: &[CutChunk<'_>]) -> Result<(), WriteError> {
         let names: Vec<_> = chunks.iter().map(|of| *of.hash.as_bytes()).collect();
-        let _open = self.gate.enter(&names);
+        let _open = self.gate.enter(&self.chunks, &names);
         let items = chunks.iter().map(|chunk| Item {
             is_cut: chunk.is_cut,
             ..item(*chunk.hash.as_bytes(), 0, chunk.encoded, chunk.len)
@@ -494,7 +494,7 @@ impl Store {
     /// `node_id(kind, bytes)` and is not checked here.
     pub fn put_node(&self, kind: u8, id: &NodeId, bytes: &[u8]) -> Result<Put, WriteError> {
         check_len(bytes, NODE_BYTES_MAX)?;
-        let _open = self.gate.enter(&[*id.as_bytes()]);
+        let _open = self.gate.enter(&self.nodes, &[*id.as_bytes()]);
         if self.nodes.holds(id.as_bytes()) {
             return Ok(Put::Held);
         }
@@ -587,7 +587,7 @@ impl Store {
     /// How often something that was here may have gone since start: a plain file changed or went, a record is
     /// damaged, space was given back. While it stays the same, what was here still is.
     pub fn losses(&self) -> u64 {
-        let damaged = self.chunks.quarantined() + self.nodes.quarantined();
+        let damaged = self.chunks.losses() + self.nodes.losses();
         self.losses.load(Ordering::Acquire) + damaged
     }
 

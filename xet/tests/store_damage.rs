@@ -532,3 +532,69 @@ fn where_only_the_footer_cannot_be_read_records_name_themselves() {
     store.put_chunk(&chunks[1].0, &chunks[1].1).expect("put");
     assert_eq!(missing(&store, &chunks), [0; 0]);
 }
+
+/// What is stored as it is names itself whatever its bytes are, so damage in it does not show where the footer is damaged too.
+#[test]
+fn a_record_that_changed_under_a_damaged_footer_is_named() {
+    for lost in [0, 3, 4] {
+        let disk = MemDisk::new();
+        let chunks = filled(&disk);
+        let store = open_with(&disk, small_packs(), "opens");
+        let losses = store.losses();
+        disk.damage(&path("00000001.xorb"), lost * 1008 + 77, &[0xA5; 8]);
+        // The magic of the second section: the names are still there.
+        disk.damage(&path("00000001.xorb"), 5 * 1008 + 40, b"?");
+        let found = store.verify(&mut |_, _| true).expect("reads");
+        assert_eq!((found.records, found.damaged), (6, 1));
+        assert_eq!(store.take_quarantined().0, [chunks[lost].0]);
+        assert_eq!(store.take_nameless(), 0);
+        assert!(store.losses() > losses);
+        assert_eq!(missing(&store, &chunks), [lost]);
+        store
+            .put_chunk(&chunks[lost].0, &chunks[lost].1)
+            .expect("put");
+        assert_eq!(store.remove(&|_| true).expect("gc").moved_bytes, 4 * 1008);
+        assert_eq!(missing(&store, &chunks), [0; 0]);
+    }
+    // Nobody can tell the name of one whose name is damaged too; but that something may be missing is told.
+    let disk = MemDisk::new();
+    let chunks = filled(&disk);
+    let store = open_with(&disk, small_packs(), "opens");
+    let losses = store.losses();
+    disk.damage(&path("00000001.xorb"), 3 * 1008 + 77, &[0xA5; 8]);
+    disk.damage(&path("00000001.xorb"), 5 * 1008 + 52 + 3 * 32, &[0xA5; 8]);
+    store.verify(&mut |_, _| true).expect("reads");
+    assert!(store.losses() > losses);
+    assert_eq!(missing(&store, &chunks), [3]);
+}
+
+/// A record that was good when it was last read may have been damaged since. Nobody else has what is moved.
+#[test]
+fn a_record_is_hashed_once_more_before_it_is_moved() {
+    for make in [noise as fn(u64, usize) -> (ChunkHash, Vec<u8>), text] {
+        let disk = MemDisk::new();
+        let store = open_with(&disk, small_packs(), "opens");
+        let chunks: Chunks = (0..7).map(|n| make(n, 1000)).collect();
+        for (hash, bytes) in &chunks {
+            store.put_chunk(hash, bytes).expect("put");
+        }
+        store.sync().expect("sync");
+        assert_eq!(missing(&store, &chunks), [0; 0]);
+        // The last bytes of the second record: of its content, or of the frame around it.
+        let pack = disk.contents(&path("00000001.xorb")).expect("is there");
+        let payload =
+            |at: usize| u32::from_le_bytes([pack[at + 1], pack[at + 2], pack[at + 3], 0]) as usize;
+        let first = 8 + payload(0);
+        let end = first + 8 + payload(first);
+        disk.damage(&path("00000001.xorb"), end - 12, &[pack[end - 12] ^ 1]);
+        let keep = |hash: &ChunkHash| chunks[1..3].iter().any(|chunk| chunk.0 == *hash);
+        store.remove(&keep).expect("gc");
+        assert!(disk.contents(&path("00000001.xorb")).is_none());
+        assert_eq!(store.take_quarantined().0, [chunks[1].0]);
+        assert_eq!(store.chunk(&chunks[1].0).expect("reads"), None);
+        assert_eq!(
+            store.chunk(&chunks[2].0).expect("reads").expect("held"),
+            chunks[2].1
+        );
+    }
+}

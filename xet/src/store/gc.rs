@@ -4,19 +4,22 @@
 //! Order makes it crash-safe: live records are copied and synced before the old pack goes. A crash
 //! in between leaves two copies, or dead records that come back at start; both are only garbage.
 //!
+//! What is asked for is the wanted, name by name; the index turns names into bits, one a record ([`Marks`]). Records
+//! that were not there when gc started have no bit and stay, as do those in packs written to in the last
+//! [`grace`](Collect::grace): what peers send is stored before anything here names it.
+//!
 //! A put must not be told "held" about a record that is being dropped. Puts in flight when gc
-//! starts finish first; later ones note their names before they look, and gc looks at these notes
-//! under the same lock in which it drops a record.
+//! starts finish first; later ones set the bits of what they look for before they look, and gc looks at the bits
+//! under the same lock in which it drops a record. So a gc of hours costs a bit a record, however much is put meanwhile.
 //!
 //! Nor may a chunk go that was put before gc started and is named only later by what gc asks about.
 //! Who works like that holds a [`Hold`] from before its first put until the names are recorded;
-//! [`Store::collect`] notes puts first, then waits for the holds that are older, then asks.
+//! [`Store::collect`] makes the bits first, then waits for the holds that are older, then asks.
 //!
-//! What is asked for is the wanted, name by name; the index turns names into bits, one a record ([`Marks`]). Records
-//! that were not there when the asking began have no bit and stay, as do those in packs written to in the last
-//! [`grace`](Collect::grace): what peers send is stored before anything here names it.
+//! A record that is moved is hashed once more: it may have been good when it was last read, and whoever finds the copy
+//! has no other.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,7 +28,7 @@ use thiserror::Error;
 
 use crate::hash::{ChunkHash, NodeId};
 use crate::index::{PackId, Place};
-use crate::pack::{Name, Pack};
+use crate::pack::{Name, Pack, PackKind};
 
 use super::shelf::{Item, Shelf};
 use super::{Store, WriteError};
@@ -59,34 +62,53 @@ pub struct Collect {
     pub dry_run: bool,
 }
 
-/// What is wanted: a bit for each record there was when the asking began.
+/// Who tells what is wanted.
 #[derive(Debug)]
-pub struct Marks<'s> {
-    chunks: Marked<'s>,
-    nodes: Marked<'s>,
-}
+pub struct Marks<'s>(&'s Store);
 
 impl Marks<'_> {
     /// A chunk is wanted.
     pub fn chunk(&mut self, hash: &ChunkHash) {
-        self.chunks.mark(hash.as_bytes());
+        self.0.gate.mark(&self.0.chunks, hash.as_bytes());
     }
 
     /// A node is wanted.
     pub fn node(&mut self, id: &NodeId) {
-        self.nodes.mark(id.as_bytes());
+        self.0.gate.mark(&self.0.nodes, id.as_bytes());
     }
 
     /// Which nodes are wanted cannot be told: all of them are.
     pub fn keep_all_nodes(&mut self) {
-        self.nodes.packs.clear();
+        self.0.gate.keep_all(&self.0.nodes);
     }
 }
 
-/// The marks of one shelf. What is in no pack here is wanted.
+/// What a gc judges.
 #[derive(Debug)]
-struct Marked<'s> {
-    shelf: &'s Shelf,
+pub(crate) struct Judged {
+    chunks: Marked,
+    nodes: Marked,
+}
+
+impl Judged {
+    fn new(store: &Store, grace: Duration) -> Self {
+        Self {
+            chunks: Marked::new(&store.chunks, grace),
+            nodes: Marked::new(&store.nodes, grace),
+        }
+    }
+
+    fn of(&mut self, shelf: &Shelf) -> &mut Marked {
+        match shelf.kind {
+            PackKind::Chunks(_) => &mut self.chunks,
+            PackKind::Nodes => &mut self.nodes,
+        }
+    }
+}
+
+/// A bit for each record of a shelf there was when gc started: it is wanted. What is in no pack here is wanted too.
+#[derive(Debug)]
+struct Marked {
     packs: HashMap<PackId, PackMarks>,
 }
 
@@ -97,8 +119,8 @@ struct PackMarks {
     bits: Box<[u64]>,
 }
 
-impl<'s> Marked<'s> {
-    fn new(shelf: &'s Shelf, grace: Duration) -> Self {
+impl Marked {
+    fn new(shelf: &Shelf, grace: Duration) -> Self {
         let packs: Vec<Arc<Pack>> = shelf.packs.read().values().cloned().collect();
         let disk = &shelf.files.disk;
         // A pack that cannot be looked at is left alone.
@@ -111,17 +133,14 @@ impl<'s> Marked<'s> {
             (pack.id, PackMarks { slots, bits })
         });
         Self {
-            shelf,
             packs: marks.collect(),
         }
     }
 
-    fn mark(&mut self, name: &Name) {
-        for place in self.shelf.index.candidates(name).iter() {
-            let bits = self.packs.get_mut(&place.pack).map(|marks| &mut marks.bits);
-            if let Some(word) = bits.and_then(|bits| bits.get_mut(usize::from(place.slot) / 64)) {
-                *word |= 1 << (place.slot % 64);
-            }
+    fn mark(&mut self, place: Place) {
+        let bits = self.packs.get_mut(&place.pack).map(|marks| &mut marks.bits);
+        if let Some(word) = bits.and_then(|bits| bits.get_mut(usize::from(place.slot) / 64)) {
+            *word |= 1 << (place.slot % 64);
         }
     }
 
@@ -140,13 +159,13 @@ type Keep<'k> = &'k dyn Fn(Place, &Name) -> bool;
 /// Hears what was done so far, the bytes of packs looked at and of all there are. False: that is enough.
 type Report<'r> = &'r mut dyn FnMut(&Reclaimed, (u64, u64)) -> bool;
 
-/// Names put while gc runs. `None` when it does not.
-type Touched = Option<Mutex<HashSet<Name>>>;
+/// What the gc that runs judges. `None` when none does.
+pub(crate) type Judging = Option<Mutex<Judged>>;
 
 /// Where puts and gc meet.
 #[derive(Debug, Default)]
 pub(crate) struct Gate {
-    touched: RwLock<Touched>,
+    judging: RwLock<Judging>,
     running: Mutex<()>,
     holds: Mutex<Holds>,
     released: Condvar,
@@ -195,13 +214,34 @@ pub enum CollectError<E> {
 }
 
 impl Gate {
-    /// A put passes with the names it is going to look for.
-    pub(crate) fn enter(&self, names: &[Name]) -> RwLockReadGuard<'_, Touched> {
-        let guard = self.touched.read();
-        if let Some(touched) = &*guard {
-            touched.lock().extend(names);
+    /// A put passes with the names it is going to look for: they stay.
+    pub(crate) fn enter(&self, shelf: &Shelf, names: &[Name]) -> RwLockReadGuard<'_, Judging> {
+        let guard = self.judging.read();
+        if let Some(judged) = &*guard {
+            let mut judged = judged.lock();
+            names.iter().for_each(|name| mark(&mut judged, shelf, name));
         }
         guard
+    }
+
+    /// What has this name is wanted.
+    fn mark(&self, shelf: &Shelf, name: &Name) {
+        drop(self.enter(shelf, std::slice::from_ref(name)));
+    }
+
+    /// Everything is wanted.
+    fn keep_all(&self, shelf: &Shelf) {
+        if let Some(judged) = &*self.judging.read() {
+            judged.lock().of(shelf).packs.clear();
+        }
+    }
+
+    /// Whether the record at a place is wanted, or came too late to be judged.
+    fn keeps(&self, shelf: &Shelf, place: Place) -> bool {
+        match &*self.judging.read() {
+            Some(judged) => judged.lock().of(shelf).keeps(place),
+            None => true,
+        }
     }
 
     fn hold(&self) -> Hold<'_> {
@@ -228,14 +268,21 @@ impl Gate {
         true
     }
 
-    /// Runs `drop_it` unless a put has asked for `name`.
-    fn unless_touched(&self, name: &Name, drop_it: impl FnOnce() -> bool) -> bool {
-        let guard = self.touched.read();
-        let Some(touched) = &*guard else {
+    /// Runs `drop_it` unless the record at a place is wanted. No put asks for it meanwhile.
+    fn unless_kept(&self, shelf: &Shelf, place: Place, drop_it: impl FnOnce() -> bool) -> bool {
+        let guard = self.judging.read();
+        let Some(judged) = &*guard else {
             return false;
         };
-        let touched = touched.lock();
-        !touched.contains(name) && drop_it()
+        let mut judged = judged.lock();
+        !judged.of(shelf).keeps(place) && drop_it()
+    }
+}
+
+fn mark(judged: &mut Judged, shelf: &Shelf, name: &Name) {
+    let marked = judged.of(shelf);
+    for place in shelf.index.candidates(name).iter() {
+        marked.mark(place);
     }
 }
 
@@ -258,23 +305,19 @@ impl Store {
         how: &Collect,
         report: Report<'_>,
     ) -> Result<Reclaimed, CollectError<E>> {
-        self.noting_puts(|| {
+        self.judging(how.grace, || {
             if !self.gate.outlive_holds(how.wait) {
                 return Err(CollectError::Busy(how.wait));
             }
-            let mut marks = Marks {
-                chunks: Marked::new(&self.chunks, how.grace),
-                nodes: Marked::new(&self.nodes, how.grace),
-            };
-            mark(&mut marks).map_err(CollectError::Mark)?;
+            mark(&mut Marks(self)).map_err(CollectError::Mark)?;
             let mut reclaimed = Reclaimed::default();
-            for marked in [&marks.chunks, &marks.nodes] {
-                let keep = |place, _: &Name| marked.keeps(place);
+            for shelf in [&self.chunks, &self.nodes] {
+                let keep = |place, _: &Name| self.gate.keeps(shelf, place);
                 if how.dry_run {
-                    self.estimate(marked.shelf, &keep, &mut reclaimed);
+                    self.estimate(shelf, &keep, &mut reclaimed);
                 } else {
-                    self.seal_if_mostly_dead(marked.shelf, &keep)?;
-                    self.collect_packs(marked.shelf, &keep, &mut reclaimed, report)?;
+                    self.seal_if_mostly_dead(shelf, &keep)?;
+                    self.collect_packs(shelf, &keep, &mut reclaimed, report)?;
                 }
             }
             Ok(reclaimed)
@@ -298,17 +341,20 @@ impl Store {
 
     fn remove_from(&self, shelf: &Shelf, keep: Keep<'_>) -> Result<Reclaimed, WriteError> {
         let mut reclaimed = Reclaimed::default();
-        let collected =
-            self.noting_puts(|| self.collect_packs(shelf, keep, &mut reclaimed, &mut |_, _| true));
+        let collected = self.judging(Duration::ZERO, || {
+            self.collect_packs(shelf, keep, &mut reclaimed, &mut |_, _| true)
+        });
         collected.map(|()| reclaimed)
     }
 
-    /// Runs one gc, during which puts note their names.
-    fn noting_puts<T>(&self, run: impl FnOnce() -> T) -> T {
+    /// Runs one gc, during which puts keep what they look for.
+    fn judging<T>(&self, grace: Duration, run: impl FnOnce() -> T) -> T {
         let _only = self.gate.running.lock();
-        *self.gate.touched.write() = Some(Mutex::default());
+        // What is appended from here on is judged by nobody.
+        let judged = Judged::new(self, grace);
+        *self.gate.judging.write() = Some(Mutex::new(judged));
         let result = run();
-        *self.gate.touched.write() = None;
+        *self.gate.judging.write() = None;
         self.lost();
         result
     }
@@ -408,9 +454,8 @@ impl Store {
         for (slot, name) in names.iter().enumerate() {
             let place = pack.place(slot as u16);
             if !keep(place, name) {
-                let gone = self
-                    .gate
-                    .unless_touched(name, || shelf.index.remove(name, place));
+                let remove = || shelf.index.remove(name, place);
+                let gone = self.gate.unless_kept(shelf, place, remove);
                 if gone {
                     dropped += 1;
                     bytes += span_len(pack, place.slot);
@@ -482,13 +527,13 @@ pub(super) fn span_len(pack: &Pack, slot: u16) -> u64 {
     pack.span(slot).map_or(0, |span| span.end - span.start)
 }
 
-/// Copies a record as it stands, once it is known to be good. A damaged one is quarantined, one
+/// Copies a record as it stands, once it is seen to be good. A damaged one is quarantined, one
 /// that another pack has too (from a gc that crashed) stays there.
 fn move_record(shelf: &Shelf, pack: &Pack, slot: u16, name: &Name) -> Result<u64, WriteError> {
     if shelf.has_elsewhere(name, pack) {
         return Ok(0);
     }
-    let record = match shelf.checked_record(pack, slot, name) {
+    let record = match shelf.hashed_record(pack, slot, name) {
         Ok(Some((record, _))) => record,
         Ok(None) => return Ok(0),
         Err(error) => return Err(WriteError::from_io(&pack.path, error)),

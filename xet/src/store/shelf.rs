@@ -40,7 +40,7 @@ pub(crate) struct Limits {
 
 #[derive(Debug)]
 pub(crate) struct Shelf {
-    kind: PackKind,
+    pub(crate) kind: PackKind,
     dir: PathBuf,
     limits: Limits,
     pub(crate) files: Arc<OpenFiles>,
@@ -532,7 +532,7 @@ impl Shelf {
     /// Whether a pack besides `pack` has a good record with this name.
     pub(crate) fn has_elsewhere(&self, name: &Name, pack: &Pack) -> bool {
         let found = self.find(name, |other, slot| {
-            let good = other.id != pack.id && self.checked_record(other, slot, name)?.is_some();
+            let good = other.id != pack.id && self.hashed_record(other, slot, name)?.is_some();
             Ok(good.then_some(()))
         });
         found.is_ok_and(|found| found.is_some())

@@ -18,27 +18,43 @@ pub(super) struct Quarantine {
     names: Vec<Name>,
     /// Damaged records whose names nobody can tell.
     nameless: u64,
+    /// Packs whose footer was given up: some of their records may have gone unnoticed.
+    footers: u64,
     /// Records the drive could not read. It may be able to another day, so their packs stay while nobody else has them.
     pub(super) unreadable: HashMap<PackId, Vec<Name>>,
 }
 
 impl Shelf {
-    /// Lets the records of a pack with a damaged footer name themselves. How many are damaged too: the index does
-    /// not tell which chunks those were.
+    /// Lets the records of a pack with a damaged footer name themselves. How many are damaged too.
+    ///
+    /// A record whose bytes changed names itself as something else, if it is stored as it is. The index tells: it knows
+    /// the place under another name then. The one in the footer is not believed, but if the index agrees with it, it is
+    /// what the record was stored as.
     pub(crate) fn rename_records(&self, pack: &Pack) -> io::Result<u64> {
         let _one = self.renaming.lock();
         if !pack.is_sealed() {
             return Ok(0);
         }
         tracing::warn!(path = ?pack.path, "the footer of a pack is damaged, its records name themselves");
-        let (bad, unreadable) = pack.rename_records(&self.files)?;
-        for _ in 0..bad {
-            self.count_bad(&NAMELESS);
+        let said = pack.names(&self.files).unwrap_or_default();
+        let unreadable = pack.rename_records(&self.files)?;
+        let mut damaged = 0;
+        for (slot, name) in pack.names(&self.files)?.iter().enumerate() {
+            let place = pack.place(slot as u16);
+            let known = self.index.candidates(name).iter().any(|at| at == place);
+            let lost = said.get(slot).filter(|_| !known);
+            match lost.filter(|said| self.index.remove(said, place)) {
+                Some(said) => self.count_bad(said),
+                None if *name == NAMELESS => self.count_bad(&NAMELESS),
+                None => continue,
+            }
+            damaged += 1;
         }
         if unreadable {
             self.note_unreadable(pack, &NAMELESS);
         }
-        Ok(bad as u64)
+        self.quarantined.lock().footers += 1;
+        Ok(damaged)
     }
 
     /// Never serves a record again that cannot be read. If only the drive says so, its pack is not removed for it.
@@ -100,6 +116,12 @@ impl Shelf {
 
     pub(crate) fn quarantined(&self) -> u64 {
         self.quarantined.lock().count
+    }
+
+    /// What may have gone by damage: it grows whenever something may have.
+    pub(crate) fn losses(&self) -> u64 {
+        let quarantined = self.quarantined.lock();
+        quarantined.count + quarantined.footers
     }
 
     pub(crate) fn take_quarantined(&self) -> Vec<Name> {
