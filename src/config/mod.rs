@@ -22,7 +22,7 @@ pub use schedule::Schedule;
 pub use state::{LOCK_FILE, LOG_FILE, STATE_VERSION, StateDir, StateError};
 pub use torrent::TorrentKeys;
 pub(crate) use value::parse_bytes;
-pub use value::{Kind, Value};
+pub use value::{Kind, ProxyText, Value};
 
 use crate::api::{ApiError, ErrorKind};
 use crate::net::{Bind, Network, Route};
@@ -397,7 +397,10 @@ impl Settings {
         };
         let utp = self.bool("network.utp")?;
         let bind = self.text("network.bind")?;
-        let proxy = self.text("network.proxy")?;
+        let proxy = match self.value("network.proxy") {
+            Some(Value::Proxy(url)) => ProxyUrl::parse(&url.0),
+            _ => return Err(self.invalid("network.proxy")),
+        };
         Ok(Network {
             encryption,
             utp,
@@ -407,7 +410,7 @@ impl Settings {
                     Ok(ip) => Bind::Address(ip),
                     Err(_) => Bind::Interface(text.to_owned()),
                 }),
-                proxy: proxy.and_then(ProxyUrl::parse),
+                proxy,
             },
         })
     }
