@@ -68,6 +68,10 @@ pub const KEYS: [(&str, Kind); 41] = [
     ("torrent.downloads_max", Kind::Count),
     ("torrent.limit_down", Kind::Bytes),
     ("torrent.limit_up", Kind::Bytes),
+    (
+        "torrent.order",
+        Kind::Choice(&["rarest", "sequential", "round-robin"]),
+    ),
     ("torrent.peer_limit_down", Kind::Bytes),
     ("torrent.peer_limit_up", Kind::Bytes),
     ("torrent.peers_max", Kind::Count),
@@ -78,7 +82,6 @@ pub const KEYS: [(&str, Kind); 41] = [
     ("torrent.seed_minutes", Kind::Count),
     ("torrent.seed_percent", Kind::Count),
     ("torrent.seeds_max", Kind::Count),
-    ("torrent.sequential", Kind::Bool),
     ("torrent.slots", Kind::Count),
     ("trackers", Kind::Trackers),
 ];
