@@ -15,7 +15,8 @@ use support::clients::*;
 
 /// Bytes per second of the tests of limits: little, so that a loaded machine keeps up.
 const LIMIT: u64 = 1 << 20;
-/// How long a rate is watched. It is told four times a second, so its ends are known to 5 %.
+/// How long a rate is watched on a machine that has nothing else to do. It is told four times a second, so its ends are known
+/// to 5 %.
 const WINDOW: Duration = Duration::from_secs(10);
 
 /// A daemon that commands are sent to.
@@ -96,53 +97,79 @@ fn until(what: &str, mut ready: impl FnMut() -> bool) {
     }
 }
 
-/// Asserts that what `count` counts grows by `limit` bytes per second.
-fn keeps_to(limit: u64, what: &str, mut count: impl FnMut() -> u64) {
-    // What may be saved up in idle time is over after this.
-    until(what, || count() > limit);
-    let (begun, before) = (Instant::now(), count());
-    std::thread::sleep(WINDOW);
-    let (bytes, time) = (count() - before, begun.elapsed());
-    let rate = bytes as f64 / time.as_secs_f64();
-    let share = rate / limit as f64;
-    assert!(
-        (0.9..1.1).contains(&share),
-        "{what}: {rate:.0} bytes/s with a limit of {limit}"
-    );
+/// What limits allow since something began. A loaded machine passes less, but never more; how near to the limit an idle one
+/// comes is tested on a clock of its own (`engine::limits`), and by `scripts/interop` on this one.
+struct Allowance {
+    since: Instant,
+    limit: u64,
+    /// Of the time before the limit was this one.
+    before: f64,
+}
+
+impl Allowance {
+    fn new(limit: u64) -> Self {
+        Self {
+            since: Instant::now(),
+            limit,
+            before: 0.0,
+        }
+    }
+
+    fn bytes(&self) -> f64 {
+        self.before + self.limit as f64 * self.since.elapsed().as_secs_f64()
+    }
+
+    fn change(&mut self, limit: u64) {
+        *self = Self {
+            before: self.bytes(),
+            ..Self::new(limit)
+        };
+    }
+
+    /// Waits until `count` has come to `bytes`, and asserts that no more has passed than may.
+    fn holds(&self, bytes: u64, what: &str, mut count: impl FnMut() -> u64) {
+        let mut passed = 0;
+        until(what, || {
+            passed = count();
+            passed >= bytes
+        });
+        // A quarter of a second may be saved up, and one read of each connection goes beyond.
+        let allowed = self.bytes() + self.limit as f64 / 2.0;
+        assert!(passed as f64 <= allowed, "{what}: {passed} of {allowed:.0}");
+    }
 }
 
 #[test]
-fn a_torrent_keeps_to_its_limits_and_to_new_ones() {
+fn a_torrent_passes_no_more_than_its_limit_and_a_new_one() {
     let place = Place::new();
-    let top = content(&place, 96);
+    let top = content(&place, 24);
     let file = torrent(&place, &top, "--v1");
     let (_seeder, port) = Other::seed(&file, &place.path("src"), 0);
     let daemon = Daemon::start(&place, "s", &[]);
     let out = place.path("out");
+    let mut allowance = Allowance::new(LIMIT);
     let hash = daemon.download(&file, &out, &[port], &["--limit-down", "1MiB"]);
-    keeps_to(LIMIT, "torrent, down", || {
-        daemon.number(&hash, "bytes_down")
-    });
+    let down = || daemon.number(&hash, "bytes_down");
+    allowance.holds(3 * LIMIT, "down", down);
+    allowance.change(2 * LIMIT);
     daemon.run(&["torrent", &hash, "set", "limit_down=2MiB"]);
-    keeps_to(2 * LIMIT, "torrent, down, changed", || {
-        daemon.number(&hash, "bytes_down")
-    });
+    allowance.holds(8 * LIMIT, "down, changed", down);
     daemon.run(&["torrent", &hash, "set", "limit_down="]);
     daemon.wait_for(&hash, "seeding");
     same(&top, &out.join("top"));
 }
 
 #[test]
-fn each_peer_keeps_to_its_limit() {
+fn each_peer_passes_no_more_than_its_limit() {
     let place = Place::new();
-    let top = content(&place, 96);
+    let top = content(&place, 24);
     let file = torrent(&place, &top, "--v1");
     let seeders = [(); 2].map(|()| Other::seed(&file, &place.path("src"), 0));
     let ports = [seeders[0].1, seeders[1].1];
     let daemon = Daemon::start(&place, "s", &[("CCBT_TORRENT_PEER_LIMIT_DOWN", "1MiB")]);
+    let allowance = Allowance::new(2 * LIMIT);
     let hash = daemon.download(&file, &place.path("out"), &ports, &[]);
-    until("both peers", || daemon.number(&hash, "peers") == 2);
-    keeps_to(2 * LIMIT, "two peers, down", || {
+    allowance.holds(6 * LIMIT, "two peers, down", || {
         daemon.number(&hash, "bytes_down")
     });
 }
@@ -155,18 +182,59 @@ fn two_torrents_share_what_all_may_send() {
     for name in ["one", "two"] {
         let top = place.path("src").join(name);
         fs::create_dir_all(&top).unwrap();
-        fs::write(top.join("f"), random_bytes(48 << 20)).unwrap();
+        fs::write(top.join("f"), random_bytes(24 << 20)).unwrap();
         let file = torrent_named(&place, &top, name);
         let hash = daemon.download(&file, &place.path("src"), &[], &[]);
         daemon.wait_for(&hash, "seeding");
-        let out = place.path(&format!("out-{name}"));
-        torrents.push((hash, Other::begin_leech(&file, &out, daemon.port)));
+        torrents.push((hash, file, place.path(&format!("out-{name}"))));
     }
+    let allowance = Allowance::new(LIMIT);
+    let leech =
+        |(_, file, out): &(String, PathBuf, PathBuf)| Other::begin_leech(file, out, daemon.port);
+    let _leechers: Vec<_> = torrents.iter().map(leech).collect();
     let sent = |n: usize| daemon.number(&torrents[n].0, "bytes_up");
-    keeps_to(LIMIT, "all torrents, up", || sent(0) + sent(1));
-    for n in 0..2 {
-        assert!(sent(n) > LIMIT, "one of the two got nothing: {}", sent(n));
-    }
+    allowance.holds(4 * LIMIT, "all torrents, up", || sent(0) + sent(1));
+    until("both get something", || sent(0).min(sent(1)) > LIMIT);
+}
+
+#[test]
+#[ignore = "measures time on a machine with nothing else to do: scripts/interop runs it"]
+fn a_torrent_comes_within_ten_percent_of_its_limits() {
+    let place = Place::new();
+    let top = content(&place, 96);
+    let file = torrent(&place, &top, "--v1");
+    let (_seeder, port) = Other::seed(&file, &place.path("src"), 0);
+    let daemon = Daemon::start(&place, "s", &[]);
+    let out = place.path("out");
+    let hash = daemon.download(&file, &out, &[port], &["--limit-down", "1MiB"]);
+    let down = || daemon.number(&hash, "bytes_down");
+    is_near(LIMIT, "torrent, down", down);
+    daemon.run(&["torrent", &hash, "set", "limit_down=2MiB"]);
+    is_near(2 * LIMIT, "torrent, down, changed", down);
+    daemon.run(&["torrent", &hash, "set", "limit_down=", "limit_up=2MiB"]);
+    daemon.wait_for(&hash, "seeding");
+    let leecher = Other::begin_leech(&file, &place.path("again"), daemon.port);
+    is_near(2 * LIMIT, "torrent, up", || {
+        daemon.number(&hash, "bytes_up")
+    });
+    daemon.run(&["torrent", &hash, "set", "limit_up="]);
+    leecher.wait();
+    same(&top, &place.path("again").join("top"));
+}
+
+/// Asserts that what `count` counts grows by `limit` bytes per second.
+fn is_near(limit: u64, what: &str, mut count: impl FnMut() -> u64) {
+    // What may be saved up in idle time is over after this.
+    until(what, || count() > limit);
+    let (begun, before) = (Instant::now(), count());
+    std::thread::sleep(WINDOW);
+    let (bytes, time) = (count() - before, begun.elapsed());
+    let rate = bytes as f64 / time.as_secs_f64();
+    let share = rate / limit as f64;
+    assert!(
+        (0.9..1.1).contains(&share),
+        "{what}: {rate:.0} bytes/s with a limit of {limit}"
+    );
 }
 
 fn torrent_named(place: &Place, top: &Path, name: &str) -> PathBuf {
@@ -198,7 +266,11 @@ fn settings_are_kept_and_wrong_ones_are_refused() {
         "slots=3",
         "seed_ratio=1.5",
         "preallocation=full",
+        "order=round-robin",
+        "super_seed=yes",
     ]);
+    assert_eq!(shown["settings"]["order"], "round-robin");
+    assert_eq!(shown["settings"]["super_seed"], true);
     let settings = |shown: &serde_json::Value| {
         let settings = &shown["settings"];
         ["limit_up", "slots", "seed_percent"].map(|key| settings[key].as_u64())
@@ -209,6 +281,10 @@ fn settings_are_kept_and_wrong_ones_are_refused() {
         (
             ["torrent", &hash, "set", "limit_up=fast"],
             "limit_up must be",
+        ),
+        (
+            ["torrent", &hash, "set", "order=any"],
+            "order must be one of rarest, sequential, round-robin",
         ),
         (
             ["torrent", &hash, "set", "colour=red"],
@@ -542,4 +618,67 @@ fn torrents_wait_for_those_before_them() {
     daemon.wait_for(&hashes[1].0, "downloading");
     daemon.run(&["torrent", &hashes[0].0, "pause"]);
     daemon.wait_for(&hashes[0].0, "paused");
+}
+
+/// Pieces are fetched in the order that is set, and shown one by one to a peer that is alone.
+#[test]
+fn orders_and_super_seeding_work_with_other_programs() {
+    let place = Place::new();
+    let top = content(&place, 4);
+    let file = torrent(&place, &top, "--v1");
+    let (_seeder, port) = Other::seed(&file, &place.path("src"), 0);
+    let daemon = Daemon::start(&place, "s", &[("CCBT_TORRENT_ORDER", "round-robin")]);
+    let out = place.path("out");
+    let hash = daemon.download(&file, &out, &[port], &[]);
+    daemon.wait_for(&hash, "seeding");
+    same(&top, &out.join("top"));
+    daemon.run(&["torrent", &hash, "set", "super_seed=yes"]);
+    let again = place.path("again");
+    Other::leech(text(&file), &again, daemon.port);
+    same(&top, &again.join("top"));
+}
+
+/// A tracker that refuses everybody.
+fn refusing_tracker() -> String {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/announce", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut head = [0; 4096];
+            drop(stream.read(&mut head));
+            let answer = b"HTTP/1.0 200 OK\r\n\r\nd14:failure reason14:not registerede";
+            drop(stream.write_all(answer));
+        }
+    });
+    url
+}
+
+#[test]
+fn what_trackers_say_is_shown() {
+    let place = Place::new();
+    let top = content(&place, 1);
+    let url = refusing_tracker();
+    let file = place.path("t.torrent");
+    let create = ["create", text(&top), "-o", text(&file), "--tracker", &url];
+    assert_eq!(place.run(&create).code, 0);
+    let daemon = Daemon::start(&place, "s", &[]);
+    let hash = daemon.download(&file, &place.path("out"), &[], &[]);
+    let note = || daemon.torrent(&hash)["note"].as_str().unwrap().to_owned();
+    until("the tracker's answer", || {
+        note() == "no peers; tracker said: not registered"
+    });
+    let list = daemon.run(&["torrent", &hash, "trackers"]);
+    let tracker = &list["trackers"][0];
+    assert_eq!(tracker["url"], url);
+    assert_eq!(tracker["message"], "not registered");
+    assert_eq!(tracker["error"], "the tracker refuses: not registered");
+    assert!(tracker["asked_s"].as_u64().unwrap() < PATIENCE.as_secs());
+    assert!(tracker["next_s"].as_u64().unwrap() > 0);
+    assert_eq!(tracker["seeds"], serde_json::Value::Null);
+    let state = place.path("s");
+    let run = place.run(&["--state", text(&state), "torrent", &hash, "trackers"]);
+    let expected = "tracker said: not registered";
+    assert!(run.stdout.contains(expected), "{}", run.stdout);
 }

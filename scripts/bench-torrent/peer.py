@@ -3,7 +3,7 @@
     peer.py ADDRESS [SETTINGS]
 
 {"do": "seed", torrent, dir}: adds it and waits until all is there; {"do": "hold", ...}: adds it; {"do": "leech", torrent, dir, peer}: until
-all is there; {"do": "metadata", magnet, dir, peer}: until the metadata is there; {"do": "stats"}. Times are seconds of this process's clock."""
+all is there; {"do": "metadata", magnet, dir, peer}: until the metadata is there; {"do": "limit", rate}: of all that is sent, in bytes per second; {"do": "stats"}. Times are seconds of this process's clock."""
 import json, resource, sys, time
 
 import libtorrent as lt
@@ -32,7 +32,9 @@ class Peer:
             "enable_outgoing_utp": False, "enable_incoming_utp": False, "allow_multiple_connections_per_ip": True,
             "alert_mask": CATEGORY.status_notification | CATEGORY.error_notification, **settings})
         # Limits count on the loopback too.
-        self.session.set_peer_class_filter(lt.ip_filter())
+        everybody = lt.ip_filter()
+        everybody.add_rule("0.0.0.0", "255.255.255.255", 1 << lt.session.global_peer_class_id)
+        self.session.set_peer_class_filter(everybody)
         self.handle = None
 
     def params(self, ask):
@@ -84,6 +86,9 @@ class Peer:
                 start, _ = self.add(ask)
                 self.until("metadata_received_alert", lambda: self.handle.status().has_metadata)
                 return {"s": time.monotonic() - start}
+            case "limit":
+                self.session.apply_settings({"upload_rate_limit": ask["rate"]})
+                return {}
             case "stats":
                 sent = self.handle.status().total_payload_upload if self.handle else 0
                 return {"cpu_s": cpu(), "sent": sent}

@@ -7,8 +7,8 @@ use clap::{Args, Subcommand};
 use super::options::Context;
 use super::{CommandResult, connect, output};
 use crate::api::types::{
-    ApiPath, TorrentAction, TorrentEntry, TorrentRequest, TorrentResponse, TorrentSetting,
-    TorrentSettings, TorrentState, TorrentTracker, TorrentsRequest,
+    ApiPath, PieceOrder, TorrentAction, TorrentEntry, TorrentRequest, TorrentResponse,
+    TorrentSetting, TorrentSettings, TorrentState, TorrentTracker, TorrentsRequest,
 };
 use crate::api::{ApiError, escape};
 use crate::proto::picker::PRIORITY_NORMAL;
@@ -50,7 +50,8 @@ enum Verb {
     /// Change what is different for this torrent
     ///
     /// Keys are limit_down, limit_up (bytes per second, like 5MiB; 0 for no limit), peer_limit_down, peer_limit_up (of each connection),
-    /// peers_max, slots, seed_ratio, seed_minutes, sequential, forced (active whatever the
+    /// peers_max, slots, seed_ratio, seed_minutes, order (rarest, sequential, round-robin: which pieces are fetched first),
+    /// super_seed (yes: show each peer a few pieces at a time, for the first who has everything), forced (active whatever the
     /// queue says) and preallocation (none, sparse, full; from the next start on).
     /// Without a value, the configuration decides again.
     Set {
@@ -245,7 +246,8 @@ fn settings(settings: &TorrentSettings) -> String {
                 .map(|n| format!("{}.{:02}", n / 100, n % 100)),
         ),
         ("seed_minutes", settings.seed_minutes.map(|n| n.to_string())),
-        ("sequential", settings.sequential.map(|yes| yes.to_string())),
+        ("order", settings.order.map(order)),
+        ("super_seed", settings.super_seed.map(|yes| yes.to_string())),
         ("preallocation", preallocation),
         ("forced", settings.forced.map(|yes| yes.to_string())),
     ];
@@ -253,6 +255,15 @@ fn settings(settings: &TorrentSettings) -> String {
         .into_iter()
         .filter_map(|(key, value)| Some(format!("{key}={}", value?)));
     set.collect::<Vec<_>>().join(", ")
+}
+
+fn order(order: PieceOrder) -> String {
+    match order {
+        PieceOrder::Rarest => "rarest",
+        PieceOrder::Sequential => "sequential",
+        PieceOrder::RoundRobin => "round-robin",
+    }
+    .to_owned()
 }
 
 fn files(response: &TorrentResponse) -> String {
@@ -272,8 +283,52 @@ fn files(response: &TorrentResponse) -> String {
 }
 
 fn trackers(response: &TorrentResponse) -> String {
-    let line = |tracker: &TorrentTracker| format!("{}\n", escape(tracker.url.as_bytes()));
-    response.trackers.iter().map(line).collect()
+    let all = &response.trackers;
+    let first = all.first().map(|tracker| &tracker.hash);
+    let several = all.iter().any(|tracker| Some(&tracker.hash) != first);
+    let row = |tracker: &TorrentTracker| {
+        let hash = several.then(|| tracker.hash.chars().take(8).collect());
+        let url = escape(tracker.url.as_bytes());
+        let mut row: Vec<String> = hash.into_iter().collect();
+        row.extend([url, asked(tracker), named(tracker), heard(tracker)]);
+        row
+    };
+    output::table(&all.iter().map(row).collect::<Vec<_>>())
+}
+
+/// When it was asked, and when it is again.
+fn asked(tracker: &TorrentTracker) -> String {
+    let ago = tracker.asked_s.map_or_else(
+        || "not asked".to_owned(),
+        |seconds| format!("asked {} ago", output::age(seconds)),
+    );
+    match tracker.next_s {
+        Some(seconds) => format!("{ago}, next in {}", output::age(seconds)),
+        None => ago,
+    }
+}
+
+/// Whom it knows.
+fn named(tracker: &TorrentTracker) -> String {
+    let count = |n: Option<u32>| n.map_or_else(|| "?".to_owned(), |n| output::count(n.into()));
+    match (tracker.peers, tracker.seeds, tracker.leechers) {
+        (None, None, None) => "-".to_owned(),
+        (peers, seeds, leechers) => format!(
+            "{} peers, {} seeds, {} leechers",
+            count(peers),
+            count(seeds),
+            count(leechers)
+        ),
+    }
+}
+
+/// What it says, or why it says nothing.
+fn heard(tracker: &TorrentTracker) -> String {
+    match (&tracker.message, &tracker.error) {
+        (Some(message), _) => format!("tracker said: {}", escape(message.as_bytes())),
+        (None, Some(error)) => escape(error.as_bytes()),
+        (None, None) => String::new(),
+    }
 }
 
 fn peers(response: &TorrentResponse) -> String {

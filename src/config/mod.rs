@@ -22,7 +22,7 @@ pub use schedule::Schedule;
 pub use state::{LOCK_FILE, LOG_FILE, STATE_VERSION, StateDir, StateError};
 pub use torrent::TorrentKeys;
 pub(crate) use value::parse_bytes;
-pub use value::{Kind, Value};
+pub use value::{Kind, ProxyText, Value};
 
 use crate::api::{ApiError, ErrorKind};
 use crate::net::{Bind, Network, Route};
@@ -68,6 +68,10 @@ pub const KEYS: [(&str, Kind); 41] = [
     ("torrent.downloads_max", Kind::Count),
     ("torrent.limit_down", Kind::Bytes),
     ("torrent.limit_up", Kind::Bytes),
+    (
+        "torrent.order",
+        Kind::Choice(&["rarest", "sequential", "round-robin"]),
+    ),
     ("torrent.peer_limit_down", Kind::Bytes),
     ("torrent.peer_limit_up", Kind::Bytes),
     ("torrent.peers_max", Kind::Count),
@@ -78,7 +82,6 @@ pub const KEYS: [(&str, Kind); 41] = [
     ("torrent.seed_minutes", Kind::Count),
     ("torrent.seed_percent", Kind::Count),
     ("torrent.seeds_max", Kind::Count),
-    ("torrent.sequential", Kind::Bool),
     ("torrent.slots", Kind::Count),
     ("trackers", Kind::Trackers),
 ];
@@ -397,7 +400,10 @@ impl Settings {
         };
         let utp = self.bool("network.utp")?;
         let bind = self.text("network.bind")?;
-        let proxy = self.text("network.proxy")?;
+        let proxy = match self.value("network.proxy") {
+            Some(Value::Proxy(url)) => ProxyUrl::parse(&url.0),
+            _ => return Err(self.invalid("network.proxy")),
+        };
         Ok(Network {
             encryption,
             utp,
@@ -407,7 +413,7 @@ impl Settings {
                     Ok(ip) => Bind::Address(ip),
                     Err(_) => Bind::Interface(text.to_owned()),
                 }),
-                proxy: proxy.and_then(ProxyUrl::parse),
+                proxy,
             },
         })
     }

@@ -21,7 +21,7 @@ pub struct TorrentKeys {
     pub slots: u64,
     pub seed_percent: Option<u64>,
     pub seed_minutes: Option<u64>,
-    pub sequential: bool,
+    pub order: &'static str,
     pub preallocation: &'static str,
     /// Torrents that download at once; the others wait.
     pub downloads_max: Option<u64>,
@@ -44,7 +44,7 @@ impl TorrentKeys {
             slots: s.number("torrent.slots")?,
             seed_percent: some("torrent.seed_percent")?,
             seed_minutes: some("torrent.seed_minutes")?,
-            sequential: s.bool("torrent.sequential")?,
+            order: s.choice("torrent.order")?,
             preallocation: s.choice("torrent.preallocation")?,
             downloads_max: some("torrent.downloads_max")?,
             seeds_max: some("torrent.seeds_max")?,

@@ -56,6 +56,29 @@ pub enum Value {
     Schedule(Option<Schedule>),
     Choice(&'static str),
     Text(String),
+    Proxy(ProxyText),
+}
+
+/// The URL of a proxy as given, or empty. It is shown without its password: listings end up in bug reports.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ProxyText(pub(super) String);
+
+impl fmt::Display for ProxyText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.0.as_str();
+        let shown = text.rsplit_once('@').and_then(|(before, place)| {
+            let (scheme, login) = before.split_once("://")?;
+            let (user, _) = login.split_once(':')?;
+            Some(format!("{scheme}://{user}:***@{place}"))
+        });
+        f.write_str(shown.as_deref().unwrap_or(text))
+    }
+}
+
+impl fmt::Debug for ProxyText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl Kind {
@@ -123,7 +146,11 @@ impl Kind {
             }
             Self::Bind | Self::Proxy | Self::OptionalPath => {
                 let fits = text.is_empty() || self.fits(text);
-                fits.then(|| Value::Text(text.to_owned()))
+                let text = text.to_owned();
+                fits.then(|| match self {
+                    Self::Proxy => Value::Proxy(ProxyText(text)),
+                    _ => Value::Text(text),
+                })
             }
             Self::Choice(words) => words
                 .iter()
@@ -265,6 +292,7 @@ impl fmt::Display for Value {
             Self::Schedule(None) => f.write_str("\"\""),
             Self::Choice(word) => write!(f, "\"{word}\""),
             Self::Text(text) => write!(f, "{}", toml::Value::String(text.clone())),
+            Self::Proxy(url) => write!(f, "{}", toml::Value::String(url.to_string())),
         }
     }
 }
@@ -290,6 +318,7 @@ impl Serialize for Value {
             }
             Self::Choice(word) => serializer.serialize_str(word),
             Self::Text(text) => serializer.serialize_str(text),
+            Self::Proxy(url) => serializer.serialize_str(&url.to_string()),
         }
     }
 }
@@ -321,6 +350,22 @@ mod tests {
             "1e9",
         ] {
             assert_eq!(parse_bytes(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_proxy_is_shown_without_its_password() {
+        for (given, shown) in [
+            ("", ""),
+            ("socks5://h.example:1080", "socks5://h.example:1080"),
+            ("http://me@h.example:1", "http://me@h.example:1"),
+            ("http://me:s3cret@h.example:1", "http://me:***@h.example:1"),
+            ("socks5://me:a%40b:c@[::1]:1", "socks5://me:***@[::1]:1"),
+        ] {
+            let value = Kind::Proxy.check_text(given).unwrap();
+            assert_eq!(value.to_string(), format!("\"{shown}\""));
+            assert_eq!(serde_json::to_value(&value).unwrap(), shown);
+            assert!(!format!("{value:?}").contains("s3cret"));
         }
     }
 

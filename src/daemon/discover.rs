@@ -9,7 +9,7 @@ use super::Daemon;
 use super::open::{EPOCH, OpenFolder};
 use crate::engine::discovery::dht::{self, DhtConfig};
 use crate::engine::discovery::item::ItemKeys;
-use crate::engine::discovery::trackers::{Announce, Totals};
+use crate::engine::discovery::trackers::{Announce, Totals, TrackerStatus};
 use crate::engine::discovery::{Config, Discovery, Found, Reach};
 use crate::engine::torrent::{Phase, TorrentHandle, TorrentStatus};
 use crate::net::{self, Bind};
@@ -74,6 +74,14 @@ impl Daemon {
             .iter()
             .map(|url| vec![url.clone()])
             .collect()
+    }
+
+    /// What is known of the trackers of a torrent.
+    pub(super) fn trackers_of(&self, info_hash: [u8; 20]) -> Vec<TrackerStatus> {
+        let discovery = self.0.discovery.lock();
+        let swarm = SwarmId::from_bytes(info_hash);
+        let known = discovery.as_ref().map(|d| d.trackers_of(swarm));
+        known.unwrap_or_default()
     }
 
     pub(super) fn stop_looking_for(&self, info_hash: [u8; 20]) {

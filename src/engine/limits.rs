@@ -69,7 +69,10 @@ impl Level {
 
     /// From now on.
     pub fn set(&self, rates: Rates) {
-        let now = self.clock.now();
+        self.set_at(self.clock.now(), rates);
+    }
+
+    fn set_at(&self, now: Duration, rates: Rates) {
         let mut inner = self.inner.lock();
         if inner.rates != rates {
             inner.rates = rates;
@@ -87,27 +90,23 @@ impl Level {
     }
 
     /// `None` without a limit.
-    fn with<T>(
-        &self,
-        way: Way,
-        act: impl FnOnce(&mut Bucket, Option<u64>, Duration) -> T,
-    ) -> Option<T> {
+    fn with<T>(&self, way: Way, act: impl FnOnce(&mut Bucket, Option<u64>) -> T) -> Option<T> {
         let [down, up] = &self.limited;
         let limited = if way == Way::Down { down } else { up };
         limited.load(Ordering::Relaxed).then(|| {
-            let now = self.clock.now();
             let mut inner = self.inner.lock();
             let rates = inner.rates;
             match way {
-                Way::Down => act(&mut inner.down, rates.down, now),
-                Way::Up => act(&mut inner.up, rates.up, now),
+                Way::Down => act(&mut inner.down, rates.down),
+                Way::Up => act(&mut inner.up, rates.up),
             }
         })
     }
 
     /// More has passed than was allowed so far: whoever is under this limit waits for us, not for a peer.
     pub(super) fn is_owing(&self, way: Way) -> bool {
-        self.with(way, |bucket, _, now| bucket.ready_at(now) > now)
+        let now = self.clock.now();
+        self.with(way, |bucket, _| bucket.ready_at(now) > now)
             .unwrap_or(false)
     }
 }
@@ -130,17 +129,21 @@ impl Limits {
     /// When something may pass, or when to ask again; `None`: now.
     pub(super) fn ready_at(&self, way: Way) -> Option<Instant> {
         let clock = self.clock();
-        let turn = self.yields[way as usize].saturating_sub(clock.now());
-        let wait = self.wait(way)?.max(turn);
-        (!wait.is_zero()).then(|| clock.instant(clock.now() + wait.min(SLEEP_MAX)))
+        let wait = self.wait_at(clock.now(), way)?;
+        Some(clock.instant(clock.now() + wait))
+    }
+
+    /// How long it is at `now` until something may pass, or until we ask again; `None`: it may.
+    fn wait_at(&self, now: Duration, way: Way) -> Option<Duration> {
+        let turn = self.yields[way as usize].saturating_sub(now);
+        let wait = self.owed_at(now, way)?.max(turn);
+        (!wait.is_zero()).then(|| wait.min(SLEEP_MAX))
     }
 
     /// How long the strictest limit makes us wait; `None` without limits.
-    fn wait(&self, way: Way) -> Option<Duration> {
+    fn owed_at(&self, now: Duration, way: Way) -> Option<Duration> {
         let waits = self.levels.iter().filter_map(|level| {
-            level.with(way, |bucket, _, now| {
-                bucket.ready_at(now).saturating_sub(now)
-            })
+            level.with(way, |bucket, _| bucket.ready_at(now).saturating_sub(now))
         });
         waits.max()
     }
@@ -155,7 +158,7 @@ impl Limits {
         let limits = self
             .levels
             .iter()
-            .filter_map(|level| level.with(way, |_, limit, _| limit).flatten());
+            .filter_map(|level| level.with(way, |_, limit| limit).flatten());
         let turn = limits.min().map_or(u64::MAX, |limit| {
             (limit / (1000 / TURN.as_millis() as u64)).max(TURN_BYTES_MIN)
         });
@@ -164,11 +167,15 @@ impl Limits {
 
     /// So much has passed.
     pub(super) fn passed(&mut self, way: Way, bytes: u64) {
+        self.passed_at(self.clock().now(), way, bytes);
+    }
+
+    fn passed_at(&mut self, now: Duration, way: Way, bytes: u64) {
         for level in &self.levels {
-            level.with(way, |bucket, _, now| bucket.take(now, bytes));
+            level.with(way, |bucket, _| bucket.take(now, bytes));
         }
-        if let Some(wait) = self.wait(way).filter(|wait| !wait.is_zero()) {
-            self.yields[way as usize] = self.clock().now() + wait.min(SLEEP_MAX) + YIELD;
+        if let Some(wait) = self.owed_at(now, way).filter(|wait| !wait.is_zero()) {
+            self.yields[way as usize] = now + wait.min(SLEEP_MAX) + YIELD;
         }
     }
 }
@@ -212,6 +219,137 @@ mod tests {
         other.passed(Way::Down, 100_000);
         let (ours, theirs) = (one.ready_at(Way::Down), other.ready_at(Way::Down));
         assert!(theirs.unwrap() >= ours.unwrap() + YIELD / 2);
+    }
+
+    /// Connections that always have something to pass, on a clock that is handed to them. Each wakes up to `late` after it
+    /// wanted to, as on a loaded machine.
+    struct Line {
+        now: Duration,
+        late: Duration,
+        random: u64,
+        /// With when it wakes, and what has passed.
+        connections: Vec<(Limits, Duration, u64)>,
+    }
+
+    impl Line {
+        fn new(seed: u64, late_ms: u64, connections: Vec<Limits>) -> Self {
+            let idle = |limits| (limits, Duration::ZERO, 0);
+            Self {
+                now: Duration::ZERO,
+                late: Duration::from_millis(late_ms),
+                random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+                connections: connections.into_iter().map(idle).collect(),
+            }
+        }
+
+        fn lateness(&mut self) -> Duration {
+            self.random ^= self.random << 13;
+            self.random ^= self.random >> 7;
+            self.random ^= self.random << 17;
+            self.late * u32::try_from(self.random % 1000).unwrap() / 1000
+        }
+
+        /// Goes on for so long; what has passed of each connection meanwhile.
+        fn run(&mut self, way: Way, seconds: u64) -> Vec<u64> {
+            let before: Vec<u64> = self.connections.iter().map(|c| c.2).collect();
+            let end = self.now + Duration::from_secs(seconds);
+            loop {
+                let next = (0..self.connections.len()).min_by_key(|n| self.connections[*n].1);
+                let next = next.unwrap();
+                let late = self.lateness();
+                let (limits, wakes, passed) = &mut self.connections[next];
+                if *wakes > end {
+                    break;
+                }
+                self.now = self.now.max(*wakes);
+                if limits.wait_at(self.now, way).is_none() {
+                    // What a socket has at a time.
+                    let bytes = limits.turn_bytes(way).min(256 << 10) as u64;
+                    limits.passed_at(self.now, way, bytes);
+                    *passed += bytes;
+                }
+                let wait = limits.wait_at(self.now, way);
+                *wakes = self.now + wait.unwrap_or(Duration::from_millis(1)) + late;
+            }
+            self.now = end;
+            let passed = self.connections.iter().zip(before);
+            passed.map(|(c, before)| c.2 - before).collect()
+        }
+    }
+
+    fn is_near(got: u64, wanted: u64, what: &str) {
+        let share = got as f64 / wanted as f64;
+        assert!((0.9..1.1).contains(&share), "{what}: {got} of {wanted}");
+    }
+
+    const MB: u64 = 1_000_000;
+
+    #[test]
+    fn a_torrent_keeps_to_its_limit_and_to_a_new_one() {
+        for seed in 0..8 {
+            for (way, connections, late) in
+                [(Way::Down, 1, 0), (Way::Down, 7, 20), (Way::Up, 40, 5)]
+            {
+                let clock = Elapsed::start();
+                let both = |rate| Rates {
+                    down: Some(rate),
+                    up: Some(rate),
+                };
+                let torrent = Level::new(clock, both(MB));
+                let all = Level::new(clock, Rates::default());
+                let limits = |_| {
+                    let own = Level::new(clock, Rates::default());
+                    Limits::new([own, Arc::clone(&torrent), Arc::clone(&all)])
+                };
+                let mut line = Line::new(seed, late, (0..connections).map(limits).collect());
+                // What was saved up in idle time goes first.
+                line.run(way, 2);
+                is_near(line.run(way, 10).iter().sum(), 10 * MB, "at first");
+                torrent.set_at(line.now, both(3 * MB));
+                line.run(way, 1);
+                is_near(line.run(way, 10).iter().sum(), 30 * MB, "a higher one");
+                torrent.set_at(line.now, both(MB / 4));
+                line.run(way, 1);
+                is_near(line.run(way, 20).iter().sum(), 5 * MB, "a lower one");
+                torrent.set_at(line.now, Rates::default());
+                line.run(way, 1);
+                assert!(line.run(way, 2).iter().sum::<u64>() > 40 * MB, "none");
+            }
+        }
+    }
+
+    #[test]
+    fn each_connection_keeps_to_its_own_limit() {
+        for seed in 0..8 {
+            let clock = Elapsed::start();
+            let free = Level::new(clock, Rates::default());
+            let limits = |n: u64| {
+                let own = Level::new(clock, down(n * MB / 2));
+                Limits::new([own, Arc::clone(&free), Arc::clone(&free)])
+            };
+            let mut line = Line::new(seed, 20, (1..5).map(limits).collect());
+            line.run(Way::Down, 2);
+            for (n, passed) in (1..).zip(line.run(Way::Down, 10)) {
+                is_near(passed, n * 5 * MB, "one of them");
+            }
+        }
+    }
+
+    #[test]
+    fn torrents_share_what_all_may_pass_and_none_gets_nothing() {
+        for seed in 0..8 {
+            let clock = Elapsed::start();
+            let all = Level::new(clock, down(MB));
+            let free = || Level::new(clock, Rates::default());
+            let limits = |_| Limits::new([free(), free(), Arc::clone(&all)]);
+            let mut line = Line::new(seed, 3, (0..4).map(limits).collect());
+            line.run(Way::Down, 2);
+            let passed = line.run(Way::Down, 20);
+            is_near(passed.iter().sum(), 20 * MB, "all of them");
+            for passed in passed {
+                assert!(passed > 2 * MB, "one of four got {passed} of {}", 20 * MB);
+            }
+        }
     }
 
     #[test]

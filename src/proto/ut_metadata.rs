@@ -22,8 +22,9 @@ pub const METADATA_PIECE_BYTES: usize = 16 * 1024;
 pub const METADATA_BYTES_MAX: usize = 64 << 20;
 /// A piece that has not come after this time is asked of another peer.
 const ANSWER_TIME: Duration = Duration::from_secs(3);
-/// Pieces asked of one peer at once.
-const PIPELINE: usize = 4;
+/// Pieces asked of one peer at once: 128 KiB. libtorrent answers at once as long as less than 160 KiB wait to be sent, and what is
+/// beyond only at its next tick, up to a second later.
+const PIPELINE: usize = 8;
 
 /// One message of the extension.
 #[derive(Debug, Clone, PartialEq, Eq)]

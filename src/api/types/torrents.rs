@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::{Amount, ApiPath};
-pub use crate::engine::torrent::settings::Preallocation;
+pub use crate::engine::torrent::settings::{PieceOrder, Preallocation};
 
 /// Where a torrent comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,8 +138,10 @@ pub struct TorrentSettings {
     pub seed_percent: Option<u64>,
     /// Stop seeding after this many minutes; 0: never.
     pub seed_minutes: Option<u64>,
-    /// Fetch pieces in order.
-    pub sequential: Option<bool>,
+    /// Which pieces are fetched first.
+    pub order: Option<PieceOrder>,
+    /// While everything is here, show each peer a few pieces at a time (BEP 16).
+    pub super_seed: Option<bool>,
     pub preallocation: Option<Preallocation>,
     /// Active whatever the queue says.
     pub forced: Option<bool>,
@@ -196,6 +198,23 @@ pub struct TorrentResponse {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TorrentTracker {
     pub url: String,
+    /// The info-hash it is asked about; a hybrid torrent has two.
+    pub hash: String,
+    /// Those of one tier stand in for each other; the first is 0.
+    pub tier: u32,
+    /// Seconds since it was asked last; `None`: never.
+    pub asked_s: Option<u64>,
+    /// Seconds until it is asked again; `None`: when others of its tier fail.
+    pub next_s: Option<u64>,
+    /// Peers it named when it answered last.
+    pub peers: Option<u32>,
+    /// Peers that have everything, and those that do not, as it counts.
+    pub seeds: Option<u32>,
+    pub leechers: Option<u32>,
+    /// What it wants the user to know, or why it refuses.
+    pub message: Option<String>,
+    /// Why asking it last came to nothing, if it did.
+    pub error: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

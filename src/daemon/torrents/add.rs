@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use super::super::{Daemon, MountOf, place};
 use super::command::pause;
@@ -25,6 +26,9 @@ use crate::volume::TorrentVolume;
 
 /// How long a mount waits for peers to say what the torrent is.
 const METADATA_TIME: Duration = Duration::from_secs(60);
+
+/// How often the note of a wait is made anew though the torrent itself has no news.
+const NOTE_TIME: Duration = Duration::from_secs(1);
 
 /// What was found out about a torrent before it runs.
 pub(super) struct Known {
@@ -49,9 +53,9 @@ impl Daemon {
         let open = self.add_torrent(request, false).await?;
         drop(_turn);
         self.announce_work();
-        wait(&open.handle, until, &progress).await?;
+        self.wait(&open.handle, until, &progress).await?;
         Ok(DownloadResponse {
-            torrent: open.entry(),
+            torrent: self.entry_of(&open),
         })
     }
 
@@ -210,7 +214,7 @@ impl Daemon {
         let open = self.add_torrent(request, true).await?;
         drop(turn);
         // Others go on meanwhile.
-        let known = wait_for_metadata(&open.handle, progress);
+        let known = self.wait_for_metadata(&open.handle, progress);
         let known = tokio::time::timeout(METADATA_TIME, known).await;
         let late = || {
             ApiError::new(
@@ -248,7 +252,7 @@ impl Daemon {
             &open.hash,
             self.0.config.read_timeout,
         );
-        let entry = open.entry();
+        let entry = self.entry_of(open);
         self.mount_torrent(volume, open.hash.clone(), &entry.name, &dir)
             .await?;
         self.announce_work();
@@ -262,66 +266,76 @@ impl Daemon {
     }
 }
 
-/// Waits until it is known what the torrent is and what of it is here.
-async fn wait_for_metadata(
-    handle: &TorrentHandle,
-    progress: &ProgressSink,
-) -> Result<(), ApiError> {
-    let mut status = handle.status();
-    loop {
-        let now = status.borrow_and_update().clone();
-        match now.phase {
-            Phase::Metadata | Phase::Checking => progress.report(progress_of(&now)),
-            Phase::Stopped => {
-                return Err(ApiError::new(
-                    ErrorKind::Io,
-                    crate::api::escape(now.note.as_bytes()),
-                ));
+impl Daemon {
+    /// Waits until it is known what the torrent is and what of it is here.
+    async fn wait_for_metadata(
+        &self,
+        handle: &TorrentHandle,
+        progress: &ProgressSink,
+    ) -> Result<(), ApiError> {
+        let mut status = handle.status();
+        loop {
+            let now = status.borrow_and_update().clone();
+            match now.phase {
+                Phase::Metadata | Phase::Checking => {
+                    progress.report(self.progress_of(handle, &now));
+                }
+                Phase::Stopped => {
+                    return Err(ApiError::new(
+                        ErrorKind::Io,
+                        crate::api::escape(now.note.as_bytes()),
+                    ));
+                }
+                _ => return Ok(()),
             }
-            _ => return Ok(()),
+            news(&mut status).await?;
         }
-        if status.changed().await.is_err() {
-            return Err(ApiError::new(ErrorKind::Refused, "the torrent was removed"));
+    }
+
+    /// Waits until the torrent is as far as it shall be. Trouble only the user can end ends the wait.
+    async fn wait(
+        &self,
+        handle: &TorrentHandle,
+        until: TorrentUntil,
+        progress: &ProgressSink,
+    ) -> Result<(), ApiError> {
+        let mut status = handle.status();
+        loop {
+            let now = status.borrow_and_update().clone();
+            let done = match until {
+                TorrentUntil::Started => true,
+                TorrentUntil::Finished => now.finished,
+                TorrentUntil::Seeded => now.done_seeding,
+            };
+            if done {
+                return Ok(());
+            }
+            if now.phase == Phase::Stopped {
+                return Err(
+                    ApiError::new(ErrorKind::Io, crate::api::escape(now.note.as_bytes()))
+                        .hint("put that right, then give the same command again"),
+                );
+            }
+            progress.report(self.progress_of(handle, &now));
+            news(&mut status).await?;
+        }
+    }
+
+    fn progress_of(&self, handle: &TorrentHandle, status: &TorrentStatus) -> Progress {
+        Progress {
+            bytes_done: status.bytes_done,
+            bytes_total: status.bytes_total,
+            note: self.note_of(handle, status),
+            ..Progress::default()
         }
     }
 }
 
-/// Waits until the torrent is as far as it shall be. Trouble only the user can end ends the wait.
-async fn wait(
-    handle: &TorrentHandle,
-    until: TorrentUntil,
-    progress: &ProgressSink,
-) -> Result<(), ApiError> {
-    let mut status = handle.status();
-    loop {
-        let now = status.borrow_and_update().clone();
-        let done = match until {
-            TorrentUntil::Started => true,
-            TorrentUntil::Finished => now.finished,
-            TorrentUntil::Seeded => now.done_seeding,
-        };
-        if done {
-            return Ok(());
-        }
-        if now.phase == Phase::Stopped {
-            return Err(
-                ApiError::new(ErrorKind::Io, crate::api::escape(now.note.as_bytes()))
-                    .hint("put that right, then give the same command again"),
-            );
-        }
-        progress.report(progress_of(&now));
-        if status.changed().await.is_err() {
-            return Err(ApiError::new(ErrorKind::Refused, "the torrent was removed"));
-        }
-    }
-}
-
-fn progress_of(status: &TorrentStatus) -> Progress {
-    Progress {
-        bytes_done: status.bytes_done,
-        bytes_total: status.bytes_total,
-        note: status.note.clone(),
-        ..Progress::default()
+/// Waits until something has changed, or trackers may have said something.
+async fn news(status: &mut watch::Receiver<TorrentStatus>) -> Result<(), ApiError> {
+    match tokio::time::timeout(NOTE_TIME, status.changed()).await {
+        Ok(Err(_)) => Err(ApiError::new(ErrorKind::Refused, "the torrent was removed")),
+        Ok(Ok(())) | Err(_) => Ok(()),
     }
 }
 
@@ -339,7 +353,7 @@ pub(super) fn selection_of(record: &TorrentRecord) -> Selection {
 fn asked(request: &DownloadRequest) -> TorrentSettings {
     let mut settings = request.settings.clone();
     if request.sequential {
-        settings.sequential = Some(true);
+        settings.order = Some(PieceOrder::Sequential);
     }
     settings.seed_percent = request.seed_percent.or(settings.seed_percent);
     settings

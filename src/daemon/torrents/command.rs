@@ -6,7 +6,7 @@ use super::super::open::blocking;
 use super::super::{Daemon, place};
 use super::OpenTorrent;
 use super::add::selection_of;
-use super::list::{list_files, list_trackers, peer_entry};
+use super::list::{list_files, peer_entry};
 use super::record::save;
 use crate::api::types::*;
 use crate::api::{ApiError, ErrorKind};
@@ -33,7 +33,7 @@ impl Daemon {
                     .map(peer_entry)
                     .collect();
             }
-            TorrentAction::Trackers => trackers = list_trackers(&open)?,
+            TorrentAction::Trackers => trackers = self.list_trackers(&open),
             TorrentAction::Set(changes) => self.change_settings(&open, |settings| {
                 changes.iter().try_for_each(|change| settings.set(change))
             })?,
@@ -45,7 +45,7 @@ impl Daemon {
             TorrentAction::Remove => self.remove_torrent(&open).await?,
         }
         Ok(TorrentResponse {
-            torrent: open.entry(),
+            torrent: self.entry_of(&open),
             files,
             peers,
             trackers,

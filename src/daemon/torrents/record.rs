@@ -14,8 +14,8 @@ use crate::{clock, state_file};
 const RECORD_FILE: &str = "torrent.json";
 pub(super) const METAINFO_FILE: &str = "metainfo.torrent";
 /// Raised when the meaning of a field changes; a newer file is refused.
-pub(super) const VERSION: u32 = 2;
-/// The oldest that is read: it has `sequential` and `seed_percent` in the place of settings.
+pub(super) const VERSION: u32 = 3;
+/// The oldest that is read: it has `sequential` and `seed_percent` in the place of settings. Version 2 has `sequential` among them.
 const VERSION_MIN: u32 = 1;
 
 /// What is remembered of a torrent over restarts.
@@ -71,7 +71,7 @@ impl TorrentRecord {
     fn upgraded(mut self) -> Self {
         self.version = VERSION;
         if std::mem::take(&mut self.sequential) {
-            self.settings.sequential.get_or_insert(true);
+            self.settings.order.get_or_insert(PieceOrder::Sequential);
         }
         if let Some(percent) = self.seed_percent.take() {
             self.settings.seed_percent.get_or_insert(percent);
@@ -92,15 +92,27 @@ pub(in crate::daemon) fn parse_record(
     bytes: &[u8],
     shown: &str,
 ) -> Result<TorrentRecord, ApiError> {
-    let record: TorrentRecord = serde_json::from_slice(bytes).map_err(|error| {
+    let damaged = |error: serde_json::Error| {
         ApiError::new(ErrorKind::Io, format_args!("{shown} is damaged: {error}"))
-    })?;
+    };
+    let mut json: serde_json::Value = serde_json::from_slice(bytes).map_err(damaged)?;
+    order_of_version_2(&mut json);
+    let record: TorrentRecord = serde_json::from_value(json).map_err(damaged)?;
     match record.version {
         VERSION_MIN..=VERSION => Ok(record.upgraded()),
         version => Err(ApiError::new(
             ErrorKind::Refused,
             format_args!("{shown} was written by a newer ccbt (version {version})"),
         )),
+    }
+}
+
+/// `sequential` among the settings of version 2 is an order now.
+fn order_of_version_2(json: &mut serde_json::Value) {
+    let settings = json.get_mut("settings").and_then(|s| s.as_object_mut());
+    let Some(settings) = settings else { return };
+    if settings.remove("sequential") == Some(true.into()) {
+        settings.insert("order".to_owned(), "sequential".into());
     }
 }
 
@@ -134,7 +146,7 @@ mod tests {
         assert_eq!(record.selection.patterns, ["*.mkv"]);
         assert_eq!(record.selection.numbers, [1..=3]);
         let settings = TorrentSettings {
-            sequential: Some(true),
+            order: Some(PieceOrder::Sequential),
             seed_percent: Some(150),
             ..TorrentSettings::default()
         };
@@ -145,9 +157,27 @@ mod tests {
         let text = std::fs::read_to_string(dir.path().join(RECORD_FILE)).unwrap();
         std::fs::write(
             dir.path().join(RECORD_FILE),
-            text.replace("\"version\": 2", "\"version\": 9"),
+            text.replace("\"version\": 3", "\"version\": 9"),
         )
         .unwrap();
         assert_eq!(load(dir.path()).unwrap_err().kind, ErrorKind::Refused);
+    }
+
+    #[test]
+    fn a_record_of_the_second_version_keeps_its_order() {
+        for (sequential, order) in [
+            ("true", Some(PieceOrder::Sequential)),
+            ("false", None),
+            ("null", None),
+        ] {
+            let old = format!(
+                r#"{{"version": 2, "magnet": null, "dir": "/out", "selection": {{"patterns": [], "numbers": []}},
+                "settings": {{"slots": 3, "sequential": {sequential}}}, "paused": false, "peers": []}}"#
+            );
+            let record = parse_record(old.as_bytes(), "it").unwrap();
+            assert_eq!(record.settings.order, order);
+            assert_eq!(record.settings.slots, Some(3));
+        }
+        assert!(parse_record(b"{\"settings\": 7}", "it").is_err());
     }
 }

@@ -19,7 +19,8 @@ const KEYS: &[&str] = &[
     "slots",
     "seed_ratio",
     "seed_minutes",
-    "sequential",
+    "order",
+    "super_seed",
     "preallocation",
     "forced",
 ];
@@ -54,7 +55,8 @@ impl TorrentSettings {
                 .map(|percent| percent as f64 / 100.0),
             seed_time: rate(self.seed_minutes, keys.seed_minutes)
                 .map(|minutes| Duration::from_secs(minutes * 60)),
-            sequential: self.sequential.unwrap_or(keys.sequential),
+            order: self.order.unwrap_or(order_of(keys.order)),
+            super_seed: self.super_seed.unwrap_or(false),
             preallocation: self.preallocation.unwrap_or(preallocation),
         }
     }
@@ -74,7 +76,8 @@ impl TorrentSettings {
         for (own, other) in all {
             *own = other.or(*own);
         }
-        self.sequential = other.sequential.or(self.sequential);
+        self.order = other.order.or(self.order);
+        self.super_seed = other.super_seed.or(self.super_seed);
         self.preallocation = other.preallocation.or(self.preallocation);
         self.forced = other.forced.or(self.forced);
     }
@@ -91,8 +94,15 @@ impl TorrentSettings {
             "slots" => self.slots = number(key, Kind::Count, value)?,
             "seed_minutes" => self.seed_minutes = number(key, Kind::Count, value)?,
             "seed_ratio" => self.seed_percent = percent(key, value)?,
-            "sequential" => self.sequential = flag(key, value)?,
+            "super_seed" => self.super_seed = flag(key, value)?,
             "forced" => self.forced = flag(key, value)?,
+            "order" => {
+                let kind = Kind::Choice(&["rarest", "sequential", "round-robin"]);
+                self.order = check(key, kind, value)?.map(|value| match value {
+                    Value::Choice(word) => order_of(word),
+                    _ => PieceOrder::default(),
+                });
+            }
             "preallocation" => {
                 let kind = Kind::Choice(&["none", "sparse", "full"]);
                 self.preallocation = check(key, kind, value)?.map(|value| match value {
@@ -133,6 +143,14 @@ pub(super) fn shared_rates(config: &Config) -> Rates {
             down: keys.limit_down,
             up: keys.limit_up,
         },
+    }
+}
+
+fn order_of(word: &str) -> PieceOrder {
+    match word {
+        "sequential" => PieceOrder::Sequential,
+        "round-robin" => PieceOrder::RoundRobin,
+        _ => PieceOrder::Rarest,
     }
 }
 
@@ -195,6 +213,7 @@ mod tests {
                 "CCBT_TORRENT_PEER_LIMIT_UP" => Some("1 MB".into()),
                 "CCBT_TORRENT_SEED_PERCENT" => Some("200".into()),
                 "CCBT_TORRENT_PREALLOCATION" => Some("full".into()),
+                "CCBT_TORRENT_ORDER" => Some("sequential".into()),
                 _ => None,
             },
             Vec::new(),
@@ -211,12 +230,17 @@ mod tests {
             (Some(2.0), 8, 120)
         );
         assert_eq!(general.preallocation, Preallocation::Full);
+        assert_eq!(
+            (general.order, general.super_seed),
+            (PieceOrder::Sequential, false)
+        );
         for (key, value) in [
             ("limit_down", "5 MiB"),
             ("peer_limit_up", "0"),
             ("seed_ratio", "1.5"),
             ("slots", "3"),
-            ("sequential", "yes"),
+            ("order", "round-robin"),
+            ("super_seed", "yes"),
             ("preallocation", "none"),
         ] {
             set(&mut settings, key, value).unwrap();
@@ -224,8 +248,8 @@ mod tests {
         let own = settings.resolve(&config);
         assert_eq!((own.rates.down, own.peer_rates.up), (Some(5 << 20), None));
         assert_eq!(
-            (own.seed_ratio, own.slots, own.sequential),
-            (Some(1.5), 3, true)
+            (own.seed_ratio, own.slots, own.order, own.super_seed),
+            (Some(1.5), 3, PieceOrder::RoundRobin, true)
         );
         assert_eq!(own.preallocation, Preallocation::None);
         for key in KEYS {
@@ -241,7 +265,8 @@ mod tests {
             ("limit_down", "fast"),
             ("slots", "-1"),
             ("seed_ratio", "NaN"),
-            ("sequential", "perhaps"),
+            ("order", "any"),
+            ("super_seed", "perhaps"),
             ("preallocation", "half"),
             ("colour", "1"),
         ] {

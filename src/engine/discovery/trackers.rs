@@ -64,6 +64,17 @@ pub enum TrackerError {
     Answer(#[from] HttpAnswerError),
 }
 
+impl TrackerError {
+    /// The tracker's own words.
+    fn said(&self) -> Option<&str> {
+        match self {
+            Self::Udp(UdpTrackerError::Refused { reason })
+            | Self::Answer(HttpAnswerError::Refused { reason }) => Some(reason),
+            _ => None,
+        }
+    }
+}
+
 /// Where a tracker is.
 #[derive(Debug, Clone)]
 pub struct TrackerUrl {
@@ -164,10 +175,12 @@ pub struct TrackerStatus {
     pub seeds: Option<u32>,
     /// Peers that do not.
     pub leechers: Option<u32>,
-    /// What the tracker wants the user to know.
+    /// What the tracker wants the user to know: a warning, or why it refuses.
     pub message: Option<String>,
     /// Why the last announce failed, if it did.
     pub error: Option<String>,
+    /// When it was asked last, in seconds since 1970.
+    pub last_announce: Option<u64>,
     /// When it is asked next, in seconds since 1970; `None` for one that waits until others of its tier fail.
     pub next_announce: Option<u64>,
 }

@@ -23,7 +23,6 @@ use crate::engine::dial::Dialer;
 use crate::engine::limits::{Level, Limits, Way};
 use crate::proto::blocks::Block;
 use crate::proto::metainfo::Info;
-use crate::proto::picker::Order;
 use crate::proto::scheduler::PeerKey;
 use crate::proto::torrent::{self as machine, Action, Fault, NewPeer, Now, Torrent, Verdict};
 use crate::proto::wire::Message;
@@ -185,7 +184,7 @@ fn rules_of(config: &TorrentConfig) -> machine::Settings {
         private: !config.exchange,
         port: config.port,
         lazy: config.lazy,
-        super_seed: false,
+        super_seed: config.settings.super_seed,
         seed: u64::from_le_bytes(random::bytes()),
     }
 }
@@ -382,10 +381,9 @@ impl Actor {
             link.limits.set(settings.peer_rates);
         }
         self.machine.set_slots(settings.slots);
-        self.machine.set_order(match settings.sequential {
-            true => Order::Sequential,
-            false => Order::RarestFirst,
-        });
+        self.machine.set_order(settings.order.into());
+        self.machine
+            .set_super_seed(self.clock.now(), settings.super_seed);
         self.config.settings = settings;
         self.next_status = self.clock.now();
     }

@@ -15,7 +15,6 @@ use super::storage::Storage;
 use super::{Metadata, PARTS_FILE, Phase, TorrentStatus};
 use crate::proto::bitfield::Bitfield;
 use crate::proto::blocks::Layout;
-use crate::proto::picker::Order;
 use crate::proto::torrent::{Now, Summary};
 
 /// What is known once the metadata is.
@@ -203,9 +202,7 @@ impl Actor {
             let raw = raw_of(metadata);
             let private = metadata.info.private;
             self.machine.begin(now, layout, raw, private, checked.have);
-            if self.config.settings.sequential {
-                self.machine.set_order(Order::Sequential);
-            }
+            self.machine.set_order(self.config.settings.order.into());
             self.want_selected(now);
         }
         self.hold(now);

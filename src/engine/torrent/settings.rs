@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::limits::Rates;
+use crate::proto::picker::Order;
 
 /// Places for peers that are served, unless somebody says otherwise.
 pub const SLOTS: u32 = 8;
@@ -24,6 +25,29 @@ pub enum Preallocation {
     Full,
 }
 
+/// In which order pieces are begun.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PieceOrder {
+    /// What fewest peers have, first: best for the swarm.
+    #[default]
+    Rarest,
+    /// From the beginning on.
+    Sequential,
+    /// One after the other, going on where the last one was begun, and from the beginning again at the end.
+    RoundRobin,
+}
+
+impl From<PieceOrder> for Order {
+    fn from(order: PieceOrder) -> Self {
+        match order {
+            PieceOrder::Rarest => Self::RarestFirst,
+            PieceOrder::Sequential => Self::Sequential,
+            PieceOrder::RoundRobin => Self::RoundRobin,
+        }
+    }
+}
+
 /// See the module documentation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
@@ -38,7 +62,9 @@ pub struct Settings {
     pub seed_ratio: Option<f64>,
     /// Seeding is done after this time.
     pub seed_time: Option<Duration>,
-    pub sequential: bool,
+    pub order: PieceOrder,
+    /// Pieces are shown to peers one by one while everything is here (BEP 16).
+    pub super_seed: bool,
     pub preallocation: Preallocation,
 }
 
@@ -51,7 +77,8 @@ impl Default for Settings {
             slots: SLOTS as usize,
             seed_ratio: None,
             seed_time: None,
-            sequential: false,
+            order: PieceOrder::default(),
+            super_seed: false,
             preallocation: Preallocation::default(),
         }
     }

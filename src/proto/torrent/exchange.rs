@@ -51,12 +51,14 @@ impl super::peer::Peer {
 impl Torrent {
     /// Says what we can do and how it stands.
     pub(super) fn say_hello(&mut self, now: Now, key: PeerKey) {
+        // Who shows pieces one by one has more for those who have got what was shown: they would hang up on one who only uploads.
+        let done = self.is_finished() && !self.super_seeds();
         let Some(peer) = self.peers.get(&key).filter(|peer| peer.extended) else {
             return;
         };
         let your_ip = peer.addr.map(|addr| addr.ip());
         let size = self.metadata.as_ref().map(Bytes::len);
-        let (pex, done) = (!self.settings.private, self.is_finished());
+        let pex = !self.settings.private;
         let hello = Hello::ours(size, pex, done, self.settings.port);
         let payload = Hello { your_ip, ..hello }.encode().into();
         self.send(now, key, Message::Extended { id: 0, payload });

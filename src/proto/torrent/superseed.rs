@@ -36,10 +36,15 @@ impl SuperSeed {
         }
     }
 
-    /// Whether the peer may ask for the piece.
+    /// Whether the peer may ask for the piece. One that came before pieces were hidden has been told of all.
     pub(super) fn has_shown(&self, key: PeerKey, piece: u32) -> bool {
         let shown = self.shown.get(&key);
-        shown.is_some_and(|shown| shown.all.contains(&piece))
+        shown.is_none_or(|shown| shown.all.contains(&piece))
+    }
+
+    /// Some piece may have to be shown anew.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.shown.values().any(|shown| !shown.waiting.is_empty())
     }
 
     pub(super) fn forget(&mut self, key: PeerKey) {
@@ -72,6 +77,7 @@ impl Torrent {
             for piece in pieces.filter(|piece| !shown.all.contains(piece) && !had(piece)) {
                 self.send(now, key, Message::Have(piece));
             }
+            self.say_hello(now, key);
         }
     }
 

@@ -209,6 +209,71 @@ fn a_choke_gives_the_blocks_to_others() {
 }
 
 #[test]
+fn a_super_seed_serves_those_who_came_before_it_was_one() {
+    let mut t = torrent(Bitfield::full(5));
+    join(&mut t, A, true);
+    assert_eq!(actions(&mut t), [Action::Send(A, Message::HaveAll)]);
+    t.set_super_seed(Now::ZERO, true);
+    join(&mut t, B, true);
+    let shown: Vec<u32> = actions(&mut t)
+        .into_iter()
+        .filter_map(|action| match action {
+            Action::Send(B, Message::Have(piece)) => Some(piece),
+            _ => None,
+        })
+        .collect();
+    assert!((1..5).contains(&shown.len()), "{shown:?}");
+    drop(said(&mut t, A, Message::Interested));
+    drop(said(&mut t, B, Message::Interested));
+    for piece in 0..5 {
+        let asked = block(piece, 0);
+        assert_eq!(
+            said(&mut t, A, Message::Request(asked)),
+            [Action::Serve(A, asked)]
+        );
+        let answer = match shown.contains(&piece) {
+            true => Action::Serve(B, asked),
+            false => Action::Send(B, Message::Reject(asked)),
+        };
+        assert_eq!(said(&mut t, B, Message::Request(asked)), [answer]);
+    }
+    t.set_super_seed(Now::ZERO, false);
+    let told = actions(&mut t);
+    assert_eq!(told.len(), 5 - shown.len(), "{told:?}");
+}
+
+/// libtorrent hangs up on who only uploads and has nothing that it wants.
+#[test]
+fn a_super_seed_does_not_say_that_it_only_uploads() {
+    let mut t = torrent(Bitfield::full(5));
+    t.set_super_seed(Now::ZERO, true);
+    let new = NewPeer {
+        fast: true,
+        extended: true,
+        v2: false,
+        called: false,
+        addr: None,
+        pex_flags: 0,
+    };
+    t.peer_joined(Now::ZERO, A, new);
+    let only_uploads = |t: &mut Torrent| {
+        let hello = actions(t).into_iter().find_map(|action| match action {
+            Action::Send(A, Message::Extended { id: 0, payload }) => Hello::decode(&payload),
+            _ => None,
+        });
+        hello.unwrap().upload_only
+    };
+    assert!(!only_uploads(&mut t));
+    t.message(Now::ZERO, A, Message::NotInterested);
+    assert!(
+        t.poll_timeout().unwrap() <= Duration::from_secs(10),
+        "shown anew"
+    );
+    t.set_super_seed(Now::ZERO, false);
+    assert!(only_uploads(&mut t));
+}
+
+#[test]
 fn an_allowed_fast_piece_is_asked_for_while_choked() {
     let mut t = torrent(Bitfield::new(5));
     join(&mut t, A, true);

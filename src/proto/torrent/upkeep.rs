@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::layers::HashFetch;
 use super::peer::Peer;
+use super::superseed::SuperSeed;
 use super::{Action, Fault, Now, PeerSummary, Summary, Torrent};
 use crate::proto::blocks::Block;
 use crate::proto::choker::{Candidate, ROUND};
@@ -29,7 +30,8 @@ impl Torrent {
             return Some(self.next_tick.min(self.next_round));
         }
         let wanted = |peer: &Peer| peer.interested_in_us || peer.unchoked_since.is_some();
-        let round = self.peers.values().any(wanted).then_some(self.next_round);
+        let shows = self.super_seed.as_ref().is_some_and(SuperSeed::is_waiting);
+        let round = (shows || self.peers.values().any(wanted)).then_some(self.next_round);
         let life = |peer: &Peer| (peer.heard + SILENCE_MAX).min(peer.spoken + KEEP_ALIVE_TIME);
         let life = self.peers.values().map(life).min();
         let fetch = self.hash_fetch.as_ref().and_then(HashFetch::poll_timeout);

@@ -248,6 +248,7 @@ impl Entry {
 
     fn note(&self, swarm: SwarmId, outcome: &Result<Announced, TrackerError>) {
         let mut status = self.status.lock();
+        status.last_announce = Some(clock::unix_millis() / 1000);
         match outcome {
             Ok(announced) => {
                 status.peers = Some(announced.peers.len());
@@ -258,6 +259,7 @@ impl Entry {
             }
             Err(error) => {
                 tracing::debug!(%swarm, url = status.url, %error, "tracker");
+                status.message = error.said().map(str::to_owned);
                 status.error = Some(error.to_string());
             }
         }

@@ -424,8 +424,13 @@ async fn the_first_that_answers_is_asked_and_only_it_is_told_of_the_end() {
     assert!(good_heads.recv().await.unwrap().contains("event=started"));
     assert!(good_heads.recv().await.unwrap().contains("event=stopped"));
     assert_eq!(later_heads.try_recv().ok(), None, "its tier is not needed");
-    let error = run.statuses[0].lock().error.clone();
-    assert_eq!(error.as_deref(), Some("the tracker refuses: no"));
+    let refused = run.statuses[0].lock().clone();
+    assert_eq!(refused.error.as_deref(), Some("the tracker refuses: no"));
+    assert_eq!(refused.message.as_deref(), Some("no"));
+    let answered = run.statuses[1].lock().clone();
+    assert_eq!((answered.error, answered.message), (None, None));
+    assert!(answered.last_announce >= refused.last_announce && refused.last_announce > Some(0));
+    assert_eq!(run.statuses[2].lock().last_announce, None);
 }
 
 #[tokio::test]
