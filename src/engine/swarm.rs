@@ -454,6 +454,7 @@ impl Swarm {
         self.retry_adoptions();
         self.drop_uninteresting();
         self.remind();
+        self.weigh_replica();
         self.replica.check_losses(self.config.store.losses());
     }
 
@@ -578,10 +579,7 @@ impl Swarm {
                 });
             }
             Some(Waiter::Adoption(incarnation)) => self.adoption_fetched(incarnation, result),
-            Some(Waiter::Replica) => {
-                self.config.folder.note_arrival();
-                self.replica.fetched(result.is_ok(), self.clock.now());
-            }
+            Some(Waiter::Replica) => self.replica_ended(job, result),
             None => {}
         }
     }

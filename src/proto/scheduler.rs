@@ -379,6 +379,20 @@ impl Scheduler {
         None
     }
 
+    /// How many items of a job are not here yet; none if it has ended.
+    pub fn left(&self, job: JobId) -> Option<usize> {
+        self.jobs.get(&job).map(|job| job.missing)
+    }
+
+    /// Whether every connected peer has said of everything left of a job that it lacks it.
+    pub fn is_barren(&self, job: JobId) -> bool {
+        let Some(job) = self.jobs.get(&job) else {
+            return false;
+        };
+        let mut wants = job.items.iter().filter_map(|item| self.wants.get(item));
+        wants.all(|want| want.is_barren(self.peers.len()))
+    }
+
     /// Bytes asked of peers and not here yet.
     pub fn open_bytes(&self) -> u64 {
         self.peers.values().map(|p| p.open_bytes).sum()
@@ -635,6 +649,11 @@ impl Want {
 
     fn has_missed(&self, peer: PeerKey) -> bool {
         self.missed.iter().any(|miss| miss.peer == peer)
+    }
+
+    /// Whether all of so many connected peers have missed it, whoever is asked again just now.
+    fn is_barren(&self, peers: usize) -> bool {
+        self.missed.len() >= peers && self.asked.iter().all(|(peer, _)| self.has_missed(*peer))
     }
 
     fn is_asked_of(&self, peer: PeerKey) -> bool {

@@ -35,6 +35,8 @@ impl Swarm {
                 for item in items {
                     self.scheduler.arrived(now, item, Some(key));
                 }
+                let left = |job| self.scheduler.left(job);
+                self.replica.handle_arrived(now, left);
             }
             FromPeer::Missed { key, items } => {
                 for item in items {
@@ -115,6 +117,7 @@ impl Swarm {
         self.introduce(&peer);
         self.peers.insert(key, peer);
         self.scheduler.peer_up(key);
+        self.replica.member_has_more();
         self.hints.try_now();
         self.retry_adoptions();
     }
@@ -223,6 +226,7 @@ impl Swarm {
                     peer.shows = shows;
                     if what == Holding::All {
                         self.scheduler.peer_has_more(key);
+                        self.replica.member_has_more();
                     }
                 }
             }

@@ -62,7 +62,7 @@ pub use self::open::OpenFile;
 pub use self::publish::{FlushError, HEAD_LEN, Publication, PublishError, Unsigned};
 pub use self::read::Presence;
 pub use self::recover::OpenFolderError;
-pub use self::stats::{FolderStats, Found, Lacking, Missing};
+pub use self::stats::{FolderStats, Found, Lacking, Missing, Part};
 pub use self::txn::Txn;
 
 /// The wall clock.

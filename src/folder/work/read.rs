@@ -17,6 +17,7 @@ use super::inodes::Ino;
 use super::nodes::{StoreError, StoreNodes};
 use super::open::OpenFile;
 use super::runs::{Interest, Runs, SMALL_MAX};
+use super::stats::Picked;
 use super::{FetchError, Inner, Priority, WantedChunk};
 use crate::folder::content::{ContentReader, Located};
 use crate::folder::tree::{NodeRef, NodesError};
@@ -294,16 +295,13 @@ impl Inner {
         }
     }
 
-    /// Adds what of a version is not here to `missing`, up to `limit` chunks: those, and the nodes it takes to know them.
-    pub(super) fn lacking(
-        &self,
-        stored: &Stored,
-        missing: &mut super::Missing,
-        limit: usize,
-    ) -> Result<(), VolumeError> {
+    /// Shows `picked` what of a version is not here: chunks, and the nodes it takes to know them.
+    pub(super) fn lacking(&self, stored: &Stored, picked: &mut Picked) -> Result<(), VolumeError> {
         let store = &self.config.store;
         let unlisted = self.each_chunk(stored, &mut |found| {
-            if missing.chunks.len() < limit && !store.contains(&found.chunk.hash) {
+            if !store.contains(&found.chunk.hash)
+                && let Some(missing) = picked.place()
+            {
                 missing.chunks.push(wanted(found));
             }
         });
@@ -311,8 +309,11 @@ impl Inner {
             tracing::error!(%error, "the recipe of a file is damaged");
             VolumeError::Io
         })?;
-        let named = unlisted.iter().map(|node| (node.kind.code(), node.id));
-        missing.nodes.extend(named);
+        for node in unlisted {
+            if let Some(missing) = picked.place() {
+                missing.nodes.push((node.kind.code(), node.id));
+            }
+        }
         Ok(())
     }
 

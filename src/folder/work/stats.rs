@@ -39,6 +39,14 @@ pub struct Missing {
     pub nodes: Vec<(u8, NodeId)>,
 }
 
+/// Which part of what is missing is asked for: about `count` things after the first `from`. Where there are not so many,
+/// it goes on with the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    pub from: usize,
+    pub count: usize,
+}
+
 /// What a look at the whole folder found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lacking {
@@ -48,7 +56,10 @@ pub struct Lacking {
     pub whole: bool,
     /// Nothing is missing, but some is only in plain files that may change at any time.
     pub on_loan: bool,
+    /// The part of what is missing that was asked for.
     pub missing: Missing,
+    /// More than that may be missing behind it.
+    pub more: bool,
 }
 
 /// What a path leads to.
@@ -83,13 +94,13 @@ impl Folder {
         core.state.list(Fid::ROOT).is_empty()
     }
 
-    /// At most about `limit` of the chunks and nodes that are not here, and if there are none, whether something is only
-    /// on loan. `pack`: then it is stored. What the tree `whole` holds is not looked at. Fails if a recipe that is here
-    /// is damaged.
+    /// A part of the chunks and nodes that are not here, and if there are none, whether something is only on loan.
+    /// `pack`: then it is stored. What the tree `whole` holds is not looked at. Fails if a recipe that is here is
+    /// damaged.
     pub fn lacking(
         &self,
         whole: Option<NodeId>,
-        limit: usize,
+        part: Part,
         pack: bool,
     ) -> Result<Lacking, VolumeError> {
         let (tree, flushed, files) = {
@@ -102,14 +113,15 @@ impl Folder {
             let all = || contents(&self.inner.core.lock().state);
             (tree, flushed, changed.unwrap_or_else(all))
         };
-        let missing = self.missing_of(&files, limit)?;
-        let is_here = missing.chunks.is_empty() && missing.nodes.is_empty();
+        let (missing, more) = self.missing_of(&files, part)?;
+        let is_here = missing.is_empty();
         let on_loan = is_here && self.is_on_loan(&files, pack)?;
         Ok(Lacking {
             root: tree.root,
             whole: is_here && flushed && !on_loan,
             on_loan,
             missing,
+            more,
         })
     }
 
@@ -178,18 +190,23 @@ impl Folder {
             }
             files
         };
-        self.missing_of(&files, limit)
+        let part = Part {
+            from: 0,
+            count: limit,
+        };
+        Ok(self.missing_of(&files, part)?.0)
     }
 
-    fn missing_of(&self, files: &[Stored], limit: usize) -> Result<Missing, VolumeError> {
-        let mut missing = Missing::default();
+    /// A part of what is missing, and whether there may be more behind it.
+    fn missing_of(&self, files: &[Stored], part: Part) -> Result<(Missing, bool), VolumeError> {
+        let mut picked = Picked::new(part);
         for stored in files {
-            if missing.chunks.len() + missing.nodes.len() >= limit {
-                break;
+            if picked.is_full() {
+                return Ok((picked.tail, true));
             }
-            self.inner.lacking(stored, &mut missing, limit)?;
+            self.inner.lacking(stored, &mut picked)?;
         }
-        Ok(missing)
+        Ok(picked.finish())
     }
 
     /// Whether all content of what is shown is here.
@@ -218,6 +235,71 @@ impl Folder {
         };
         let ino = core.numbered(spot, node.clone()).ino();
         Some(Found { ino, node })
+    }
+}
+
+impl Missing {
+    pub fn len(&self) -> usize {
+        self.chunks.len() + self.nodes.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Picks a part of what is missing out of all of it, as it is found.
+#[derive(Debug)]
+pub(super) struct Picked {
+    part: Part,
+    found: usize,
+    /// The first of what is left out, in case there is room for it.
+    head: Missing,
+    tail: Missing,
+}
+
+impl Picked {
+    fn new(part: Part) -> Self {
+        Self {
+            part,
+            found: 0,
+            head: Missing::default(),
+            tail: Missing::default(),
+        }
+    }
+
+    /// Where the next thing found is kept, if it is.
+    pub(super) fn place(&mut self) -> Option<&mut Missing> {
+        let is_head = self.found < self.part.from;
+        self.found += 1;
+        let kept = match is_head {
+            true => &mut self.head,
+            false => &mut self.tail,
+        };
+        (kept.len() < self.part.count).then_some(kept)
+    }
+
+    fn is_full(&self) -> bool {
+        self.tail.len() >= self.part.count
+    }
+
+    /// Everything was shown.
+    fn finish(self) -> (Missing, bool) {
+        let Self {
+            part,
+            found,
+            mut head,
+            mut tail,
+        } = self;
+        if found.saturating_sub(part.from) > tail.len() {
+            return (tail, true);
+        }
+        let room = part.count - tail.len();
+        head.chunks.truncate(room);
+        head.nodes.truncate(room - head.chunks.len());
+        tail.chunks.append(&mut head.chunks);
+        tail.nodes.append(&mut head.nodes);
+        (tail, false)
     }
 }
 
@@ -300,5 +382,32 @@ pub(super) fn stored_of(node: &Node) -> Option<Stored> {
             size: file.version.size,
         }),
         Node::File(_) | Node::Dir(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pick(all: usize, from: usize, count: usize) -> (Vec<u8>, bool) {
+        let mut picked = Picked::new(Part { from, count });
+        for n in 0..all {
+            if let Some(kept) = picked.place() {
+                kept.nodes.push((n as u8, NodeId::from_bytes([0; 32])));
+            }
+        }
+        let (missing, more) = picked.finish();
+        (missing.nodes.into_iter().map(|(n, _)| n).collect(), more)
+    }
+
+    #[test]
+    fn parts_of_what_is_missing_come_round() {
+        assert_eq!(pick(0, 0, 3), (vec![], false));
+        assert_eq!(pick(3, 0, 3), (vec![0, 1, 2], false));
+        assert_eq!(pick(5, 0, 3), (vec![0, 1, 2], true));
+        assert_eq!(pick(7, 3, 3), (vec![3, 4, 5], true));
+        assert_eq!(pick(7, 6, 3), (vec![6, 0, 1], false));
+        assert_eq!(pick(2, 6, 3), (vec![0, 1], false), "fewer than there were");
+        assert_eq!(pick(2, 6, usize::MAX), (vec![0, 1], false));
     }
 }

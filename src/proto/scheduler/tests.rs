@@ -147,6 +147,48 @@ fn a_peer_that_misses_again_is_asked_ever_less() {
 }
 
 #[test]
+fn a_job_is_barren_once_all_peers_lack_all_that_is_left_of_it() {
+    let mut s = Scheduler::new();
+    let all = [(item(1), 1000), (item(2), 1000)];
+    let job = s.add_job(all, Priority::Replica, ms(600_000));
+    assert!(s.is_barren(job), "nobody is there");
+    s.peer_up(PeerKey(1));
+    assert!(!s.is_barren(job), "one was not asked yet");
+    let asked = requests(&drain(&mut s, ms(0)));
+    assert_eq!((asked.len(), s.is_barren(job)), (2, false), "on its way");
+    s.missed(ms(1), item(1), PeerKey(1));
+    assert_eq!((s.is_barren(job), s.left(job)), (false, Some(2)));
+    s.arrived(ms(2), item(2), Some(PeerKey(1)));
+    assert_eq!((s.is_barren(job), s.left(job)), (true, Some(1)));
+    s.handle_timeout(ms(1100));
+    assert_eq!(requests(&drain(&mut s, ms(1100))).len(), 1, "asked again");
+    assert!(s.is_barren(job), "who lacked it is asked again");
+    s.peer_up(PeerKey(2));
+    assert!(!s.is_barren(job), "somebody new may have it");
+    s.arrived(ms(1200), item(1), None);
+    assert_eq!((s.is_barren(job), s.left(job)), (false, None));
+}
+
+/// A job that takes the place of another in the middle of it: what is on its way is not asked for again, and who lacks
+/// something is not asked anew.
+#[test]
+fn a_job_in_place_of_another_begins_where_that_was() {
+    let mut s = Scheduler::new();
+    s.peer_up(PeerKey(1));
+    let first = [(item(1), 1000), (item(2), 1000)];
+    let first = s.add_job(first, Priority::Replica, ms(600_000));
+    assert_eq!(requests(&drain(&mut s, ms(0))).len(), 2);
+    s.missed(ms(1), item(1), PeerKey(1));
+    let second = [(item(1), 1000), (item(2), 1000), (item(3), 1000)];
+    let second = s.add_job(second, Priority::Replica, ms(600_000));
+    s.cancel(first);
+    let outputs = drain(&mut s, ms(2));
+    assert_eq!(requests(&outputs), [(PeerKey(1), item(3))]);
+    assert!(outputs.contains(&Output::Failed(first, Failure::Cancelled)));
+    assert_eq!(s.left(second), Some(3));
+}
+
+#[test]
 fn an_item_that_cannot_be_kept_ends_its_jobs_and_is_not_asked_again() {
     let mut s = Scheduler::new();
     s.peer_up(PeerKey(1));

@@ -11,7 +11,7 @@ use ccbt_mount::Volume;
 use ccbt_xet::hash::chunk_hash;
 use ccbt_xet::store::{BorrowedFiles, SourceId};
 
-use super::rig::{READ, Rig, noise};
+use super::rig::{ALL, READ, Rig, noise};
 use crate::folder::state::Node;
 use crate::folder::work::Lacking;
 
@@ -48,7 +48,7 @@ fn lend(rig: &Rig, bytes: &[u8]) -> SourceId {
 
 fn look(rig: &Rig, whole: Option<&Lacking>, pack: bool) -> Lacking {
     let whole = whole.map(|look| look.root);
-    rig.folder.lacking(whole, 10_000, pack).unwrap()
+    rig.folder.lacking(whole, ALL, pack).unwrap()
 }
 
 /// One folder, and another that has merged all of its nodes and none of its chunks.

@@ -6,7 +6,7 @@ use ccbt_mount::{Ino, Notifier, Volume, VolumeError};
 use parking_lot::Mutex;
 
 use super::random::{Dice, Step, run, step};
-use super::rig::{READ, Rig, WRITE, noise};
+use super::rig::{ALL, READ, Rig, WRITE, noise};
 use crate::folder::snapshot::Snapshot;
 use crate::folder::work::Priority;
 
@@ -40,13 +40,13 @@ fn a_lazy_folder_shows_names_at_once_and_fetches_content_when_it_is_read() {
     let ino = b.find("d/big").unwrap().ino;
     let state = |b: &Rig| b.volume.getxattr(ino, b"user.ccbt.state").unwrap();
     assert_eq!(state(&b), &b"remote"[..]);
-    let missing = b.folder.lacking(None, 10_000, false).unwrap().missing;
+    let missing = b.folder.lacking(None, ALL, false).unwrap().missing;
     assert!(
         missing.chunks.is_empty() && !missing.nodes.is_empty(),
         "the recipe comes first"
     );
     b.peers.copy_nodes(&missing.nodes).unwrap();
-    let missing = b.folder.lacking(None, 10_000, false).unwrap().missing;
+    let missing = b.folder.lacking(None, ALL, false).unwrap().missing;
     assert!(
         missing.chunks.len() > 20 && missing.nodes.is_empty(),
         "{missing:?}"
@@ -55,7 +55,7 @@ fn a_lazy_folder_shows_names_at_once_and_fetches_content_when_it_is_read() {
     assert_eq!(state(&b), &b"local"[..]);
     assert!(
         b.folder
-            .lacking(None, 10_000, false)
+            .lacking(None, ALL, false)
             .unwrap()
             .missing
             .chunks

@@ -17,8 +17,8 @@ use parking_lot::Mutex;
 use crate::folder::snapshot::Snapshot;
 use crate::folder::state::Inc;
 use crate::folder::work::{
-    Clock, Dirty, Fetch, FetchError, Fetched, Folder, FolderConfig, HEAD_LEN, Observer, Priority,
-    Publication, Unsigned, WantedChunk,
+    Clock, Dirty, Fetch, FetchError, Fetched, Folder, FolderConfig, HEAD_LEN, Observer, Part,
+    Priority, Publication, Unsigned, WantedChunk,
 };
 use crate::volume::FolderVolume;
 
@@ -35,6 +35,12 @@ pub(super) const WRITE: OpenMode = OpenMode {
     write: true,
     append: false,
     truncate: false,
+};
+
+/// More than any folder here lacks.
+pub(super) const ALL: Part = Part {
+    from: 0,
+    count: 10_000,
 };
 
 /// A clock that goes on by a millisecond whenever it is read.
