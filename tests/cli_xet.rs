@@ -245,6 +245,26 @@ fn what_was_exported_is_imported() {
 }
 
 #[test]
+fn a_single_file_is_a_set_too() {
+    let place = Place::new();
+    std::fs::write(place.path("f"), noise(300_000)).unwrap();
+    let out = place
+        .run(&["xet", "export", "f", "-o", "set", "--no-sha256", "--json"])
+        .json();
+    assert_eq!((&out["files"], &out["bytes"]), (&1.into(), &300_000.into()));
+    let shard = format!("set/{}.mdb", out["shards"][0].as_str().unwrap());
+    let shown = place.run(&["xet", "shard", &shard, "--json"]).json();
+    let hash = place.run(&["xet", "hash", "f"]).stdout;
+    assert_eq!(shown["files"][0]["file_hash"], hash.trim());
+    assert_eq!(
+        shown["files"][0]["metadata_ext_sha256_field"],
+        serde_json::Value::Null
+    );
+    assert_eq!(place.run(&["xet", "import", "set", "-o", "back"]).code, 0);
+    assert!(std::fs::read(place.path("back/f")).unwrap() == noise(300_000));
+}
+
+#[test]
 fn a_set_that_lies_is_refused() {
     let place = Place::new();
     fill(&place);

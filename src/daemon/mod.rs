@@ -8,7 +8,7 @@
 //! - `handover`: what is only here, when the daemon or a mount is to go.
 //! - `seen`: members met in earlier runs.
 //! - `stores`: the chunk stores, one for each hash suite; `store`: all of them as a whole, also without a daemon;
-//!   `upkeep`: what is done for them while nobody asks.
+//!   `upkeep`: what is done for them while nobody asks; `repair`: getting back what is damaged.
 //! - `quota`: what is dropped when the store has grown too large.
 //! - `torrents`: downloads and seeds.
 //! - `network`: the route to peers, and whom to avoid.
@@ -30,6 +30,7 @@ mod open;
 mod place;
 mod quota;
 mod record;
+mod repair;
 mod resume;
 mod seen;
 mod share;
@@ -93,6 +94,9 @@ struct Inner {
     mounts: Mutex<BTreeMap<PathBuf, Mounted>>,
     /// One change of the tables at a time.
     turn: Arc<tokio::sync::Mutex<()>>,
+    /// What is damaged in the stores and not here again; one tries to get it back at a time.
+    lost: Mutex<repair::Lost>,
+    repairing: tokio::sync::Mutex<()>,
     /// Calls that wait for the garbage collection of the background to make way.
     waiting_for_gc: AtomicUsize,
     jobs: Mutex<BTreeMap<u64, JobStatus>>,
@@ -156,6 +160,8 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
         unopened: Mutex::default(),
         mounts: Mutex::default(),
         turn: Arc::default(),
+        lost: Mutex::default(),
+        repairing: tokio::sync::Mutex::default(),
         waiting_for_gc: AtomicUsize::new(0),
         jobs: Mutex::default(),
         discovery: Mutex::default(),

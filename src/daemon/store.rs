@@ -3,18 +3,15 @@
 //! Garbage is what no folder names. Every folder this device remembers is asked, open or not; if one of them cannot be
 //! asked, nothing is collected.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ccbt_mount::VolumeError;
-use ccbt_xet::hash::{ChunkHash, NodeId};
 use ccbt_xet::store::{Collect, CollectError, Marks, ReadError, Reclaimed, Store, StoreOptions};
 
 use super::Daemon;
-use super::keep::fetch;
 use super::open::{
     OpenFolder, blocking, closed_folder, folder_dirs, noted_elsewhere, noted_snapshots,
 };
@@ -26,9 +23,6 @@ use crate::folder::work::Folder;
 
 /// How long a gc waits for files that are being stored: the biggest ones take minutes.
 const STORING_TIME_MAX: Duration = Duration::from_secs(300);
-
-/// Rounds of fetching what was damaged: nodes lead to more nodes, then to chunks.
-const REPAIR_ROUNDS_MAX: usize = 32;
 
 impl Daemon {
     pub(super) async fn store_call(
@@ -79,85 +73,20 @@ impl Daemon {
         repair: bool,
         progress: ProgressSink,
     ) -> Result<VerifyResponse, ApiError> {
+        let turn = match repair {
+            true => Some(self.repair_turn().await),
+            false => None,
+        };
         let (stores, shown) = (self.0.stores.all(), Arc::clone(&progress));
         let mut response = blocking(move || verify(&stores, &shown)).await?;
-        if repair {
+        if let Some(turn) = turn {
             let _waiting = self.stop_background_gc();
-            // What was met before counts too.
-            let lost = self.take_damaged();
-            response.damaged = response.damaged.max(lost.len());
-            if lost.len() > 0 {
-                response.repaired = self.repair(lost, &progress).await?;
-            }
+            // What was met before, and could not be repaired then, counts too.
+            let (damaged, repaired) = self.repair(&turn, &progress).await?;
+            response.damaged = response.damaged.max(damaged);
+            response.repaired = repaired;
         }
         Ok(response)
-    }
-
-    /// What was found damaged since the last time, in all stores.
-    pub(super) fn take_damaged(&self) -> Damaged {
-        let mut damaged = Damaged::default();
-        for store in self.0.stores.all() {
-            let (chunks, nodes) = store.take_quarantined();
-            damaged.chunks.extend(chunks);
-            damaged.nodes.extend(nodes);
-            damaged.nameless += store.take_nameless();
-        }
-        damaged
-    }
-
-    /// Gets what was damaged from plain files and from peers. Returns how much of it is here again.
-    pub(super) async fn repair(
-        &self,
-        damaged: Damaged,
-        progress: &ProgressSink,
-    ) -> Result<u64, ApiError> {
-        let (stores, damaged) = (self.0.stores.all(), Arc::new(damaged));
-        let (total, lost) = (damaged.len(), Arc::clone(&damaged));
-        let show = |note: &str, files_done| {
-            progress.report(Progress {
-                files_done,
-                files_total: Some(total),
-                note: note.to_owned(),
-                ..Progress::default()
-            });
-        };
-        show("repairing from plain files", 0);
-        blocking(move || {
-            stores
-                .iter()
-                .try_for_each(|store| pack_borrowed(store, &lost.chunks))
-        })
-        .await?;
-        let open: Vec<Arc<OpenFolder>> = self.0.folders.lock().values().cloned().collect();
-        let mut nameless = 0;
-        for folder in open {
-            show("fetching what is damaged", self.here_again(&damaged));
-            refetch(&folder, Some(&damaged)).await?;
-            // Whatever a folder that is kept whole misses may be what nobody could name.
-            if damaged.nameless > nameless && folder.is_kept_whole() {
-                nameless += refetch(&folder, None).await?;
-            }
-        }
-        let stores = self.0.stores.all();
-        blocking(move || {
-            for store in stores {
-                store.sync().map_err(write_failed)?;
-                // Empties the packs with damage into others.
-                store.remove(&|_| true).map_err(write_failed)?;
-                store.remove_nodes(&|_| true).map_err(write_failed)?;
-            }
-            Ok(())
-        })
-        .await?;
-        Ok(self.here_again(&damaged) + nameless.min(damaged.nameless))
-    }
-
-    fn here_again(&self, damaged: &Damaged) -> u64 {
-        let stores = self.0.stores.all();
-        let is_here = |hash: &&ChunkHash| stores.iter().any(|store| store.contains(hash));
-        let chunks = damaged.chunks.iter().filter(is_here).count();
-        let is_here = |id: &&NodeId| stores.iter().any(|store| store.contains_node(id));
-        (chunks + damaged.nodes.iter().filter(is_here).count()) as u64
     }
 
     /// Keeps the garbage collection of the background from going on while this is held.
@@ -234,21 +163,6 @@ impl Daemon {
             }
         }
         Ok(folders)
-    }
-}
-
-/// Records that were found damaged.
-#[derive(Debug, Default)]
-pub(super) struct Damaged {
-    chunks: HashSet<ChunkHash>,
-    nodes: HashSet<NodeId>,
-    /// How many more nobody can name: the footer that named them is damaged too.
-    nameless: u64,
-}
-
-impl Damaged {
-    pub(super) fn len(&self) -> u64 {
-        (self.chunks.len() + self.nodes.len()) as u64 + self.nameless
     }
 }
 
@@ -460,51 +374,11 @@ fn gc_response(dry_run: bool, sum: Reclaimed) -> GcResponse {
     }
 }
 
-/// Stores the chunks that plain files have.
-fn pack_borrowed(store: &Store, damaged: &HashSet<ChunkHash>) -> Result<(), ApiError> {
-    for hash in damaged {
-        if let Some(bytes) = store.chunk(hash).map_err(read_failed)? {
-            store.put_chunk(hash, &bytes).map_err(write_failed)?;
-        }
-    }
-    Ok(())
-}
-
-/// Asks a folder's peers for what it misses, of the damaged or of everything. Peers that do not have it are no error.
-/// How much arrived.
-async fn refetch(open: &OpenFolder, damaged: Option<&Damaged>) -> Result<u64, ApiError> {
-    let mut arrived = 0;
-    for _ in 0..REPAIR_ROUNDS_MAX {
-        let folder = open.folder.clone();
-        let missing = blocking(move || {
-            let missing = folder.missing_below(&[], usize::MAX);
-            missing.map_err(|error| ApiError::new(ErrorKind::Io, error))
-        });
-        let mut missing = missing.await?;
-        if let Some(damaged) = damaged {
-            missing
-                .chunks
-                .retain(|want| damaged.chunks.contains(&want.hash));
-            missing.nodes.retain(|(_, id)| damaged.nodes.contains(id));
-        }
-        let nothing = missing.chunks.is_empty() && missing.nodes.is_empty();
-        let asked = match missing.nodes.len() {
-            0 => missing.chunks.len(),
-            nodes => nodes,
-        };
-        if nothing || fetch(open, missing).await.is_err() {
-            break;
-        }
-        arrived += asked as u64;
-    }
-    Ok(arrived)
-}
-
-fn read_failed(error: ReadError) -> ApiError {
+pub(super) fn read_failed(error: ReadError) -> ApiError {
     ApiError::new(ErrorKind::Io, error)
 }
 
-fn write_failed(error: ccbt_xet::store::WriteError) -> ApiError {
+pub(super) fn write_failed(error: ccbt_xet::store::WriteError) -> ApiError {
     let kind = match error {
         ccbt_xet::store::WriteError::NoSpace { .. } => ErrorKind::NoSpace,
         _ => ErrorKind::Io,

@@ -16,7 +16,7 @@ use super::Daemon;
 use super::open::blocking;
 use super::store::collecting;
 use crate::api::types::{JobStatus, Progress};
-use crate::api::{ApiError, ErrorKind, NoProgress, ProgressSink};
+use crate::api::{ApiError, ErrorKind};
 use crate::{clock, state_file};
 
 /// How long the garbage collection waits for files that are being stored. Then it is not its time: while it waits,
@@ -80,7 +80,7 @@ impl Daemon {
     }
 
     async fn keep_up(&self, round: &mut Round) -> Result<(), ApiError> {
-        self.mend().await?;
+        self.mend().await;
         for store in self.0.stores.all() {
             let saved = blocking(move || Ok(store.checkpoint_if_due())).await?;
             if let Err(error) = saved {
@@ -124,7 +124,7 @@ impl Daemon {
                 return self.write_round(*round).map(|()| true);
             };
             if found.damaged > 0 {
-                self.mend().await?;
+                self.mend().await;
             }
             if !self.is_stopping() {
                 (round.nodes, round.pack) = (at.nodes, at.pack);
@@ -213,19 +213,6 @@ impl Daemon {
         })?;
         let (dropped, freed_bytes) = (collected.dropped, collected.freed_bytes);
         tracing::info!(dropped, freed_bytes, "garbage collected");
-        Ok(())
-    }
-
-    /// Gets back what was found damaged since the last time, whoever found it.
-    async fn mend(&self) -> Result<(), ApiError> {
-        let lost = self.take_damaged();
-        let damaged = lost.len();
-        if damaged == 0 {
-            return Ok(());
-        }
-        let nobody: ProgressSink = Arc::new(NoProgress);
-        let repaired = self.repair(lost, &nobody).await?;
-        tracing::warn!(damaged, repaired, "records of the store were damaged");
         Ok(())
     }
 

@@ -28,6 +28,7 @@ mod publish;
 mod read;
 mod record;
 mod recover;
+mod restore;
 mod runs;
 mod stats;
 mod txn;

@@ -293,6 +293,42 @@ impl Inner {
         let _unnamed = self.config.store.hold();
         let before = self.core.lock().tip;
         let written = self.apply_to_tree(before, &flush);
+        self.set_tip(flush, written)
+    }
+
+    /// As [`write_tree`](Self::write_tree), without what was written before: all of the state, which may be many nodes.
+    pub(super) fn write_whole_tree(&self) -> Result<Tip, FlushError> {
+        let _unnamed = self.config.store.hold();
+        let (flush, mut tip, entries) = {
+            let mut core = self.core.lock();
+            let flush = core.take_unflushed();
+            let entries = core.state.entries();
+            let entries: Vec<_> = entries
+                .map(|(key, entry)| (key, entry.to_entry()))
+                .collect();
+            (flush, core.tip, entries)
+        };
+        (tip.files, tip.bytes) = (0, 0);
+        for (_, entry) in &entries {
+            let (files, bytes) = weigh(entry);
+            tip.files += files;
+            tip.bytes += bytes;
+        }
+        let encoded = entries.iter().map(|(key, entry)| {
+            let value = codec::encode_entry(key, entry.as_ref());
+            value.map(|value| (codec::encode_key(key), value))
+        });
+        let encoded = encoded.collect::<Result<Vec<_>, _>>();
+        let built = encoded.map_err(NodesError::Input).and_then(|entries| {
+            let nodes = StoreNodes(&self.config.store);
+            Trees::new(&nodes).build(entries)
+        });
+        let written = built.map(|tree| Tip { tree, ..tip });
+        self.set_tip(flush, written.map_err(FlushError::from))
+    }
+
+    /// Takes what was written for the tip; what could not be is still to be written.
+    fn set_tip(&self, flush: Flush, written: Result<Tip, FlushError>) -> Result<Tip, FlushError> {
         let mut core = self.core.lock();
         match written {
             Ok(tip) => {

@@ -7,5 +7,6 @@ mod keeping;
 mod merging;
 mod patching;
 mod random;
+mod restore;
 mod rig;
 mod runs;

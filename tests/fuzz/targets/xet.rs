@@ -77,11 +77,15 @@ pub(crate) fn chunk_stream(data: &[u8]) -> bool {
     whole.len() > 1
 }
 
-/// A payload: `scheme u8 | length of the chunk u24 | payload`. What is decoded can be encoded and decoded again.
+/// A payload: `scheme u8 | length of the chunk u24 | payload`. What is decoded can be encoded and decoded again. Of
+/// another scheme it is a chunk: it can be encoded.
 pub(crate) fn codec(mut data: &[u8]) -> bool {
     let [scheme, a, b, c] = take(&mut data);
     let len = u32::from_le_bytes([a, b, c, 0]) as usize % (MAX_CHUNK + 1);
     let Some(scheme) = Scheme::from_byte(scheme) else {
+        let chunk = &data[..data.len().min(MAX_CHUNK)];
+        encodes(Scheme::Lz4, chunk);
+        encodes(Scheme::GroupedLz4, chunk);
         return false;
     };
     let mut chunk = vec![0; len];
@@ -97,12 +101,22 @@ pub(crate) fn codec(mut data: &[u8]) -> bool {
     if !decoded {
         return false;
     }
+    encodes(scheme, &chunk);
+    true
+}
+
+/// What is encoded is decoded to the same.
+fn encodes(scheme: Scheme, chunk: &[u8]) {
     let mut encoder = Encoder::new();
-    let encoded = encoder.encode(scheme, &chunk);
-    let mut again = vec![0; len];
+    let encoded = encoder.encode(scheme, chunk);
+    let mut again = vec![0; chunk.len()];
     decode_into(encoded.scheme, encoded.payload, &mut again).expect("our own encoding");
     assert_eq!(again, chunk);
-    true
+    let mut start = Vec::new();
+    let third = chunk.len() / 3;
+    if let Some(start) = decode_start(encoded.scheme, encoded.payload, third, &mut start) {
+        assert_eq!(start, &chunk[..third]);
+    }
 }
 
 /// The records of a xorb, under the hash that follows from them.
