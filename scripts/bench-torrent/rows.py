@@ -20,7 +20,7 @@ ROWS = {
     "rtt200": ("the same at 200 ms", "≥ 0.9 x"),
     "mount64k": ("mount of a torrent, cold: mount and first 64 KiB at a random place", "≤ 0.1 s"),
     "mountseq": ("mount, sequential read of {size} from a seeder of 200 MB/s: cold against a plain download from it; warm against the mirror (--ptfs)", "≥ 0.9 x, ≥ 0.9 x"),
-    "kill": ("SIGKILL at half of {size}: bytes fetched again, in percent of all", "≤ 0.5 %"),
+    "kill": ("SIGKILL at half of {size} from a seeder of 100 MB/s: bytes fetched again, in percent of all", "≤ 0.5 %"),
     "many": ("1,000 seeding torrents: start to all seeding, idle CPU, RSS", "≤ 3 s, ≤ 0.5 %, ≤ 150 MiB"),
 }
 # Bytes per second of the link in the rows with a delay.

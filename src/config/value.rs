@@ -147,7 +147,7 @@ impl Kind {
             Self::Bind | Self::Proxy | Self::OptionalPath => {
                 let fits = text.is_empty() || self.fits(text);
                 let text = text.to_owned();
-                fits.then(|| match self {
+                fits.then_some(match self {
                     Self::Proxy => Value::Proxy(ProxyText(text)),
                     _ => Value::Text(text),
                 })

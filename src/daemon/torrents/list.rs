@@ -182,7 +182,7 @@ mod tests {
             (vec![], None),
             (vec![unasked.clone()], None),
             (
-                vec![unasked.clone(), down.clone()],
+                vec![unasked, down.clone()],
                 Some("tracker t.example: HTTP status 500"),
             ),
             (

@@ -55,7 +55,7 @@ impl TorrentSettings {
                 .map(|percent| percent as f64 / 100.0),
             seed_time: rate(self.seed_minutes, keys.seed_minutes)
                 .map(|minutes| Duration::from_secs(minutes * 60)),
-            order: self.order.unwrap_or(order_of(keys.order)),
+            order: self.order.unwrap_or_else(|| order_of(keys.order)),
             super_seed: self.super_seed.unwrap_or(false),
             preallocation: self.preallocation.unwrap_or(preallocation),
         }
