@@ -848,6 +848,55 @@ fn changes_are_followed() {
     wait_until_same(&t);
 }
 
+#[test]
+fn a_directory_that_was_removed_and_made_again_is_followed() {
+    let t = Fixture::new();
+    fs::create_dir(t.path("dir")).unwrap();
+    t.write("dir/old", "old");
+    // Both are there at once, so the new one has another inode.
+    let new = t.dir.path().join("new");
+    fs::create_dir(&new).unwrap();
+    let home = t.open();
+    t.scan(&home);
+    let _reports = follow(&home);
+
+    fs::remove_dir_all(t.path("dir")).unwrap();
+    fs::rename(&new, t.path("dir")).unwrap();
+    wait_until_same(&t);
+    fs::create_dir(t.path("dir/deep")).unwrap();
+    t.write("dir/deep/file", "x");
+    wait_until_same(&t);
+    let end = Instant::now() + Duration::from_secs(30);
+    while home.problems() != [] {
+        assert!(Instant::now() < end, "{:?}", home.problems());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn directories_renamed_and_made_again_while_they_are_read_are_followed() {
+    let t = Fixture::new();
+    let home = t.open();
+    t.scan(&home);
+    let _reports = follow(&home);
+    let mut dice = Dice::new(1);
+    for round in 0..150 {
+        let (part, whole) = (t.path("part"), t.path(&format!("whole-{}", round / 2)));
+        fs::create_dir_all(part.join("deep/er")).unwrap();
+        for n in 0..3 {
+            fs::write(part.join(format!("deep/er/{n}")), format!("{round} {n}")).unwrap();
+            std::thread::sleep(Duration::from_millis(dice.below(8) as u64));
+        }
+        // Few enough at once not to be held back.
+        if round % 10 == 1 {
+            fs::remove_dir_all(&whole).unwrap();
+        }
+        let _taken = fs::rename(&part, &whole);
+        std::thread::sleep(Duration::from_millis(dice.below(30) as u64));
+    }
+    wait_until_same(&t);
+}
+
 /// Random numbers from a seed.
 struct Dice(blake3::OutputReader);
 

@@ -235,9 +235,14 @@ impl HomeFiles {
         open_beneath(from, if rest.is_empty() { b"." } else { rest }, flags)
     }
 
+    /// The inode of an open directory, as records have it.
+    pub(super) fn ino(&self, dir: &OwnedFd) -> io::Result<u64> {
+        Ok(self.found(&rustix::fs::fstat(dir)?).stamp.ino)
+    }
+
     /// What a directory holds, without what is ours. A directory that another home has made its own is not looked into.
     pub fn list(&self, dir: &OwnedFd, is_root: bool) -> io::Result<Listing> {
-        let ino = self.found(&rustix::fs::fstat(dir)?).stamp.ino;
+        let ino = self.ino(dir)?;
         let (dev, _) = self.root_stamp();
         let mut listing = Listing {
             complete: true,

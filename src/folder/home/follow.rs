@@ -77,6 +77,8 @@ impl<'h> Follow<'h> {
 
     pub(super) fn run(mut self) {
         while !self.home.stop.load(Ordering::Acquire) {
+            let again = std::mem::take(&mut *self.home.again.lock());
+            self.look_again(&again);
             self.wait();
             self.look_for_home();
             self.reread_suspects();
@@ -288,13 +290,16 @@ impl<'h> Follow<'h> {
         if let Ok(report) = &result {
             self.pace.handle_scanned(self.home.elapsed());
             self.astray.extend_from_slice(&report.astray);
-            let now = self.home.elapsed();
-            report
-                .again
-                .iter()
-                .for_each(|(dir, wait)| self.quiet.note_later(now + *wait, *dir));
+            self.look_again(&report.again);
         }
         (self.listener)(result);
+    }
+
+    fn look_again(&mut self, dirs: &[(HomeId, Duration)]) {
+        let now = self.home.elapsed();
+        for (dir, wait) in dirs {
+            self.quiet.note_later(now + *wait, *dir);
+        }
     }
 }
 

@@ -7,7 +7,9 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::ledger::{Extent, Ledger, LedgerError, Operation, Txn};
 use super::watch::Waker;
-use crate::folder::state::{By, Hlc, Inc, OpError, State, VersionVector, conflict_tag};
+use crate::folder::state::{
+    By, Change, Fid, Hlc, Inc, OpError, State, VersionVector, conflict_tag,
+};
 
 /// The folder.
 pub struct MemoryLedger {
@@ -23,6 +25,8 @@ pub struct Memory {
     pub hlc: Hlc,
     /// What it had seen when it was last asked for changes.
     told: VersionVector,
+    /// Directories in which operations changed something.
+    pub changed: BTreeSet<Fid>,
     /// Updates that changed something.
     pub updates: u64,
 }
@@ -39,6 +43,7 @@ impl MemoryLedger {
                 inc,
                 hlc: Hlc::default(),
                 told: VersionVector::default(),
+                changed: BTreeSet::new(),
                 updates: 0,
             }),
         }
@@ -115,7 +120,9 @@ impl Txn for Memory {
 
     fn operate(&mut self, op: &mut Operation<'_>) -> Result<(), OpError> {
         let by = self.by();
-        op(&mut self.state, by).map(drop)
+        let changes = op(&mut self.state, by)?;
+        self.changed.extend(changes.iter().map(Change::dir));
+        Ok(())
     }
 
     fn row(&self, key: &[u8]) -> Option<Bytes> {

@@ -40,6 +40,7 @@ mod record;
 mod scan;
 mod take;
 mod unix;
+mod unread;
 pub mod watch;
 mod write;
 mod writeback;
@@ -151,6 +152,8 @@ struct Inner {
     scanner: Mutex<Scanner>,
     stop: AtomicBool,
     scan_asked: AtomicBool,
+    /// Directories that a scan by others than the watching thread wants looked at again, and after what time.
+    again: Mutex<Vec<(HomeId, Duration)>>,
     /// The folder is mounted over the directory.
     is_mounted: AtomicBool,
     /// What scans met.
@@ -211,6 +214,7 @@ impl Home {
             scanner: Mutex::new(scanner),
             stop: AtomicBool::new(false),
             scan_asked: AtomicBool::new(false),
+            again: Mutex::default(),
             is_mounted: AtomicBool::new(false),
             problems: Mutex::default(),
             displaced_seen: Mutex::default(),
@@ -234,6 +238,8 @@ impl Home {
         let mut reread = Scan::new(&self.inner, &mut scanner, progress).reread(&later)?;
         report.read += reread.read;
         report.again.append(&mut reread.again);
+        self.inner.again.lock().extend(&report.again);
+        self.inner.waker.wake();
         Ok(report)
     }
 

@@ -84,7 +84,7 @@ pub struct Visit {
     /// From the root of the home, empty for itself.
     pub path: Vec<u8>,
     /// The inode it has. Another directory may have got its path since.
-    ino: u64,
+    pub(super) ino: u64,
     /// What is below it is to be listed too, although it has records.
     deep: bool,
 }

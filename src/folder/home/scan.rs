@@ -23,6 +23,7 @@ use super::plan::{
 use super::pull::Puller;
 use super::record::{self, Recorded, Table};
 use super::take::{BIG_BYTES, Miss, Taken, When, ranges_of, take};
+use super::unread::{SOON, Unread};
 use super::writeback;
 use crate::folder::state::{Fid, OpError, Xattrs};
 use crate::folder::tree::NodesError;
@@ -36,9 +37,6 @@ const FIRST_FILES: usize = 4096;
 
 /// Threads that read small files.
 const READERS: usize = 2;
-
-/// Before a directory is looked at again that a rename took from where it was expected.
-const SOON: Duration = Duration::from_millis(50);
 
 /// Before a file is read again that changed while it was read; doubled each time.
 const LATER: Duration = Duration::from_secs(5);
@@ -103,6 +101,7 @@ pub(super) struct Scanner {
     pub(super) later: VecDeque<HomeId>,
     /// Files that changed while they were read, and are left alone for a while.
     pub(super) restless: HashMap<At, Restless>,
+    pub(super) unread: Unread,
     pub(super) puller: Puller,
     pub(super) rules: HomeRules,
 }
@@ -233,6 +232,9 @@ impl<'h> Scan<'h> {
             root_is_empty |=
                 visit.dir == HomeId::ROOT && listing.complete && listing.names.is_empty();
             self.done.found += listing.names.len() as u64;
+            if listing.complete && listing.ino == visit.ino {
+                self.scanner.unread.forget(visit.dir);
+            }
             plan.listed(visit, listing);
             self.scanner.next_id = plan.next_id().0;
             if is_first && plan.waiting() >= FIRST_FILES {
@@ -278,11 +280,14 @@ impl<'h> Scan<'h> {
         Some((dir, self.home.files.path(dir)?, row.stamp.ino))
     }
 
-    /// Reads a directory; watched before it is read, so that nothing falls between.
+    /// Reads a directory; watched before it is read, so that nothing falls between. What has got its path meanwhile is
+    /// watched as what it turns out to be.
     fn list(&self, visit: &Visit, open: &HashSet<(HomeId, Bytes)>) -> Listing {
         let files = &self.home.files;
         let listing = files.open_dir(&visit.path).and_then(|fd| {
-            self.home.watch_dir(visit.dir, &fd);
+            if files.ino(&fd)? == visit.ino {
+                self.home.watch_dir(visit.dir, &fd);
+            }
             files.list(&fd, visit.dir == HomeId::ROOT)
         });
         let mut listing = listing.unwrap_or_default();
@@ -345,16 +350,33 @@ impl<'h> Scan<'h> {
         }
         self.look(&steps.touched)?;
         self.look_at_dirs(&steps.touched_dirs)?;
-        // Only those that a rename took elsewhere: what cannot be read now cannot be read at once again.
-        let is_elsewhere =
-            |dir, path: &Vec<u8>| self.home.files.path(dir).is_some_and(|now| now != *path);
-        let elsewhere = unread
-            .into_iter()
-            .filter(|(dir, path)| is_elsewhere(*dir, path));
-        self.report
-            .again
-            .extend(elsewhere.map(|(dir, _)| (dir, SOON)));
+        self.sort_unread(unread);
         Ok(())
+    }
+
+    /// What could not be read where it was expected is tried again, with the directory around it, which may not have it
+    /// any more. What is found gone by now is no directory that cannot be read.
+    fn sort_unread(&mut self, unread: Vec<(HomeId, Vec<u8>)>) {
+        let mut gone = HashSet::new();
+        for (dir, path) in unread {
+            let files = &self.home.files;
+            let (now, place) = (files.path(dir), files.place(dir));
+            match now.is_some() {
+                true => {
+                    let wait = self.scanner.unread.failed(dir);
+                    let around = place.map(|at| at.dir);
+                    let both = [Some(dir), around].into_iter().flatten();
+                    let again = both.filter_map(|dir| Some((dir, wait?)));
+                    self.report.again.extend(again);
+                }
+                false => self.scanner.unread.forget(dir),
+            }
+            if now.as_ref() != Some(&path) {
+                gone.insert(path);
+            }
+        }
+        let unknown = &mut self.report.counts.unknown;
+        unknown.retain(|path| !gone.contains(path));
     }
 
     /// Removals, renames and new directories: one update, because together they are one change of the tree.
@@ -491,8 +513,11 @@ impl<'h> Scan<'h> {
                     tracing::debug!(%error, "a file cannot be read");
                     self.report.unreadable.push(take.path);
                 }
-                // The event that says so is on its way.
-                Err(Miss::Unreadable(_) | Miss::Gone) => self.report.moving.push(take.path),
+                // Its name went, or that of a directory above it: of that nobody tells who looks at this one.
+                Err(Miss::Unreadable(_) | Miss::Gone) => {
+                    self.report.again.push((take.at.dir, SOON));
+                    self.report.moving.push(take.path);
+                }
                 Err(Miss::Moving) => {
                     let wait = self.scanner.note_restless(&take.at, self.home.elapsed());
                     self.report.again.push((take.at.dir, wait));

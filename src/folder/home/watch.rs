@@ -127,7 +127,13 @@ impl Watcher {
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
         let watch = inotify::add_watch(&self.inotify, path, EVENTS)?;
         let mut watched = self.watched.lock();
-        watched.by_watch.insert(watch, dir);
+        let before = watched.by_watch.insert(watch, dir);
+        // What was taken for another directory goes with its new number only: that the other is gone ends nothing.
+        if let Some(other) = before.filter(|other| *other != dir)
+            && watched.by_dir.get(&other) == Some(&watch)
+        {
+            watched.by_dir.remove(&other);
+        }
         if let Some(old) = watched
             .by_dir
             .insert(dir, watch)
@@ -458,5 +464,20 @@ mod tests {
         watcher
             .wait(Duration::from_secs(60), |event| panic!("{event:?}"))
             .unwrap();
+    }
+
+    #[test]
+    fn a_directory_stays_watched_when_the_one_it_was_taken_for_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let fd = OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
+        let watcher = Watcher::new(Waker::new().unwrap()).unwrap();
+        watcher.add(HomeId(2), &fd).unwrap();
+        watcher.add(DIR, &fd).unwrap();
+        watcher.remove(HomeId(2));
+        assert_eq!(watcher.len(), 1);
+        std::fs::create_dir(dir.path().join("sub")).unwrap();
+        let mut events = Vec::new();
+        watcher.wait(ms(1000), |event| events.push(event)).unwrap();
+        assert_eq!(events, [name("sub", Written::No)]);
     }
 }

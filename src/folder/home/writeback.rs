@@ -101,11 +101,11 @@ pub(super) fn content(
     Some(bytes)
 }
 
-/// Whether a directory has nothing in it but what is not shared.
-fn has_only_ignored(files: &HomeFiles, rules: &Rules, path: &[u8]) -> bool {
+/// Whether a directory has nothing in it but what is not shared of the directory `shared`.
+fn has_only_ignored(files: &HomeFiles, rules: &Rules, path: &[u8], shared: &[u8]) -> bool {
     let listing = files.open_dir(path).and_then(|dir| files.list(&dir, false));
     let Ok(listing) = listing else { return false };
-    let within = rules.within(path);
+    let within = rules.within(shared);
     let is_ignored = |(name, seen): (&Bytes, &Seen)| match seen {
         Seen::Found(found) => within.ignores(name, found.kind == FoundKind::Dir),
         Seen::Nested | Seen::Busy | Seen::Unknown => false,
@@ -189,7 +189,7 @@ fn with_writer<R>(
         ledger: &*home.ledger,
         contents: &contents,
         places: home.files.places(),
-        is_spent: &|path| has_only_ignored(&home.files, rules, path),
+        is_spent: &|path, shared| has_only_ignored(&home.files, rules, path, shared),
         next_id: &mut scanner.next_id,
         now: &|| FileTime::from_unix_nanos((home.clock)()),
         written: Written::default(),

@@ -110,6 +110,15 @@ pub enum Change {
     Attributes { dir: Fid },
 }
 
+impl Change {
+    /// The directory it is about.
+    pub fn dir(&self) -> Fid {
+        match self {
+            Self::Name { dir, .. } | Self::Listing { dir } | Self::Attributes { dir } => *dir,
+        }
+    }
+}
+
 /// What an update touched, gathered while the values change and worked off afterwards.
 #[derive(Default)]
 struct Effect {

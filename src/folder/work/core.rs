@@ -147,11 +147,7 @@ impl Core {
             tell();
         }
         if let Some(dirs) = &mut self.changed {
-            dirs.extend(changes.iter().map(|change| match change {
-                Change::Name { dir, .. } | Change::Listing { dir } | Change::Attributes { dir } => {
-                    *dir
-                }
-            }));
+            dirs.extend(changes.iter().map(Change::dir));
         }
         if self
             .changed

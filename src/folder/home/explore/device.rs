@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::disk::{Disk, FakeFs, ROOT};
+use super::disk::{Disk, FakeFs, IGNORED, ROOT};
 use super::faults::{Faults, Random};
 use super::ledger::CrashLedger;
 use super::people::User;
@@ -25,7 +25,7 @@ use crate::folder::home::plan::{DirStep, FoundKind, Listing, Plan, Seen, Steps, 
 use crate::folder::home::pull::{Pull, Puller};
 use crate::folder::home::record::{self, Recorded, Table};
 use crate::folder::home::write::{ContentError, Contents, Piece, Writer, Written};
-use crate::folder::state::{Fid, FileKind, Inc, State, Xattrs};
+use crate::folder::state::{FileKind, Inc, State, Xattrs};
 
 /// Contents are their own references.
 struct Whole<'r> {
@@ -50,7 +50,8 @@ pub(super) struct Device {
     contents: RefCell<Random>,
     /// Every content has arrived.
     pub(super) is_complete: bool,
-    changed: BTreeSet<Fid>,
+    /// What of the folder is not known to be written.
+    changed: Extent,
     /// Contents that a crash took files back to: elsewhere they may have been renamed, or published, since.
     pub(super) returned: BTreeSet<Bytes>,
 }
@@ -109,7 +110,7 @@ impl Device {
             lives: 0,
             contents: RefCell::new(random),
             is_complete: false,
-            changed: BTreeSet::new(),
+            changed: Extent::Everything,
             returned: BTreeSet::new(),
         }
     }
@@ -130,6 +131,7 @@ impl Device {
         self.puller = Puller::default();
         self.guard = Guard::default();
         self.is_held = false;
+        self.changed = Extent::Everything;
         (self.next_id, self.entries) = record::restore(&self.ledger, &self.places, &mut |_| ());
     }
 
@@ -209,9 +211,8 @@ impl Device {
         self.ledger.sync().is_ok()
     }
 
-    pub(super) fn merge(&mut self, state: &State, hlc: u64) {
-        self.changed
-            .extend(self.ledger.merge(state, hlc).unwrap_or_default());
+    pub(super) fn merge(&self, state: &State, hlc: u64) {
+        self.ledger.merge(state, hlc);
     }
 
     fn now(&self) -> FileTime {
@@ -233,7 +234,7 @@ impl Device {
             ledger: &self.ledger,
             contents: &contents,
             places: &self.places,
-            is_spent: &|_| false,
+            is_spent: &|path, _| self.fs.disk.borrow().has_only_ignored(path),
             next_id: &mut self.next_id,
             now: &now,
             written: Written::default(),
@@ -255,16 +256,16 @@ impl Device {
             .is_ok_and(|(_, names)| names.iter().any(|(name, _)| *name == "home"))
     }
 
-    pub(super) fn pull(&mut self) {
-        let dirs = std::mem::take(&mut self.changed);
-        if !self.pull_extent(&Extent::Dirs(dirs.clone())) {
-            self.changed.extend(dirs);
+    /// Writes what changed, and what could not be written before. Returns whether nothing is left to do.
+    pub(super) fn pull(&mut self) -> bool {
+        self.changed.add(self.ledger.take_changed());
+        let nothing = Extent::Dirs(BTreeSet::new());
+        let extent = std::mem::replace(&mut self.changed, nothing);
+        let is_done = self.pull_extent(&extent);
+        if !is_done {
+            self.changed.add(extent);
         }
-    }
-
-    /// Returns whether nothing is left to do.
-    pub(super) fn pull_all(&mut self) -> bool {
-        self.pull_extent(&Extent::Everything)
+        is_done
     }
 
     /// Returns whether nothing is left to do.
@@ -334,7 +335,8 @@ impl Device {
         for (name, found) in names {
             if name.starts_with(TEMP_PREFIX) {
                 leftover.push((visit.dir, name));
-            } else if !(visit.dir == HomeId::ROOT && name == OWN_DIR) {
+            } else if !name.starts_with(IGNORED) && !(visit.dir == HomeId::ROOT && name == OWN_DIR)
+            {
                 listing.names.insert(name, Seen::Found(found));
             }
         }

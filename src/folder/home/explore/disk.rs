@@ -18,6 +18,9 @@ use crate::folder::home::plan::{Found, FoundKind};
 pub(super) const ROOT: u64 = 1;
 const DEV: u64 = 5;
 
+/// What names begin with that the user does not share.
+pub(super) const IGNORED: &[u8] = b"#";
+
 /// Names of each directory.
 pub(super) type Names = BTreeMap<u64, BTreeMap<Bytes, u64>>;
 
@@ -42,6 +45,11 @@ pub(super) struct Disk {
     /// Files that we made and the user has not written to.
     pub(super) ours: BTreeSet<u64>,
     next_ino: u64,
+    /// What is told as the inode number of each node, and those that are free again.
+    numbers: BTreeMap<u64, u64>,
+    free: BTreeSet<u64>,
+    /// A new file gets the number of one that is gone.
+    pub(super) reuses_numbers: bool,
     /// Nanoseconds since 1970.
     pub(super) clock: u64,
     pub(super) is_mounted: bool,
@@ -71,6 +79,9 @@ impl Disk {
             versions: Vec::new(),
             ours: BTreeSet::new(),
             next_ino: ROOT,
+            numbers: BTreeMap::new(),
+            free: BTreeSet::new(),
+            reuses_numbers: false,
             clock: 1_700_000_000_000_000_000,
             is_mounted: true,
             is_fat: false,
@@ -88,6 +99,8 @@ impl Disk {
     fn add(&mut self, kind: FoundKind, data: Bytes, mode: u16) -> u64 {
         let (ino, now) = (self.next_ino, self.now());
         self.next_ino += 1;
+        let reused = self.free.pop_last().filter(|_| self.reuses_numbers);
+        self.numbers.insert(ino, reused.unwrap_or(ino));
         let node = Node {
             kind,
             data,
@@ -128,7 +141,7 @@ impl Disk {
             kind: node.kind,
             dev: DEV,
             stamp: Stamp {
-                ino,
+                ino: self.numbers.get(&ino).copied().unwrap_or(ino),
                 size: node.data.len() as u64,
                 mtime: node.mtime,
                 ctime: node.ctime,
@@ -230,6 +243,10 @@ impl Disk {
             }
             None => drop(from_dir.remove(from.1)),
         }
+        if how.is_none() {
+            self.free
+                .extend(target.and_then(|gone| self.numbers.get(&gone)));
+        }
         self.touch(ino);
         self.changed();
         Ok(())
@@ -253,6 +270,7 @@ impl Disk {
             names.remove(name);
         }
         self.names.remove(&ino);
+        self.free.extend(self.numbers.get(&ino));
         self.changed();
         Ok(())
     }
@@ -272,6 +290,17 @@ impl Disk {
             self.names = names;
         }
         self.versions = vec![self.names.clone()];
+        let used = self.names.values().flat_map(BTreeMap::values);
+        let used: BTreeSet<u64> = used
+            .filter_map(|ino| self.numbers.get(ino))
+            .copied()
+            .collect();
+        self.free = self
+            .numbers
+            .values()
+            .copied()
+            .filter(|n| *n != ROOT && !used.contains(n))
+            .collect();
         self.clock += 1_000_000_000;
         let now = self.now();
         for node in self
@@ -311,6 +340,11 @@ impl Disk {
         let mut versions = self.versions.iter().map(contents);
         let first = versions.next().unwrap_or_default();
         versions.fold(first, |all, one| &all & &one)
+    }
+
+    pub(super) fn has_only_ignored(&self, path: &[u8]) -> bool {
+        let names = self.resolve(path).ok().and_then(|dir| self.names.get(&dir));
+        names.is_some_and(|names| names.keys().all(|name| name.starts_with(IGNORED)))
     }
 
     /// The files that have a name the user sees.

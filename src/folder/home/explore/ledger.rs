@@ -11,7 +11,7 @@ use super::super::watch::Waker;
 use super::faults::{Faults, Random};
 use crate::folder::home::ledger::{Extent, Ledger, LedgerError, Txn};
 use crate::folder::home::memory::Memory;
-use crate::folder::state::{Change, EntryRef, Fid, Inc, State};
+use crate::folder::state::{Change, EntryRef, Inc, State};
 
 pub(super) struct CrashLedger {
     memory: Mutex<Memory>,
@@ -34,13 +34,15 @@ impl CrashLedger {
     }
 
     /// A peer's state comes in.
-    pub(super) fn merge(&self, other: &State, at_least: u64) -> Option<BTreeSet<Fid>> {
-        self.faults.pass().ok()?;
+    pub(super) fn merge(&self, other: &State, at_least: u64) {
+        if self.faults.pass().is_err() {
+            return;
+        }
         let mut memory = self.memory.lock();
         let changes = memory.state.merge(other);
+        memory.changed.extend(changes.iter().map(Change::dir));
         memory.hlc.0 = memory.hlc.0.max(at_least);
         self.versions.lock().push(memory.clone());
-        Some(changes.iter().map(changed_dir).collect())
     }
 
     pub(super) fn hlc(&self) -> u64 {
@@ -66,12 +68,6 @@ impl CrashLedger {
             .first()
             .map(|memory| contents(&memory.state))
             .unwrap_or_default()
-    }
-}
-
-fn changed_dir(change: &Change) -> Fid {
-    match change {
-        Change::Name { dir, .. } | Change::Listing { dir } | Change::Attributes { dir } => *dir,
     }
 }
 
@@ -108,7 +104,7 @@ impl Ledger for CrashLedger {
     fn wake_on_change(&self, _waker: Waker) {}
 
     fn take_changed(&self) -> Extent {
-        Extent::Everything
+        Extent::Dirs(std::mem::take(&mut self.memory.lock().changed))
     }
 
     /// All content is there from the start.

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use self::device::Device;
-use self::disk::ROOT;
+use self::disk::{IGNORED, ROOT};
 use self::faults::Random;
 use self::people::Peer;
 use super::fs::TEMP_PREFIX;
@@ -43,6 +43,8 @@ struct Kind {
     can_exchange: bool,
     /// The disk keeps no modes, links or inode numbers, and times in steps of 2 s.
     is_fat: bool,
+    /// The disk gives the inode number of what is gone to what comes next.
+    reuses_numbers: bool,
 }
 
 impl Kind {
@@ -59,6 +61,7 @@ impl Kind {
             jumps: false,
             can_exchange: true,
             is_fat: false,
+            reuses_numbers: false,
         }
     }
 
@@ -76,6 +79,7 @@ impl Kind {
             jumps: maybe(6),
             can_exchange: !maybe(5),
             is_fat: maybe(8),
+            reuses_numbers: maybe(2),
         }
     }
 }
@@ -116,6 +120,7 @@ impl Schedule {
     fn of_kind(mut random: Random, kind: Kind) -> Self {
         let device = Device::new(random.next(), kind.can_exchange && !kind.is_fat);
         device.fs.disk.borrow_mut().is_fat = kind.is_fat;
+        device.fs.disk.borrow_mut().reuses_numbers = kind.reuses_numbers;
         let peer = Peer::new(random.next(), device.ledger.state());
         Self {
             random,
@@ -147,7 +152,7 @@ impl Schedule {
         self.device.wait(self.random.below(4) * 80);
         match self.random.below(12) {
             0..3 => self.device.scan(),
-            3..6 => self.device.pull(),
+            3..6 => drop(self.device.pull()),
             6..8 => self.exchange(),
             8..10 if self.kind.peer => {
                 for _ in 0..=self.random.below(3) {
@@ -220,7 +225,7 @@ impl Schedule {
             self.device.confirm();
             self.device.scan();
             self.exchange();
-            let is_done = self.device.pull_all();
+            let is_done = self.device.pull();
             self.exchange();
             let now = (self.disk_tree(), self.device.ledger.state());
             if is_done && before.as_ref() == Some(&now) {
@@ -326,7 +331,8 @@ impl Schedule {
         while let Some((dir, path)) = stack.pop() {
             for (name, ino) in fs.names.get(&dir).into_iter().flatten() {
                 let node = &fs.nodes[ino];
-                if name.starts_with(TEMP_PREFIX) || (dir == ROOT && *name == OWN_DIR) {
+                let is_own = dir == ROOT && *name == OWN_DIR;
+                if is_own || name.starts_with(TEMP_PREFIX) || name.starts_with(IGNORED) {
                     continue;
                 }
                 let path = super::plan::join(&path, name);

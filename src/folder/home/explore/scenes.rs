@@ -119,7 +119,7 @@ fn cut_short(start: impl Fn(&mut Schedule), act: impl Fn(&mut Schedule)) {
             let mut scene = Schedule::scene(seed, false);
             start(&mut scene);
             scene.take_in();
-            assert!(scene.device.pull_all(), "nothing hinders it yet");
+            assert!(scene.device.pull(), "nothing hinders it yet");
             act(&mut scene);
             scene.device.faults.set(Some(call), None, false);
             scene.device.pull();
@@ -495,4 +495,46 @@ fn a_mode_set_just_before_a_file_went_aside_makes_no_second_file() {
             "call {call}: {paths:?}"
         );
     }
+}
+
+#[test]
+fn what_comes_into_a_directory_that_is_going_is_published() {
+    for call in 0..CALLS_MAX {
+        let mut scene = Schedule::scene(call, true);
+        let dir = scene.user_makes_dir(ROOT, "d");
+        scene.user_makes(dir, "#ignored", "user-9999");
+        scene.take_in();
+        scene.peer_does(|state, by| state.rmdir(Fid::ROOT, b"d", by));
+        let user = Rc::clone(&scene.device.user);
+        let mut calls = 0;
+        *scene.device.fs.others.borrow_mut() = Box::new(move |disk: &mut Disk| {
+            // A program that works in it does not see that it has another name.
+            let is_there = disk.names.values().any(|names| {
+                let mut below = names.iter().filter(|(_, ino)| **ino == dir);
+                below.any(|(name, _)| *name == b"d"[..])
+            });
+            if calls == call && is_there {
+                let _made = user.borrow_mut().create(disk, (dir, b"f"));
+            }
+            calls += 1;
+        });
+        scene.device.pull();
+        user_rests(&scene);
+        if let Err(what) = scene.end() {
+            panic!("the user writes before call {call}: {what}");
+        }
+        assert!(scene.device.contents().contains(&b"user-9999"[..]));
+    }
+}
+
+#[test]
+fn what_a_peer_sets_of_a_directory_alone_is_written() {
+    let mut scene = Schedule::scene(1, true);
+    let dir = scene.user_makes_dir(ROOT, "d");
+    scene.take_in();
+    assert!(scene.device.pull());
+    scene.peer_does(|state, by| state.chmod(Target::Dir(dir_of(state, "d")), 0o751, by));
+    assert!(scene.device.pull());
+    assert_eq!(scene.device.fs.disk.borrow().nodes[&dir].mode, 0o751);
+    scene.end().unwrap();
 }

@@ -43,6 +43,9 @@ impl<F: HomeFs> Pull<'_, '_, F> {
             Extent::Dirs(dirs) => dirs.iter().copied().collect(),
         };
         let mut seen: HashSet<Fid> = queue.iter().copied().collect();
+        for fid in &seen {
+            self.compare_itself(*fid, &seen, &mut diff);
+        }
         while let Some(fid) = queue.pop_front() {
             for new in self.compare_dir(fid, &mut diff) {
                 if seen.insert(new) {
@@ -54,6 +57,22 @@ impl<F: HomeFs> Pull<'_, '_, F> {
             self.unplace(row, &mut diff);
         }
         diff
+    }
+
+    /// Compares the attributes of a directory, unless those of all in the one around it are compared.
+    fn compare_itself(&self, fid: Fid, compared: &HashSet<Fid>, diff: &mut Diff) {
+        let mut shown = None;
+        self.writer
+            .ledger
+            .read(&mut |state| shown = state.location(fid).zip(state.dir(fid)));
+        let Some(((parent, _), node)) = shown else {
+            return;
+        };
+        if !compared.contains(&parent) {
+            let place = self.ids.get(&fid).and_then(|id| self.placed(*id));
+            let dress = place.and_then(|(at, row)| self.dress_dir(at, row, &node));
+            diff.dress.extend(dress);
+        }
     }
 
     pub(super) fn rows(&self, dir: HomeId) -> Vec<(Bytes, Row)> {

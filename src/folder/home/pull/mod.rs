@@ -375,8 +375,12 @@ impl<'p, 'w, F: HomeFs> Pull<'p, 'w, F> {
 
     fn dress(&mut self, things: Vec<(Dress, Wanted)>) -> Result<(), LedgerError> {
         let (things, wanted): (Vec<Dress>, Vec<Wanted>) = things.into_iter().unzip();
-        self.writer.dress(&things)?;
-        for (thing, wanted) in things.into_iter().zip(wanted) {
+        let results = self.writer.dress(&things)?;
+        for ((thing, wanted), result) in things.into_iter().zip(wanted).zip(results) {
+            if let Err(miss) = result {
+                self.left.note(Some(miss));
+                continue;
+            }
             let Some(row) = self.writer.row(&thing.at) else {
                 continue;
             };
@@ -392,6 +396,8 @@ impl<'p, 'w, F: HomeFs> Pull<'p, 'w, F> {
             if is_unlike && is_tried {
                 self.puller.note_tried(row.id, wanted);
             }
+            // Somebody set others right after.
+            self.left.changed += u64::from(is_unlike && !self.puller.is_futile(row.id, &wanted));
         }
         Ok(())
     }

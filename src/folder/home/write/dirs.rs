@@ -6,11 +6,13 @@ use std::io;
 use bytes::Bytes;
 
 use super::super::base::{At, HomeId, Row, RowKind};
-use super::super::fs::{Attributes, HomeFs};
+use super::super::fs::{Attributes, HomeFs, RenameHow};
 use super::super::intent::{Intent, IntentId};
 use super::super::ledger::{Apply, LedgerError};
+use super::super::places::DISPLACED;
+use super::super::plan::join;
 use super::puts::Staged;
-use super::{Miss, Writer, changed_if_gone, changed_if_there, settle, temp_name};
+use super::{Miss, Writer, changed_if_gone, changed_if_there, displaced_name, settle, temp_name};
 use crate::folder::state::{Fid, Xattrs};
 
 /// Directories that are announced together.
@@ -155,21 +157,46 @@ impl<F: HomeFs> Writer<'_, F> {
         let path = self.places.path(row.id).ok_or(Miss::Changed)?;
         match self.fs.rmdir(&parent, &at.name) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
-                if !(self.is_spent)(&path) {
-                    return Err(Miss::Changed);
+                match (self.is_spent)(&path, &path) {
+                    true => self.displace_spent(&parent, at, &path),
+                    false => Err(Miss::Changed),
                 }
-                // What nobody but its user knows goes with the directory, to where it is found.
-                Ok(self.keep_unrecorded(&parent, &at.name, &at.name)?)
             }
             removed => removed.map_err(changed_if_gone),
         }
     }
 
-    /// Sets attributes and notes what things stand for now.
-    pub(in super::super) fn dress(&mut self, things: &[Dress]) -> Result<(), LedgerError> {
-        let (renamed, dressed): (Vec<&Dress>, Vec<&Dress>) = things
-            .iter()
-            .partition(|thing| thing.attributes == Attributes::default());
+    /// What nobody but its user knows goes with the directory, to where it is found. If more has come into it since that
+    /// was looked at, it comes back: among the displaced nobody would read it.
+    fn displace_spent(&mut self, parent: &F::Dir, at: &At, path: &[u8]) -> Result<(), Miss> {
+        let displaced = self.open_own(DISPLACED)?;
+        let new = displaced_name(self.fresh_id(), &at.name);
+        let (here, there) = ((parent, &at.name[..]), (&displaced, &new[..]));
+        self.fs.rename(here, there, RenameHow::NoReplace)?;
+        let now = self.places.path(DISPLACED).unwrap_or_default();
+        if (self.is_spent)(&join(&now, &new), path) {
+            self.fs.sync_dir(&displaced)?;
+            return Ok(self.fs.sync_dir(parent)?);
+        }
+        match self.fs.rename(there, here, RenameHow::NoReplace) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.keep_in_sight(there, (parent, at.dir), &at.name)?;
+            }
+            back => back?,
+        }
+        Err(Miss::Changed)
+    }
+
+    /// Sets attributes and notes what things stand for now. Returns for each whether that was done.
+    pub(in super::super) fn dress(
+        &mut self,
+        things: &[Dress],
+    ) -> Result<Vec<Result<(), Miss>>, LedgerError> {
+        let mut results: Vec<Result<(), Miss>> = things.iter().map(|_| Ok(())).collect();
+        let is_renamed = |thing: &Dress| thing.attributes == Attributes::default();
+        let renamed: Vec<&Dress> = things.iter().filter(|thing| is_renamed(thing)).collect();
+        let dressed = things.iter().zip(&mut results);
+        let dressed: Vec<_> = dressed.filter(|(thing, _)| !is_renamed(thing)).collect();
         if !renamed.is_empty() {
             self.ledger.update(&mut |txn| {
                 for thing in &renamed {
@@ -185,23 +212,26 @@ impl<F: HomeFs> Writer<'_, F> {
             })?;
         }
         if self.read_only().is_some() {
-            return Ok(());
+            for (_, result) in dressed {
+                *result = self.read_only().map_or(Ok(()), Err);
+            }
+            return Ok(results);
         }
-        let intents: Vec<Intent> = dressed.iter().map(|thing| thing.intent()).collect();
+        let intents: Vec<Intent> = dressed.iter().map(|(thing, _)| thing.intent()).collect();
         let ids = self.intend(intents.iter())?;
-        for (thing, id) in dressed.into_iter().zip(ids) {
-            let result = self.set(thing);
-            let is_disk = result.as_ref().is_err_and(Miss::is_disk);
+        for ((thing, result), id) in dressed.into_iter().zip(ids) {
+            let set = self.set(thing);
+            let is_disk = set.as_ref().is_err_and(Miss::is_disk);
             self.is_stuck |= is_disk;
-            let row = result.ok();
-            if row.is_none() || !thing.row.is_dir() {
+            if set.is_err() || !thing.row.is_dir() {
                 self.written.scan.insert(thing.at.dir);
             }
             if !is_disk {
-                self.keep_dressed(&thing.at, row.as_ref(), id)?;
+                self.keep_dressed(&thing.at, set.as_ref().ok(), id)?;
             }
+            *result = set.map(drop);
         }
-        Ok(())
+        Ok(results)
     }
 
     fn set(&self, thing: &Dress) -> Result<Row, Miss> {

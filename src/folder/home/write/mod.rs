@@ -171,8 +171,8 @@ pub(super) struct Writer<'w, F: HomeFs> {
     pub(super) ledger: &'w dyn Ledger,
     pub(super) contents: &'w dyn Contents,
     pub(super) places: &'w Places,
-    /// Whether the directory at a path holds nothing but what is not shared.
-    pub(super) is_spent: &'w dyn Fn(&[u8]) -> bool,
+    /// Whether the directory at the first path holds nothing but what is not shared, by the rules for the second.
+    pub(super) is_spent: &'w dyn Fn(&[u8], &[u8]) -> bool,
     /// The number the next new thing gets.
     pub(super) next_id: &'w mut u64,
     /// Reads the wall clock.
