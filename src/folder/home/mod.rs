@@ -3,7 +3,7 @@
 //! Reading: `base` is what was true when the directory was last read or written, `plan` compares that with what is there
 //! now, `take` reads what is new, `ledger` and `record` turn it into operations of the folder, `scan` drives them,
 //! `watch` says when. Writing: `pull` compares what the folder shows with the base records, `write` does what follows, by
-//! renames that `intent` announces and that can be undone, on the file system of `fs`; `pace` says when. What that takes
+//! renames that `intent` announces and that can be undone, on the file system of `fs`, with what `contents` reads; `pace` says when. What that takes
 //! away is `displaced`, with where it was in `origin`, until it is to `expire`. `ignore` has the rules of what is not
 //! shared, `problems` what scans met. `guard` and
 //! `marker` keep a lost disk from being taken for the user's wish, `files` and `unix` are the only way to the files, and
@@ -12,6 +12,7 @@
 
 pub mod base;
 pub mod caps;
+mod contents;
 pub mod displaced;
 pub mod expire;
 #[cfg(test)]
