@@ -8,6 +8,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::ledger::{Extent, Ledger, LedgerError, Operation, Txn};
 use super::watch::Waker;
 use crate::folder::state::{By, Hlc, Inc, OpError, State, VersionVector, conflict_tag};
+use crate::folder::work::Lenders;
 
 /// The folder.
 pub struct MemoryLedger {
@@ -77,6 +78,9 @@ impl Ledger for MemoryLedger {
 
     /// Who explores needs no waking.
     fn wake_on_change(&self, _waker: Waker) {}
+
+    /// Nothing is kept here that only a file has.
+    fn set_lenders(&self, _lenders: Lenders) {}
 
     fn take_changed(&self) -> Extent {
         let mut inner = self.inner.lock();

@@ -70,6 +70,7 @@ use self::writeback::Pulled;
 use crate::folder::tree::NodesError;
 
 pub use self::scan::{ScanError, ScanProgress, ScanReport};
+use crate::folder::work::Lenders;
 pub use crate::folder::work::StoreError;
 
 /// Before a directory that was written is looked at: what is in it has been still for long enough by then.
@@ -194,6 +195,7 @@ impl Home {
         store.set_borrow_reader(options.space, files.clone());
         let watcher = Watcher::new(waker.clone());
         ledger.wake_on_change(waker.clone());
+        ledger.set_lenders(lenders(&store, &files));
         let unwatched = match files.caps().is_remote {
             true => Some("other machines change it without a word".to_owned()),
             false => watcher.as_ref().err().map(ToString::to_string),
@@ -447,6 +449,20 @@ impl Inner {
             watcher.remove(dir);
         }
     }
+}
+
+/// Finds the base records of the files that have a chunk. Keeps nothing open.
+fn lenders(store: &Arc<Store>, files: &Arc<HomeFiles>) -> Lenders {
+    let (store, files) = (Arc::downgrade(store), Arc::downgrade(files));
+    Arc::new(move |hash| {
+        let Some((store, files)) = store.upgrade().zip(files.upgrade()) else {
+            return Vec::new();
+        };
+        let sources = store.borrowed_from(hash).into_iter();
+        let own = sources.filter(|source| source.space() == files.space());
+        let places = own.filter_map(|source| files.place(HomeId(source.number())));
+        places.map(|at| at.key()).collect()
+    })
 }
 
 /// Marks a directory as the home it is to be, and keeps other daemons out of it. With records but without a marker it may

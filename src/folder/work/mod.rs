@@ -30,6 +30,7 @@ mod record;
 mod recover;
 mod runs;
 mod stats;
+mod table;
 mod txn;
 mod write;
 
@@ -142,6 +143,9 @@ pub trait Observer: Send + Sync {
 /// The name a conflict is labelled with, by incarnation.
 pub type DeviceName = Arc<dyn Fn(Inc) -> Option<String> + Send + Sync>;
 
+/// Knows the keys of the rows that say what is in plain files which may have a chunk.
+pub type Lenders = Arc<dyn Fn(&ChunkHash) -> Vec<Bytes> + Send + Sync>;
+
 /// What a folder is opened with.
 #[derive(Clone)]
 pub struct FolderConfig {
@@ -184,6 +188,7 @@ pub(crate) struct Inner {
     notifiers: RwLock<Vec<(u64, Arc<dyn Notifier>)>>,
     reads: read::Reads,
     packed: patch::Packed,
+    lenders: RwLock<Option<Lenders>>,
 }
 
 impl Folder {
