@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -235,6 +236,39 @@ fn a_directory_on_xfs_follows() {
     assert!(has("xfs"), "the kernel has no xfs: load its module");
     let disk = Disk::image(&world, "xfs", "xfs", 320);
     follows_on(&world, &disk, true);
+}
+
+/// The new version of a large file shares the blocks of the old one, which is among the displaced, and has only its own bytes.
+#[test]
+fn a_new_version_on_xfs_takes_room_for_what_is_new() {
+    let world = World::new();
+    assert!(has("xfs"), "the kernel has no xfs: load its module");
+    let disk = Disk::image(&world, "xfs", "xfs", 320);
+    let (home_a, home_b) = (world.dir("plain"), disk.dir("home"));
+    let old = Rng(5).bytes(48 << 20);
+    fs::write(home_a.join("large"), &old).unwrap();
+    let (a, links) = world.share(&home_a, "a");
+    let b = join(&world, &links, &home_b, "b", &a);
+    wait_equal(&home_a, &home_b, &[&a, &b]);
+    settle(&a, &b);
+    let used = || {
+        rustix::fs::sync();
+        let stat = rustix::fs::statvfs(&disk.at).unwrap();
+        (stat.f_blocks - stat.f_bfree) * stat.f_frsize
+    };
+    let before = used();
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .open(home_a.join("large"));
+    let new = Rng(6).bytes(1 << 20);
+    file.unwrap().write_all_at(&new, 20 << 20).unwrap();
+    wait_equal(&home_a, &home_b, &[&a, &b]);
+    let displaced = fs::read_dir(home_b.join(".ccbt/displaced")).unwrap();
+    let displaced: Vec<_> = displaced.map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(displaced.len(), 1, "{displaced:?}");
+    assert!(fs::read(&displaced[0]).unwrap() == old);
+    let grown = used() - before;
+    assert!(grown < 16 << 20, "{grown} bytes more are in use");
 }
 
 #[test]

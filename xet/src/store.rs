@@ -43,6 +43,7 @@ mod checkpoint;
 mod commit;
 mod format;
 mod gc;
+mod run;
 mod shelf;
 mod verify;
 
@@ -550,6 +551,12 @@ impl Store {
     pub fn unborrow(&self, source: SourceId) {
         self.borrowed.remove_source(source);
         self.lost();
+    }
+
+    /// The plain files that are known to hold a chunk, a few of them if there are many.
+    pub fn borrowed_from(&self, hash: &ChunkHash) -> Vec<SourceId> {
+        let found = self.borrowed.find(hash).into_iter();
+        found.map(|range| range.source).collect()
     }
 
     /// Whether any plain file holds chunks.

@@ -21,10 +21,12 @@ type Chunks = Vec<(ChunkHash, Vec<u8>)>;
 struct PlainFiles {
     files: Mutex<HashMap<SourceId, Vec<u8>>>,
     mismatches: Mutex<Vec<SourceId>>,
+    reads: AtomicUsize,
 }
 
 impl BorrowedFiles for PlainFiles {
     fn read_at(&self, source: SourceId, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
         let files = self.files.lock();
         let file = files.get(&source).ok_or(io::ErrorKind::NotFound)?;
         let range = offset as usize..offset as usize + buf.len();
@@ -96,6 +98,40 @@ fn an_edited_file_is_noticed_and_another_serves() {
     assert_eq!(store.chunk(edited).unwrap().unwrap(), bytes);
     files.files.lock().remove(&SourceId(1));
     assert_eq!(store.chunk(&chunks[2].0).unwrap().unwrap(), chunks[2].1);
+}
+
+/// Chunks that lie together in a plain file are one read; what was edited there comes from elsewhere, and is not mixed in.
+#[test]
+fn many_chunks_are_read_at_once_and_each_is_the_right_one() {
+    let (store, files, chunks) = borrowing();
+    let (packed, bytes) = noise(9, 5000);
+    store.put_chunk(&packed, &bytes).unwrap();
+    let order = [1, 2, 9, 0, 1, 2, 1];
+    let pick = |n: usize| match n {
+        9 => (packed, &bytes),
+        n => (chunks[n].0, &chunks[n].1),
+    };
+    let list: Vec<_> = order
+        .iter()
+        .map(|n| (pick(*n).0, pick(*n).1.len() as u32))
+        .collect();
+    let want: Vec<u8> = order.iter().flat_map(|n| pick(*n).1.clone()).collect();
+    let mut buf = vec![0; want.len()];
+    assert!(store.read_all(&list, &mut buf).unwrap());
+    assert!(buf == want);
+    assert_eq!(files.reads.load(Ordering::Relaxed), 3, "three runs");
+
+    for edited in [1, 2] {
+        files.files.lock().get_mut(&SourceId(edited)).unwrap()[10_000 + 77] ^= edited as u8;
+        buf.fill(0);
+        let is_here = store.read_all(&list, &mut buf).unwrap();
+        assert_eq!(is_here, edited == 1, "the other file has it still");
+        assert!(!is_here || buf == want);
+    }
+    assert_eq!(files.mismatches.lock().len(), 2);
+    let mut short = vec![0; want.len() - 1];
+    assert!(!store.read_all(&list[2..3], &mut short[..4999]).unwrap());
+    assert!(!store.read_all(&list[2..3], &mut short).unwrap());
 }
 
 #[test]

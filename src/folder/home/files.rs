@@ -57,6 +57,9 @@ pub struct HomeFiles {
     pub(super) root_owner: (u32, u32),
     /// The file system was found not to exchange names.
     pub(super) no_exchange: AtomicBool,
+    /// It was found to have no files that share blocks, or none without a name.
+    pub(super) no_clones: AtomicBool,
+    pub(super) no_nameless: AtomicBool,
     /// What its type says it keeps, and what was found by trying.
     assumed: Caps,
     tried: OnceLock<Caps>,
@@ -94,6 +97,8 @@ impl HomeFiles {
             }),
             root_owner: (stat.st_uid, stat.st_gid),
             no_exchange: AtomicBool::new(false),
+            no_clones: AtomicBool::new(false),
+            no_nameless: AtomicBool::new(false),
             places: Places::default(),
             suspects: Mutex::default(),
             waker,

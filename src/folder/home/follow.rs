@@ -105,6 +105,8 @@ impl<'h> Follow<'h> {
         let Some(reason) = scanner.held.clone().filter(HeldReason::may_pass) else {
             return;
         };
+        // It would keep the disk from being unmounted.
+        scanner.partial = None;
         if now.saturating_sub(self.last_look) < LOOK_FOR_EVERY {
             return;
         }

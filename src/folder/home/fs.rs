@@ -75,11 +75,42 @@ pub trait HomeFs {
     /// Creates a file that did not exist, only its owner may read it.
     fn create(&self, dir: &Self::Dir, name: &[u8]) -> io::Result<Self::File>;
 
+    /// From how many bytes on a file is worth being put together while its content arrives; none where a file cannot be
+    /// without a name.
+    fn nameless_from(&self) -> Option<u64>;
+
+    /// Creates a file without a name, which is gone when it is dropped. Fails where there are none, and says so from then
+    /// on.
+    fn create_nameless(&self, dir: &Self::Dir) -> io::Result<Self::File>;
+
+    /// Gives such a file a name that did not exist.
+    fn give_name(&self, file: &Self::File, dir: &Self::Dir, name: &[u8]) -> io::Result<()>;
+
     /// Writes at the end.
     fn append(&self, file: &mut Self::File, bytes: &[u8]) -> io::Result<()>;
 
     /// Goes on `bytes` of zeros later.
     fn skip(&self, file: &mut Self::File, bytes: u64) -> io::Result<()>;
+
+    /// From how many bytes on a file is worth being begun as a clone of another; none where files share no blocks.
+    fn clones_from(&self) -> Option<u64>;
+
+    /// Gives a file that was just created the content of the file `from` in `dir`, without copying it. Returns false, and
+    /// leaves it empty, if that cannot be.
+    fn share_blocks(&self, dir: &Self::Dir, from: &[u8], file: &mut Self::File)
+    -> io::Result<bool>;
+
+    /// Reads from byte `at` on what a file being written holds. Returns fewer bytes than asked for only at its end.
+    fn read_at(&self, file: &Self::File, at: u64, buf: &mut [u8]) -> io::Result<usize>;
+
+    /// Writes from byte `at` on.
+    fn write_at(&self, file: &mut Self::File, at: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Up to which byte a file being written holds nothing but zeros, from `at` on.
+    fn data_from(&self, file: &Self::File, at: u64) -> io::Result<u64>;
+
+    /// Gives a file being written this many bytes: the rest goes, or zeros come.
+    fn resize(&self, file: &mut Self::File, size: u64) -> io::Result<()>;
 
     /// Ends the writing and sets attributes. Returns what the file is then.
     fn finish(&self, file: &mut Self::File, attributes: &Attributes) -> io::Result<Kept>;

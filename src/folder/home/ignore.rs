@@ -10,10 +10,10 @@ use bytes::Bytes;
 
 use super::Inner;
 use super::base::{FileTime, Stamp, unsure_for};
+use super::contents;
 use super::files::HomeFiles;
 use super::ledger::Ledger;
 use super::plan::{FoundKind, join};
-use super::writeback;
 use crate::folder::state::{Fid, FileKind, Node};
 
 /// The file with the rules.
@@ -419,7 +419,7 @@ impl HomeRules {
             return false;
         }
         let Some(text) = read(&source, &home.files, &|content, size| {
-            writeback::content(&home.store, &home.files, content, size)
+            contents::content(&home.store, &home.files, content, size)
         }) else {
             // It is on its way, or being replaced.
             return false;

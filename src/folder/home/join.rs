@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use bytes::Bytes;
 use ccbt_xet::store::Store;
 
+use super::contents;
 use super::files::HomeFiles;
 use super::fs::TEMP_PREFIX;
 use super::ignore::rules_of;
@@ -14,7 +15,6 @@ use super::ledger::Ledger;
 use super::plan::{Found, FoundKind, Seen, join};
 use super::take::content_of;
 use super::watch::Waker;
-use super::writeback;
 use crate::folder::state::{Fid, FileKind, Name, Node};
 
 /// Paths that are named; of more only the count is told.
@@ -55,7 +55,7 @@ impl Paths {
 pub fn compare(dir: &Path, ledger: &dyn Ledger, store: &Store) -> io::Result<JoinPlan> {
     let files = HomeFiles::open(dir, 0, Waker::new()?)?;
     let rules = rules_of(&files, ledger, &|content, size| {
-        writeback::content(store, &files, content, size)
+        contents::content(store, &files, content, size)
     });
     let mut plan = JoinPlan::default();
     let mut dirs = vec![(Vec::new(), Fid::ROOT)];

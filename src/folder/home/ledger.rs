@@ -15,6 +15,7 @@ use crate::folder::state::{
     Body, By, Change, Content, Dot, Fid, FileKind, FileNode, Inc, Key, Name, NewFile, Node,
     OpError, Redot, RenameMode, State, Target, Time, Xattrs, beside,
 };
+use crate::folder::work::Lenders;
 
 /// First byte of the keys under which it is kept which directory of the folder a directory of the home is.
 const NOTES: u8 = b'd';
@@ -68,6 +69,9 @@ pub trait Ledger: Send + Sync {
 
     /// Has `waker` wake when there is something to take again.
     fn wake_on_change(&self, waker: Waker);
+
+    /// Has `lenders` asked which rows may be the base records of files that have a chunk.
+    fn set_lenders(&self, lenders: Lenders);
 
     /// How often content has come that was missing; `waker` wakes for that too.
     fn arrivals(&self) -> u64;

@@ -8,7 +8,7 @@ use ccbt_mount::VolumeError;
 use super::ledger::{Extent, Ledger, LedgerError, Operation, Txn};
 use super::watch::Waker;
 use crate::folder::state::{OpError, State};
-use crate::folder::work::{self, Folder};
+use crate::folder::work::{self, Folder, Lenders};
 
 impl Ledger for Folder {
     fn rows(&self, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
@@ -25,6 +25,10 @@ impl Ledger for Folder {
 
     fn wake_on_change(&self, waker: Waker) {
         self.on_change(Arc::new(move || waker.wake()));
+    }
+
+    fn set_lenders(&self, lenders: Lenders) {
+        self.set_lenders(lenders);
     }
 
     fn arrivals(&self) -> u64 {

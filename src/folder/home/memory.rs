@@ -10,6 +10,7 @@ use super::watch::Waker;
 use crate::folder::state::{
     By, Change, Fid, Hlc, Inc, OpError, State, VersionVector, conflict_tag,
 };
+use crate::folder::work::Lenders;
 
 /// The folder.
 pub struct MemoryLedger {
@@ -82,6 +83,9 @@ impl Ledger for MemoryLedger {
 
     /// Who explores needs no waking.
     fn wake_on_change(&self, _waker: Waker) {}
+
+    /// Nothing is kept here that only a file has.
+    fn set_lenders(&self, _lenders: Lenders) {}
 
     fn take_changed(&self) -> Extent {
         let mut inner = self.inner.lock();

@@ -3,7 +3,7 @@
 //! Reading: `base` is what was true when the directory was last read or written, `plan` compares that with what is there
 //! now, `take` reads what is new, `ledger` and `record` turn it into operations of the folder, `scan` drives them,
 //! `watch` says when. Writing: `pull` compares what the folder shows with the base records, `write` does what follows, by
-//! renames that `intent` announces and that can be undone, on the file system of `fs`; `pace` says when. What that takes
+//! renames that `intent` announces and that can be undone, on the file system of `fs`, with what `contents` reads; `pace` says when. What that takes
 //! away is `displaced`, with where it was in `origin`, until it is to `expire`. `ignore` has the rules of what is not
 //! shared, `problems` what scans met. `guard` and
 //! `marker` keep a lost disk from being taken for the user's wish, `files` and `unix` are the only way to the files, and
@@ -12,6 +12,7 @@
 
 pub mod base;
 pub mod caps;
+mod contents;
 pub mod displaced;
 pub mod expire;
 #[cfg(test)]
@@ -70,6 +71,7 @@ use self::writeback::Pulled;
 use crate::folder::tree::NodesError;
 
 pub use self::scan::{ScanError, ScanProgress, ScanReport};
+use crate::folder::work::Lenders;
 pub use crate::folder::work::StoreError;
 
 /// Before a directory that was written is looked at: what is in it has been still for long enough by then.
@@ -196,6 +198,7 @@ impl Home {
         store.set_borrow_reader(options.space, files.clone());
         let watcher = Watcher::new(waker.clone());
         ledger.wake_on_change(waker.clone());
+        ledger.set_lenders(lenders(&store, &files));
         let unwatched = match files.caps().is_remote {
             true => Some("other machines change it without a word".to_owned()),
             false => watcher.as_ref().err().map(ToString::to_string),
@@ -452,6 +455,20 @@ impl Inner {
             watcher.remove(dir);
         }
     }
+}
+
+/// Finds the base records of the files that have a chunk. Keeps nothing open.
+fn lenders(store: &Arc<Store>, files: &Arc<HomeFiles>) -> Lenders {
+    let (store, files) = (Arc::downgrade(store), Arc::downgrade(files));
+    Arc::new(move |hash| {
+        let Some((store, files)) = store.upgrade().zip(files.upgrade()) else {
+            return Vec::new();
+        };
+        let sources = store.borrowed_from(hash).into_iter();
+        let own = sources.filter(|source| source.space() == files.space());
+        let places = own.filter_map(|source| files.place(HomeId(source.number())));
+        places.map(|at| at.key()).collect()
+    })
 }
 
 /// Marks a directory as the home it is to be, and keeps other daemons out of it. With records but without a marker it may

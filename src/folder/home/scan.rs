@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use super::Inner;
 use super::base::{At, FileTime, HomeId, Row, RowKind, unsure_for, xattr_digest};
-use super::files::{HomeFiles, xattrs};
+use super::files::{HomeFiles, NewFile, xattrs};
 use super::guard::{Guard, HeldReason};
 use super::ignore::HomeRules;
 use super::ledger::{Apply, Attributes, DiskFile, Ledger, LedgerError, noted_fid};
@@ -24,6 +24,7 @@ use super::pull::Puller;
 use super::record::{self, Recorded, Table};
 use super::take::{BIG_BYTES, Miss, Taken, When, ranges_of, take};
 use super::unread::{SOON, Unread};
+use super::write::Partial;
 use super::writeback;
 use crate::folder::state::{Fid, OpError, Xattrs};
 use crate::folder::tree::NodesError;
@@ -103,6 +104,7 @@ pub(super) struct Scanner {
     pub(super) restless: HashMap<At, Restless>,
     pub(super) unread: Unread,
     pub(super) puller: Puller,
+    pub(super) partial: Option<Partial<NewFile>>,
     pub(super) rules: HomeRules,
 }
 

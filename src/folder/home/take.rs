@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -274,14 +275,29 @@ pub(super) fn each_chunk<E: From<NodesError<StoreError>>>(
     store: &Store,
     content: &[u8],
     size: u64,
+    each: impl FnMut(&Located) -> Result<(), E>,
+) -> Result<(), E> {
+    each_chunk_in(store, content, size, 0..size, each)
+}
+
+/// The same for the chunks that begin within `bytes`.
+pub(super) fn each_chunk_in<E: From<NodesError<StoreError>>>(
+    store: &Store,
+    content: &[u8],
+    size: u64,
+    bytes: Range<u64>,
     mut each: impl FnMut(&Located) -> Result<(), E>,
 ) -> Result<(), E> {
     let nodes = StoreNodes(store);
     let reader =
         ContentReader::new(&nodes, content, size).map_err(NodesError::<StoreError>::Input)?;
-    let segments = reader.segments(0..size)?;
+    let mut each = |located: &Located| match bytes.contains(&located.offset) {
+        true => each(located),
+        false => Ok(()),
+    };
+    let segments = reader.segments(bytes.clone())?;
     if segments.is_empty() {
-        return reader.locate(0..size)?.iter().try_for_each(each);
+        return reader.locate(bytes.clone())?.iter().try_for_each(each);
     }
     for segment in segments {
         reader

@@ -2,13 +2,13 @@
 
 use std::io;
 use std::num::NonZeroU64;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use rustix::fs::{
-    Advice, AtFlags, FileType, Mode, OFlags, RawMode, RenameFlags, StatVfsMountFlags, Timespec,
-    Timestamps, UTIME_OMIT, XattrFlags,
+    Advice, AtFlags, FileType, Mode, OFlags, RawMode, RenameFlags, SeekFrom, StatVfsMountFlags,
+    Timespec, Timestamps, UTIME_OMIT, XattrFlags,
 };
 use rustix::io::Errno;
 
@@ -21,6 +21,12 @@ use crate::folder::state::Xattrs;
 
 /// After so many bytes of a file the disk starts to write them, so that syncing does not begin with all of them waiting.
 const FLUSH_BYTES: u64 = 8 << 20;
+
+/// Below this, writing a file anew takes no longer than proving what is in a clone.
+const CLONE_BYTES_MIN: u64 = 1 << 20;
+
+/// Below this a file is written once all of it is here: soon enough.
+const NAMELESS_BYTES_MIN: u64 = 8 << 20;
 
 /// From so many files on they are synced with one call for the whole file system: one commit of its journal instead of
 /// one for each.
@@ -57,38 +63,44 @@ impl HomeFs for HomeFiles {
     }
 
     fn create(&self, dir: &OwnedFd, name: &[u8]) -> io::Result<NewFile> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let mode = Mode::from_raw_mode(0o600);
         let fd = rustix::fs::openat(dir, name, flags | OFlags::CLOEXEC, mode)?;
-        if let Some((uid, gid)) = self.owner() {
-            match std::os::unix::fs::fchown(&fd, Some(uid), Some(gid)) {
-                // A file system without owners.
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
-                given => given?,
+        self.new_file(fd)
+    }
+
+    fn nameless_from(&self) -> Option<u64> {
+        (!self.no_nameless.load(Ordering::Relaxed)).then_some(NAMELESS_BYTES_MIN)
+    }
+
+    fn create_nameless(&self, dir: &OwnedFd) -> io::Result<NewFile> {
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        match rustix::fs::openat(dir, ".", flags, Mode::from_raw_mode(0o600)) {
+            Err(error @ (Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL)) => {
+                self.no_nameless.store(true, Ordering::Relaxed);
+                Err(error.into())
             }
+            opened => self.new_file(opened?),
         }
-        Ok(NewFile {
-            fd,
-            size: 0,
-            end: 0,
-            flushed: 0,
-        })
+    }
+
+    fn give_name(&self, file: &NewFile, dir: &OwnedFd, name: &[u8]) -> io::Result<()> {
+        // By its descriptor alone only those may who may read everything.
+        let path = format!("/proc/self/fd/{}", file.fd.as_raw_fd());
+        let flags = AtFlags::SYMLINK_FOLLOW;
+        match rustix::fs::linkat(rustix::fs::CWD, path, dir, name, flags) {
+            Err(error @ (Errno::NOENT | Errno::OPNOTSUPP | Errno::PERM)) => {
+                self.no_nameless.store(true, Ordering::Relaxed);
+                Err(error.into())
+            }
+            named => Ok(named?),
+        }
     }
 
     fn append(&self, file: &mut NewFile, bytes: &[u8]) -> io::Result<()> {
-        let mut left = bytes;
-        while !left.is_empty() {
-            match rustix::io::pwrite(&file.fd, left, file.size) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(len) => {
-                    left = left.get(len..).unwrap_or_default();
-                    file.size += len as u64;
-                    file.end = file.size;
-                }
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        write_all(&file.fd, file.size, bytes)?;
+        file.size += bytes.len() as u64;
+        file.end = file.size;
         if file.size - file.flushed >= FLUSH_BYTES {
             // The one piece of advice that has dirty pages written and waits for nothing. Nobody relies on it.
             let len = NonZeroU64::new(file.size - file.flushed);
@@ -101,6 +113,67 @@ impl HomeFs for HomeFiles {
     fn skip(&self, file: &mut NewFile, bytes: u64) -> io::Result<()> {
         let size = file.size.checked_add(bytes);
         file.size = size.ok_or(io::ErrorKind::FileTooLarge)?;
+        Ok(())
+    }
+
+    fn clones_from(&self) -> Option<u64> {
+        (!self.no_clones.load(Ordering::Relaxed)).then_some(CLONE_BYTES_MIN)
+    }
+
+    fn share_blocks(&self, dir: &OwnedFd, from: &[u8], file: &mut NewFile) -> io::Result<bool> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let Ok(from) = rustix::fs::openat(dir, from, flags, Mode::empty()) else {
+            return Ok(false);
+        };
+        match rustix::fs::ioctl_ficlone(&file.fd, &from) {
+            Ok(()) => {}
+            Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) => return Err(error.into()),
+            Err(error) => {
+                // Others are about this file.
+                let is_unknown = matches!(error, Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS);
+                self.no_clones.fetch_or(is_unknown, Ordering::Relaxed);
+                return Ok(false);
+            }
+        }
+        let size = rustix::fs::fstat(&file.fd)?.st_size;
+        file.size = u64::try_from(size).unwrap_or(0);
+        (file.end, file.flushed) = (file.size, file.size);
+        Ok(true)
+    }
+
+    fn read_at(&self, file: &NewFile, at: u64, buf: &mut [u8]) -> io::Result<usize> {
+        let mut done = 0;
+        while let Some(left) = buf.get_mut(done..).filter(|left| !left.is_empty()) {
+            match rustix::io::pread(&file.fd, left, at + done as u64) {
+                Ok(0) => break,
+                Ok(len) => done += len,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, file: &mut NewFile, at: u64, bytes: &[u8]) -> io::Result<()> {
+        write_all(&file.fd, at, bytes)?;
+        file.end = file.end.max(at + bytes.len() as u64);
+        file.size = file.size.max(file.end);
+        Ok(())
+    }
+
+    fn data_from(&self, file: &NewFile, at: u64) -> io::Result<u64> {
+        match rustix::fs::seek(&file.fd, SeekFrom::Data(at)) {
+            Err(Errno::NXIO) => Ok(u64::MAX),
+            // Whatever has no holes has data everywhere.
+            found => Ok(found.unwrap_or(at)),
+        }
+    }
+
+    fn resize(&self, file: &mut NewFile, size: u64) -> io::Result<()> {
+        if file.size != size {
+            rustix::fs::ftruncate(&file.fd, size)?;
+        }
+        (file.size, file.end) = (size, size);
         Ok(())
     }
 
@@ -196,6 +269,22 @@ impl HomeFiles {
             .then_some(self.root_owner)
     }
 
+    fn new_file(&self, fd: OwnedFd) -> io::Result<NewFile> {
+        if let Some((uid, gid)) = self.owner() {
+            match std::os::unix::fs::fchown(&fd, Some(uid), Some(gid)) {
+                // A file system without owners.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                given => given?,
+            }
+        }
+        Ok(NewFile {
+            fd,
+            size: 0,
+            end: 0,
+            flushed: 0,
+        })
+    }
+
     fn give(&self, dir: &OwnedFd, name: &[u8]) -> io::Result<()> {
         let Some((uid, gid)) = self.owner() else {
             return Ok(());
@@ -212,6 +301,22 @@ impl HomeFiles {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+fn write_all(file: &OwnedFd, at: u64, bytes: &[u8]) -> io::Result<()> {
+    let (mut left, mut at) = (bytes, at);
+    while !left.is_empty() {
+        match rustix::io::pwrite(file, left, at) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(len) => {
+                left = left.get(len..).unwrap_or_default();
+                at += len as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Nothing else is invalid about a plain rename of a file that is there.

@@ -3,103 +3,17 @@
 use std::io;
 
 use bytes::Bytes;
-use ccbt_xet::store::Store;
 
 use super::Inner;
 use super::base::{FileTime, HomeId};
+use super::contents::StoreContents;
 use super::files::HomeFiles;
-use super::hash::ZEROS;
 use super::ignore::Rules;
 use super::ledger::{Extent, LedgerError};
 use super::plan::{FoundKind, Seen};
 use super::pull::{Left, Pull, Puller};
 use super::scan::{ScanError, Scanner, check_root};
-use super::take::{each_chunk, ranges_of};
-use super::write::{ContentError, Contents, Piece, Writer, Written};
-use crate::folder::content::ChunkRef;
-use crate::folder::tree::NodesError;
-use crate::folder::work::StoreError;
-
-/// Contents from the store, which borrows them from the home's files.
-struct StoreContents<'h> {
-    store: &'h Store,
-    files: &'h HomeFiles,
-}
-
-impl StoreContents<'_> {
-    /// Proves that all of a content is here. A segment that occurs many times, as in a hole, is looked at once.
-    fn check(&self, content: &[u8], size: u64) -> Result<(), ContentError> {
-        let mut last = None;
-        each_chunk(self.store, content, size, |located| {
-            let hash = located.chunk.hash;
-            if last == Some(hash) || self.store.contains(&hash) {
-                last = Some(hash);
-                return Ok(());
-            }
-            Err(ContentError::Missing)
-        })
-    }
-}
-
-impl From<NodesError<StoreError>> for ContentError {
-    fn from(error: NodesError<StoreError>) -> Self {
-        match error {
-            NodesError::Missing(_) => Self::Missing,
-            error => Self::Io(io::Error::other(error)),
-        }
-    }
-}
-
-impl Contents for StoreContents<'_> {
-    fn read(
-        &self,
-        content: &Bytes,
-        size: u64,
-        each: &mut dyn FnMut(Piece<'_>) -> io::Result<()>,
-    ) -> Result<(), ContentError> {
-        self.check(content, size)?;
-        let zeros = self.store.suite().chunk_hash(&ZEROS);
-        each_chunk(self.store, content, size, |located| {
-            let ChunkRef { hash, len } = located.chunk;
-            if hash == zeros && len as usize == ZEROS.len() {
-                return Ok(each(Piece::Zeros(len.into()))?);
-            }
-            let chunk = self.store.chunk(&hash).map_err(io::Error::other)?;
-            match chunk.filter(|chunk| chunk.len() == len as usize) {
-                Some(chunk) => Ok(each(Piece::Bytes(&chunk))?),
-                // A borrowed range whose file was changed just now.
-                None => Err(ContentError::Missing),
-            }
-        })
-    }
-
-    fn lend(&self, id: HomeId, content: &Bytes, size: u64) {
-        match ranges_of(self.store, content, size) {
-            Ok(ranges) => self.store.borrow(self.files.source(id), &ranges),
-            Err(error) => tracing::warn!(%error, "a file cannot be lent to the store"),
-        }
-    }
-}
-
-/// The bytes of a content of the folder, if all of it is here.
-pub(super) fn content(
-    store: &Store,
-    files: &HomeFiles,
-    content: &Bytes,
-    size: u64,
-) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let mut keep = |piece: Piece<'_>| {
-        match piece {
-            Piece::Bytes(part) => bytes.extend_from_slice(part),
-            Piece::Zeros(len) => bytes.resize(bytes.len() + usize::try_from(len).unwrap_or(0), 0),
-        }
-        Ok(())
-    };
-    let contents = StoreContents { store, files };
-    contents.read(content, size, &mut keep).ok()?;
-    Some(bytes)
-}
+use super::write::{Writer, Written};
 
 /// Whether a directory has nothing in it but what is not shared of the directory `shared`.
 fn has_only_ignored(files: &HomeFiles, rules: &Rules, path: &[u8], shared: &[u8]) -> bool {
@@ -193,6 +107,8 @@ fn with_writer<R>(
         next_id: &mut scanner.next_id,
         now: &|| FileTime::from_unix_nanos((home.clock)()),
         written: Written::default(),
+        partial: &mut scanner.partial,
+        is_partial_used: false,
         is_stuck: false,
         refused: None,
     };

@@ -9,7 +9,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
 use ccbt_xet::disk::{Disk, OpenMode};
 use ccbt_xet::hash::NodeId;
 
@@ -21,7 +20,8 @@ use super::inodes::{Ino, Meta, Spot};
 use super::journal;
 use super::publish::{FlushError, Tip};
 use super::record::{self, Base, BodyId, Published};
-use crate::folder::encoding::{DecodeError, Reader, put_prefixed, put_varint};
+use super::table::Packed;
+use crate::folder::encoding::{DecodeError, Reader, put_varint};
 use crate::folder::state::{Hlc, Inc, Time};
 use crate::folder::tree::Tree;
 
@@ -46,7 +46,7 @@ pub(super) struct Checkpoint {
     pub(super) next_number: u64,
     pub(super) published: Option<Published>,
     pub(super) inodes: Vec<(Ino, Meta, Vec<Spot>)>,
-    pub(super) table: Vec<(Bytes, Bytes)>,
+    pub(super) table: Packed,
     pub(super) bodies: Vec<SavedBody>,
 }
 
@@ -166,11 +166,7 @@ impl Checkpoint {
                 .iter()
                 .for_each(|spot| record::put_spot(&mut out, spot));
         }
-        put_varint(&mut out, self.table.len() as u64);
-        for (key, value) in &self.table {
-            put_prefixed(&mut out, key);
-            put_prefixed(&mut out, value);
-        }
+        self.table.encode(&mut out);
         put_varint(&mut out, self.bodies.len() as u64);
         self.bodies.iter().for_each(|body| body.encode(&mut out));
         let crc = crc32fast::hash(&out);
@@ -209,9 +205,7 @@ impl Checkpoint {
                 let (ino, meta) = (Ino(r.varint()?), record::meta(r)?);
                 Ok((ino, meta, record::list(r, "names", 9, record::spot)?))
             })?,
-            table: record::list(r, "rows", 2, |r| {
-                Ok((record::bytes(r, "row key")?, record::bytes(r, "row")?))
-            })?,
+            table: Packed::decode(r)?,
             bodies: record::list(r, "bodies", 20, SavedBody::decode)?,
         };
         match r.remaining() {
@@ -343,11 +337,7 @@ impl Core {
                     )
                 })
                 .collect(),
-            table: self
-                .table
-                .iter()
-                .map(|(key, value)| (key.clone(), value.clone()))
-                .collect(),
+            table: Packed::of(&self.table),
             bodies: bodies.map(|body| SavedBody::of(body)).collect(),
         }
     }

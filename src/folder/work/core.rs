@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Weak};
 
-use bytes::Bytes;
 use ccbt_mount::VolumeError;
 
 use super::body::Body;
 use super::inodes::{Ino, Inode, Inodes, Local, Meta, NodeKind, Spot};
 use super::publish::Tip;
 use super::record::{BodyId, OpRecord, Published, Record};
+use super::table::Table;
 use crate::folder::codec;
 use crate::folder::state::{
     By, Change, DirNode, Fid, FileNode, Hlc, Inc, Key, Name, Node, OpError, State, Time,
@@ -27,7 +27,7 @@ pub(super) struct Core {
     pub(super) state: State,
     pub(super) inodes: Inodes,
     /// Rows the caller keeps here (base records of a home).
-    pub(super) table: BTreeMap<Bytes, Bytes>,
+    pub(super) table: Table,
     /// Bodies with changes that are not committed.
     pub(super) dirty: BTreeMap<BodyId, Arc<Body>>,
     /// Every body made, and some that are gone.

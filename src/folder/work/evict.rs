@@ -112,8 +112,8 @@ impl Folder {
         let inner = &self.inner;
         let (tip, published, files, held) = {
             let core = inner.core.lock();
-            let held = core.table.iter();
-            let held = held.filter_map(|(key, row)| (inner.config.held_content)(key, row));
+            let held = core.table.range(&[]);
+            let held = held.filter_map(|(key, row)| (inner.config.held_content)(&key, &row));
             let held: Vec<(Bytes, u64)> = held.collect();
             let published = core.published.clone();
             (core.tip, published, inner.needed_contents(&core), held)

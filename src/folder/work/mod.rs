@@ -31,6 +31,7 @@ mod recover;
 mod restore;
 mod runs;
 mod stats;
+mod table;
 mod txn;
 mod write;
 
@@ -143,6 +144,9 @@ pub trait Observer: Send + Sync {
 /// The name a conflict is labelled with, by incarnation.
 pub type DeviceName = Arc<dyn Fn(Inc) -> Option<String> + Send + Sync>;
 
+/// Knows the keys of the rows that say what is in plain files which may have a chunk.
+pub type Lenders = Arc<dyn Fn(&ChunkHash) -> Vec<Bytes> + Send + Sync>;
+
 /// What a folder is opened with.
 #[derive(Clone)]
 pub struct FolderConfig {
@@ -185,6 +189,7 @@ pub(crate) struct Inner {
     notifiers: RwLock<Vec<(u64, Arc<dyn Notifier>)>>,
     reads: read::Reads,
     packed: patch::Packed,
+    lenders: RwLock<Option<Lenders>>,
 }
 
 impl Folder {

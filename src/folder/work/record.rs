@@ -11,7 +11,7 @@ use crate::folder::encoding::{DecodeError, Reader, put_prefixed, put_varint, put
 use crate::folder::state::{Content, Dot, Fid, Hlc, Inc, Key, NAME_BYTES_MAX, Name, Time};
 
 /// Longest byte string in a record: an entry with its attributes, a base record, a file's content reference.
-const BYTES_MAX: usize = 16 << 20;
+pub(super) const BYTES_MAX: usize = 16 << 20;
 
 /// One record.
 #[derive(Debug, Clone, PartialEq)]

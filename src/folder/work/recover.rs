@@ -24,6 +24,7 @@ use super::merge::AHEAD_MS_MAX;
 use super::nodes::{StoreError, StoreNodes};
 use super::publish::{FlushError, Tip, Turn};
 use super::record::{BodyId, DataAt, DataRecord, OpRecord, Published, Record, Shape, ShapeRecord};
+use super::table::{Packed, Table};
 use super::{Folder, FolderConfig, Inner, read};
 use crate::folder::codec;
 use crate::folder::encoding::DecodeError;
@@ -61,7 +62,7 @@ struct Replay {
     changed: BTreeSet<Key>,
     vv: BTreeMap<Inc, u64>,
     inodes: Inodes,
-    table: BTreeMap<Bytes, Bytes>,
+    table: Table,
     bodies: BTreeMap<BodyId, Replayed>,
     next_number: u64,
     /// The checkpoint does not say what is so: there is none, or it is of another incarnation.
@@ -119,6 +120,7 @@ impl Folder {
             notifiers: RwLock::default(),
             reads: read::Reads::default(),
             packed: super::patch::Packed::default(),
+            lenders: RwLock::default(),
             config,
         };
         inner
@@ -215,7 +217,7 @@ impl Replay {
         let rewrite = loaded
             .as_ref()
             .is_none_or(|loaded| loaded.inc != config.inc);
-        let checkpoint = match loaded {
+        let mut checkpoint = match loaded {
             Some(checkpoint) => checkpoint,
             None => Checkpoint {
                 journal: 1,
@@ -227,7 +229,7 @@ impl Replay {
                 next_number: 1,
                 published: None,
                 inodes: Vec::new(),
-                table: Vec::new(),
+                table: Packed::default(),
                 bodies: Vec::new(),
             },
         };
@@ -254,7 +256,12 @@ impl Replay {
             changed: BTreeSet::new(),
             vv: checkpoint.vv.iter().copied().collect(),
             inodes,
-            table: checkpoint.table.iter().cloned().collect(),
+            table: std::mem::take(&mut checkpoint.table)
+                .table()
+                .map_err(|reason| OpenFolderError::Damaged {
+                    path: config.dir.clone(),
+                    reason,
+                })?,
             bodies: bodies
                 .map(|saved| {
                     (
@@ -354,7 +361,7 @@ impl Replay {
         }
         for (key, value) in op.table {
             match value {
-                Some(value) => self.table.insert(key, value),
+                Some(value) => self.table.insert(&key, &value),
                 None => self.table.remove(&key),
             };
         }
@@ -415,11 +422,7 @@ impl Replay {
         }
         if let Some(redot) = &redot {
             self.bodies.values_mut().for_each(|body| body.redot(redot));
-            for row in self.table.values_mut() {
-                if let Some(renamed) = (config.rename_row)(redot, row) {
-                    *row = renamed;
-                }
-            }
+            self.table.change(|row| (config.rename_row)(redot, row));
         }
         let names = config.device_name.clone();
         let tag = conflict_tag(move |inc| names(inc));

@@ -1,19 +1,17 @@
 //! What a folder holds, what of it is here, and what it takes to have it whole.
 
-use std::collections::HashSet;
-
 use ccbt_mount::{Ino, VolumeError};
 use ccbt_xet::hash::NodeId;
 
 use super::body::Stored;
 use super::commit::CommitError;
-use super::nodes::StoreNodes;
+use super::nodes::{StoreError, StoreNodes};
 use super::read::Presence;
-use super::{Folder, WantedChunk};
+use super::{Folder, Inner, Lenders, WantedChunk};
 use crate::folder::codec;
-use crate::folder::content::content_digest;
+use crate::folder::content::ContentReader;
 use crate::folder::state::{Dot, Entry, EntryRef, Fid, FileEntry, FileKind, Name, Node, State};
-use crate::folder::tree::{Tree, Trees};
+use crate::folder::tree::{NodesError, Tree, Trees};
 
 /// Numbers of a folder. Files count once for each name; conflicting versions count beside them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -149,7 +147,7 @@ impl Folder {
         if !inner.config.store.has_borrowed() {
             return Ok(false);
         }
-        let mut held: Option<HashSet<[u8; 8]>> = None;
+        let lenders = inner.lenders.read().clone();
         for stored in files {
             if !inner
                 .needs_plain_file(stored)
@@ -157,15 +155,14 @@ impl Folder {
             {
                 continue;
             }
-            let held = held.get_or_insert_with(|| {
-                let core = inner.core.lock();
-                let held = |(key, row)| (inner.config.held_content)(key, row);
-                let contents = core.table.iter().filter_map(held);
-                contents
-                    .map(|(content, _)| content_digest(&content))
-                    .collect()
-            });
-            if held.contains(&content_digest(&stored.content.0)) {
+            let is_held = lenders
+                .as_ref()
+                .map(|lenders| inner.is_lent(stored, lenders));
+            if is_held
+                .transpose()
+                .map_err(|error| unkept(&error))?
+                .unwrap_or(false)
+            {
                 continue;
             }
             if !pack {
@@ -345,6 +342,25 @@ pub(super) fn contents(state: &State) -> Vec<Stored> {
         }
     }
     out
+}
+
+impl Inner {
+    /// Whether a row says that a plain file holds this content. Where many files have its first chunk, that may not be
+    /// found out.
+    fn is_lent(&self, stored: &Stored, lenders: &Lenders) -> Result<bool, CommitError> {
+        let nodes = StoreNodes(&self.config.store);
+        let reader = ContentReader::new(&nodes, &stored.content.0, stored.size)
+            .map_err(NodesError::<StoreError>::Input)?;
+        let first = reader.locate(0..1)?;
+        // Before the lock: who knows it has locks of its own.
+        let keys = first.first().map(|first| lenders(&first.chunk.hash));
+        let core = self.core.lock();
+        Ok(keys.into_iter().flatten().any(|key| {
+            let row = core.table.get(&key);
+            let held = row.and_then(|row| (self.config.held_content)(&key, &row));
+            held.is_some_and(|(content, _)| content[..] == stored.content.0[..])
+        }))
+    }
 }
 
 fn unkept(error: &CommitError) -> VolumeError {

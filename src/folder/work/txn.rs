@@ -8,7 +8,7 @@ use bytes::Bytes;
 use ccbt_mount::VolumeError;
 
 use super::core::{Core, Listener, Op, Refused};
-use super::{Dirty, Folder, disk_error};
+use super::{Dirty, Folder, Lenders, disk_error};
 use crate::folder::state::{By, Change, Fid, Hlc, OpError, State};
 
 /// Operations under way. What is done through it is seen by nobody else before it ends.
@@ -40,7 +40,7 @@ impl Txn<'_, '_> {
 
     /// A row of the caller's table.
     pub fn row(&self, key: &[u8]) -> Option<Bytes> {
-        self.op.core.table.get(key).cloned()
+        self.op.core.table.get(key)
     }
 
     /// Every row whose key begins with `prefix`, ascending.
@@ -51,8 +51,8 @@ impl Txn<'_, '_> {
     /// Sets or removes a row.
     pub fn set_row(&mut self, key: Bytes, value: Option<Bytes>) {
         match &value {
-            Some(value) => drop(self.op.core.table.insert(key.clone(), value.clone())),
-            None => drop(self.op.core.table.remove(&key)),
+            Some(value) => self.op.core.table.insert(&key, value),
+            None => self.op.core.table.remove(&key),
         }
         self.op.record.table.push((key, value));
     }
@@ -60,10 +60,7 @@ impl Txn<'_, '_> {
 
 impl Core {
     fn rows(&self, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
-        let rows = self.table.range(Bytes::copy_from_slice(prefix)..);
-        rows.take_while(|(key, _)| key.starts_with(prefix))
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect()
+        self.table.range(prefix).collect()
     }
 }
 
@@ -112,12 +109,17 @@ impl Folder {
 
     /// A row of the caller's table. A full disk does not keep anybody from reading.
     pub fn row(&self, key: &[u8]) -> Option<Bytes> {
-        self.inner.core.lock().table.get(key).cloned()
+        self.inner.core.lock().table.get(key)
     }
 
     /// Every row whose key begins with `prefix`, ascending.
     pub fn rows(&self, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
         self.inner.core.lock().rows(prefix)
+    }
+
+    /// Has `lenders` asked which rows may speak of a plain file. It must not wait for anything.
+    pub fn set_lenders(&self, lenders: Lenders) {
+        *self.inner.lenders.write() = Some(lenders);
     }
 
     /// Makes every update that returned before the call durable.

@@ -131,16 +131,25 @@ pub(crate) struct BorrowTable {
 /// What the table has of a source.
 #[derive(Clone, Copy, Debug, Default)]
 struct Held {
-    ranges: usize,
+    ranges: u32,
     bytes: u64,
 }
 
-/// Sources and the small numbers they have in the table.
+/// Sources and the small numbers they have in the table. There may be a million.
 #[derive(Debug, Default)]
 struct Sources {
     numbers: HashMap<SourceId, u32>,
-    by_number: HashMap<u32, (SourceId, Held)>,
-    last: u32,
+    /// The one with number 1 is first. A place is used again once the table has none of the ranges that were its.
+    by_number: Vec<Option<Source>>,
+    free: Vec<u32>,
+    /// Numbers of dropped sources: the table may still have ranges of theirs.
+    dropped: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Source {
+    id: SourceId,
+    held: Held,
 }
 
 impl BorrowTable {
@@ -166,9 +175,9 @@ impl BorrowTable {
                 added.bytes += u64::from(*len);
             }
         }
-        if let Some((_, held)) = sources.by_number.get_mut(&number) {
-            held.ranges += added.ranges;
-            held.bytes += added.bytes;
+        if let Some(of) = sources.get_mut(number) {
+            of.held.ranges += added.ranges;
+            of.held.bytes += added.bytes;
         }
     }
 
@@ -191,10 +200,9 @@ impl BorrowTable {
     pub(crate) fn remove_source(&self, source: SourceId) {
         let count = {
             let mut sources = self.sources.write();
-            let number = sources.numbers.remove(&source);
-            number.and_then(|number| sources.by_number.remove(&number))
+            sources.give_up(source)
         };
-        let dead = count.map_or(0, |(_, held)| held.ranges);
+        let dead = count.map_or(0, |held| held.ranges as usize);
         let dead = self.dead.fetch_add(dead, Ordering::Relaxed) + dead;
         if dead > 1024 && dead > self.entries() / SWEEP_DIVISOR {
             self.sweep();
@@ -221,12 +229,15 @@ impl BorrowTable {
             return;
         };
         self.dead.store(0, Ordering::Relaxed);
-        let sources = self.sources.read();
+        // Held throughout: no number is given again before all ranges of the one that had it are gone.
+        let mut sources = self.sources.write();
         for shard in &self.shards {
             shard
                 .write()
-                .retain(|range| sources.by_number.contains_key(&range.source()));
+                .retain(|range| sources.get(range.source()).is_some());
         }
+        let mut free = std::mem::take(&mut sources.dropped);
+        sources.free.append(&mut free);
     }
 
     pub(crate) fn find(&self, hash: &ChunkHash) -> Vec<Borrowed> {
@@ -240,8 +251,8 @@ impl BorrowTable {
         let sources = self.sources.read();
         let mut found = Vec::new();
         for range in ranges {
-            if let Some((source, _)) = sources.by_number.get(&range.source()) {
-                let (source, offset, len) = (*source, range.offset(), range.len());
+            if let Some(of) = sources.get(range.source()) {
+                let (source, offset, len) = (of.id, range.offset(), range.len());
                 found.push(Borrowed {
                     source,
                     offset,
@@ -266,10 +277,10 @@ impl BorrowTable {
             return;
         };
         if self.shard(hash).write().remove(range)
-            && let Some((_, held)) = sources.by_number.get_mut(&number)
+            && let Some(of) = sources.get_mut(number)
         {
-            held.ranges -= 1;
-            held.bytes -= u64::from(range.len());
+            of.held.ranges -= 1;
+            of.held.bytes -= u64::from(range.len());
         }
     }
 
@@ -279,18 +290,14 @@ impl BorrowTable {
 
     /// Ranges of sources that are still there.
     pub(crate) fn len(&self) -> usize {
-        self.sources
-            .read()
-            .by_number
-            .values()
-            .map(|(_, held)| held.ranges)
-            .sum()
+        let sources = self.sources.read();
+        sources.held().map(|held| held.ranges as usize).sum()
     }
 
     /// Their bytes together.
     pub(crate) fn bytes(&self) -> u64 {
         let sources = self.sources.read();
-        sources.by_number.values().map(|(_, held)| held.bytes).sum()
+        sources.held().map(|held| held.bytes).sum()
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
@@ -314,17 +321,52 @@ impl Sources {
         if let Some(number) = self.numbers.get(&source) {
             return *number;
         }
-        // Numbers come round only after 2^27 sources, when the old ones were swept out long ago.
-        loop {
-            self.last = self.last % ((1 << SOURCE_BITS) - 1) + 1;
-            if !self.by_number.contains_key(&self.last) {
-                break;
+        let new = Some(Source {
+            id: source,
+            held: Held::default(),
+        });
+        let number = match self.free.pop() {
+            Some(number) => number,
+            None => {
+                self.by_number.push(None);
+                // One that is too large for a range has none.
+                u32::try_from(self.by_number.len()).unwrap_or(u32::MAX)
             }
+        };
+        if let Some(place) = self.by_number.get_mut(index(number)) {
+            *place = new;
         }
-        self.numbers.insert(source, self.last);
-        self.by_number.insert(self.last, (source, Held::default()));
-        self.last
+        self.numbers.insert(source, number);
+        number
     }
+
+    fn get(&self, number: u32) -> Option<&Source> {
+        self.by_number.get(index(number))?.as_ref()
+    }
+
+    fn get_mut(&mut self, number: u32) -> Option<&mut Source> {
+        self.by_number.get_mut(index(number))?.as_mut()
+    }
+
+    /// Forgets a source. Returns what the table has of it still.
+    fn give_up(&mut self, source: SourceId) -> Option<Held> {
+        let number = self.numbers.remove(&source)?;
+        let held = self.by_number.get_mut(index(number))?.take()?.held;
+        match held.ranges {
+            0 => self.free.push(number),
+            _ => self.dropped.push(number),
+        }
+        Some(held)
+    }
+
+    fn held(&self) -> impl Iterator<Item = Held> {
+        self.by_number.iter().flatten().map(|source| source.held)
+    }
+}
+
+/// Where in a list the source with this number is.
+fn index(number: u32) -> usize {
+    (number as usize).wrapping_sub(1)
 }
 
 #[cfg(test)]

@@ -4,13 +4,14 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::disk::{Disk, FakeFs, IGNORED, ROOT};
+use super::disk::{Disk, FakeFs, File, IGNORED, ROOT};
 use super::faults::{Faults, Random};
 use super::ledger::CrashLedger;
 use super::people::User;
@@ -24,7 +25,7 @@ use crate::folder::home::places::Places;
 use crate::folder::home::plan::{DirStep, FoundKind, Listing, Plan, Seen, Steps, Take, Visit};
 use crate::folder::home::pull::{Pull, Puller};
 use crate::folder::home::record::{self, Recorded, Table};
-use crate::folder::home::write::{ContentError, Contents, Piece, Writer, Written};
+use crate::folder::home::write::{ContentError, Contents, Partial, Patch, Piece, Writer, Written};
 use crate::folder::state::{FileKind, Inc, State, Xattrs};
 
 /// Contents are their own references.
@@ -41,6 +42,7 @@ pub(super) struct Device {
     pub(super) user: Rc<RefCell<User>>,
     places: Places,
     puller: Puller,
+    partial: Option<Partial<File>>,
     next_id: u64,
     guard: Guard,
     entries: u64,
@@ -57,18 +59,55 @@ pub(super) struct Device {
 }
 
 impl Contents for Whole<'_> {
+    /// A disk may have other sizes than bytes.
+    fn here(&self, content: &Bytes, size: u64, from: u64) -> Result<u64, ContentError> {
+        let half = (content.len() as u64 / 2).min(size);
+        Ok(match self.random.borrow_mut().below(20) {
+            0 if !self.is_complete => from,
+            1 if !self.is_complete => half.max(from),
+            _ => size,
+        })
+    }
+
     fn read(
         &self,
         content: &Bytes,
-        _size: u64,
+        size: u64,
+        part: Range<u64>,
         each: &mut dyn FnMut(Piece<'_>) -> io::Result<()>,
     ) -> Result<(), ContentError> {
-        if !self.is_complete && self.random.borrow_mut().one_in(10) {
+        if !self.is_complete && self.random.borrow_mut().one_in(20) {
             return Err(ContentError::Missing);
         }
         let (one, two) = content.split_at(content.len() / 2);
-        each(Piece::Bytes(one))?;
-        Ok(each(Piece::Bytes(two))?)
+        if part.start == 0 && part.end > 0 {
+            each(Piece::Bytes(one))?;
+        }
+        match part.end == size {
+            true => Ok(each(Piece::Bytes(two))?),
+            false => Ok(()),
+        }
+    }
+
+    fn are_alike(&self, _old: (&Bytes, u64), _new: (&Bytes, u64)) -> bool {
+        true
+    }
+
+    fn patch(&self, content: &Bytes, size: u64, file: &mut dyn Patch) -> Result<(), ContentError> {
+        let mut at = 0;
+        let mut there = vec![0; content.len()];
+        // The first half of a content is that of many others.
+        self.read(content, size, 0..size, &mut |piece| {
+            let Piece::Bytes(part) = piece else {
+                return Ok(());
+            };
+            let read = file.read(at, &mut there[..part.len()])?;
+            if there[..read] != *part {
+                file.write(at, part)?;
+            }
+            at += part.len() as u64;
+            Ok(())
+        })
     }
 
     fn lend(&self, _id: HomeId, _content: &Bytes, _size: u64) {}
@@ -79,9 +118,9 @@ fn inc(life: u8) -> Inc {
 }
 
 impl Device {
-    pub(super) fn new(seed: u64, can_exchange: bool) -> Self {
+    pub(super) fn new(seed: u64, can_exchange: bool, can_clone: bool) -> Self {
         let mut random = Random(seed);
-        let faults = Arc::new(Faults::new(random.next(), can_exchange));
+        let faults = Arc::new(Faults::new(random.next(), can_exchange, can_clone));
         let mut disk = Disk::new();
         if let Ok(own) = disk.make(ROOT, OWN_DIR.as_bytes(), FoundKind::Dir, Bytes::new()) {
             let _marker = disk.make(own, b"home", FoundKind::File, Bytes::new());
@@ -102,6 +141,7 @@ impl Device {
             user,
             places: Places::default(),
             puller: Puller::default(),
+            partial: None,
             next_id: 1,
             guard: Guard::default(),
             entries: 0,
@@ -129,6 +169,7 @@ impl Device {
         self.faults.set(None, None, false);
         self.places = Places::default();
         self.puller = Puller::default();
+        self.partial = None;
         self.guard = Guard::default();
         self.is_held = false;
         self.changed = Extent::Everything;
@@ -238,6 +279,8 @@ impl Device {
             next_id: &mut self.next_id,
             now: &now,
             written: Written::default(),
+            partial: &mut self.partial,
+            is_partial_used: false,
             is_stuck: false,
             refused: None,
         };

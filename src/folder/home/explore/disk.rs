@@ -67,6 +67,7 @@ pub(super) struct FakeFs {
     pub(super) others: RefCell<Others>,
 }
 
+#[derive(Debug)]
 pub(super) struct File {
     ino: u64,
 }
@@ -176,11 +177,18 @@ impl Disk {
             return Err(io::ErrorKind::NotFound.into());
         }
         let ino = self.add(kind, data, mode);
-        if let Some(names) = self.names.get_mut(&dir) {
-            names.insert(Bytes::copy_from_slice(name), ino);
-        }
-        self.changed();
+        self.link(ino, dir, name)?;
         Ok(ino)
+    }
+
+    fn link(&mut self, ino: u64, dir: u64, name: &[u8]) -> io::Result<()> {
+        let names = self.names.get_mut(&dir).ok_or(io::ErrorKind::NotFound)?;
+        if names.contains_key(name) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        names.insert(Bytes::copy_from_slice(name), ino);
+        self.changed();
+        Ok(())
     }
 
     /// Writes in place. The mtime stays if `keeps_time`.
@@ -414,6 +422,17 @@ fn reach(names: &Names, dir: u64) -> BTreeSet<u64> {
 }
 
 impl FakeFs {
+    /// Changes what is in a file.
+    fn change(&self, file: &File, change: impl FnOnce(&mut Vec<u8>)) -> io::Result<()> {
+        self.call(|disk| {
+            let node = disk.nodes.get(&file.ino);
+            let mut data = node.map(|node| node.data.to_vec()).unwrap_or_default();
+            change(&mut data);
+            disk.write(file.ino, data.into(), false);
+            Ok(())
+        })
+    }
+
     fn call<R>(&self, work: impl FnOnce(&mut Disk) -> io::Result<R>) -> io::Result<R> {
         let disk = &mut *self.disk.borrow_mut();
         disk.clock += 1_000_000;
@@ -526,6 +545,23 @@ impl HomeFs for FakeFs {
         Ok(File { ino })
     }
 
+    fn nameless_from(&self) -> Option<u64> {
+        self.faults.can_clone.then_some(0)
+    }
+
+    fn create_nameless(&self, _dir: &u64) -> io::Result<File> {
+        self.room()?;
+        self.call(|disk| {
+            let ino = disk.add(FoundKind::File, Bytes::new(), 0o600);
+            disk.ours.insert(ino);
+            Ok(File { ino })
+        })
+    }
+
+    fn give_name(&self, file: &File, dir: &u64, name: &[u8]) -> io::Result<()> {
+        self.call(|disk| disk.link(file.ino, *dir, name))
+    }
+
     fn append(&self, file: &mut File, bytes: &[u8]) -> io::Result<()> {
         self.room()?;
         self.call(|disk| {
@@ -539,6 +575,51 @@ impl HomeFs for FakeFs {
     fn skip(&self, file: &mut File, bytes: u64) -> io::Result<()> {
         let zeros = vec![0; usize::try_from(bytes).map_err(io::Error::other)?];
         self.append(file, &zeros)
+    }
+
+    fn clones_from(&self) -> Option<u64> {
+        self.faults.can_clone.then_some(0)
+    }
+
+    fn share_blocks(&self, dir: &u64, from: &[u8], file: &mut File) -> io::Result<bool> {
+        self.room()?;
+        self.call(|disk| {
+            let from = disk.nodes.get(&disk.lookup(*dir, from)?);
+            let from = from.filter(|from| from.kind == FoundKind::File);
+            let Some(data) = from.map(|from| from.data.clone()) else {
+                return Ok(false);
+            };
+            disk.write(file.ino, data, false);
+            Ok(true)
+        })
+    }
+
+    fn read_at(&self, file: &File, at: u64, buf: &mut [u8]) -> io::Result<usize> {
+        self.call(|disk| {
+            let node = disk.nodes.get(&file.ino);
+            let there = node.and_then(|node| node.data.get(at as usize..));
+            let len = there.map_or(0, |there| there.len().min(buf.len()));
+            buf[..len].copy_from_slice(&there.unwrap_or_default()[..len]);
+            Ok(len)
+        })
+    }
+
+    fn write_at(&self, file: &mut File, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.room()?;
+        self.change(file, |data| {
+            let end = at as usize + bytes.len();
+            data.resize(data.len().max(end), 0);
+            data[at as usize..end].copy_from_slice(bytes);
+        })
+    }
+
+    fn data_from(&self, _file: &File, at: u64) -> io::Result<u64> {
+        Ok(at)
+    }
+
+    fn resize(&self, file: &mut File, size: u64) -> io::Result<()> {
+        self.room()?;
+        self.change(file, |data| data.resize(size as usize, 0))
     }
 
     fn finish(&self, file: &mut File, attributes: &Attributes) -> io::Result<Kept> {

@@ -32,6 +32,7 @@ impl Random {
 pub(super) struct Faults {
     state: Mutex<State>,
     pub(super) can_exchange: bool,
+    pub(super) can_clone: bool,
 }
 
 #[derive(Debug)]
@@ -46,7 +47,7 @@ struct State {
 }
 
 impl Faults {
-    pub(super) fn new(seed: u64, can_exchange: bool) -> Self {
+    pub(super) fn new(seed: u64, can_exchange: bool, can_clone: bool) -> Self {
         let state = State {
             random: Random(seed),
             left: None,
@@ -57,6 +58,7 @@ impl Faults {
         Self {
             state: Mutex::new(state),
             can_exchange,
+            can_clone,
         }
     }
 

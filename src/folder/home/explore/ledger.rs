@@ -12,6 +12,7 @@ use super::faults::{Faults, Random};
 use crate::folder::home::ledger::{Extent, Ledger, LedgerError, Txn};
 use crate::folder::home::memory::Memory;
 use crate::folder::state::{Change, EntryRef, Inc, State};
+use crate::folder::work::Lenders;
 
 pub(super) struct CrashLedger {
     memory: Mutex<Memory>,
@@ -102,6 +103,9 @@ impl Ledger for CrashLedger {
 
     /// Who explores needs no waking.
     fn wake_on_change(&self, _waker: Waker) {}
+
+    /// Nothing is kept here that only a file has.
+    fn set_lenders(&self, _lenders: Lenders) {}
 
     fn take_changed(&self) -> Extent {
         Extent::Dirs(std::mem::take(&mut self.memory.lock().changed))

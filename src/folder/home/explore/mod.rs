@@ -41,6 +41,7 @@ struct Kind {
     empties: bool,
     jumps: bool,
     can_exchange: bool,
+    can_clone: bool,
     /// The disk keeps no modes, links or inode numbers, and times in steps of 2 s.
     is_fat: bool,
     /// The disk gives the inode number of what is gone to what comes next.
@@ -60,6 +61,7 @@ impl Kind {
             empties: false,
             jumps: false,
             can_exchange: true,
+            can_clone: true,
             is_fat: false,
             reuses_numbers: false,
         }
@@ -80,6 +82,7 @@ impl Kind {
             can_exchange: !maybe(5),
             is_fat: maybe(8),
             reuses_numbers: maybe(2),
+            can_clone: !maybe(3),
         }
     }
 }
@@ -118,8 +121,10 @@ impl Schedule {
     }
 
     fn of_kind(mut random: Random, kind: Kind) -> Self {
-        let device = Device::new(random.next(), kind.can_exchange && !kind.is_fat);
-        device.fs.disk.borrow_mut().is_fat = kind.is_fat;
+        let is_fat = kind.is_fat;
+        let (can_exchange, can_clone) = (kind.can_exchange && !is_fat, kind.can_clone && !is_fat);
+        let device = Device::new(random.next(), can_exchange, can_clone);
+        device.fs.disk.borrow_mut().is_fat = is_fat;
         device.fs.disk.borrow_mut().reuses_numbers = kind.reuses_numbers;
         let peer = Peer::new(random.next(), device.ledger.state());
         Self {

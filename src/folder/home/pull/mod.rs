@@ -124,6 +124,7 @@ impl<'p, 'w, F: HomeFs> Pull<'p, 'w, F> {
             }
         }
         self.clear_aside()?;
+        self.writer.drop_unused();
         let unfit = self.puller.unfit.values().map(BTreeSet::len);
         self.left.unfit += unfit.sum::<usize>() as u64;
         Ok(self.left)

@@ -12,6 +12,7 @@ mod recover;
 
 use std::collections::BTreeSet;
 use std::io;
+use std::ops::Range;
 
 use bytes::Bytes;
 
@@ -27,7 +28,7 @@ use crate::folder::state::{FileKind, Xattrs, beside};
 
 pub(super) use dirs::{Dress, NewDir};
 pub(super) use moves::Move;
-pub(super) use puts::Put;
+pub(super) use puts::{Partial, Put};
 
 /// Of the name a displaced file had, at most so many bytes are kept: with its number it has to fit into 255.
 const DISPLACED_NAME_MAX: usize = 220;
@@ -37,16 +38,38 @@ const BESIDE_MAX: usize = 99;
 
 /// Where the contents of files come from, and who is told what file has them now.
 pub(super) trait Contents {
-    /// Hands a content to `each`, in order.
+    /// Up to which byte all of a content is here, from byte `from` on, where a piece of it began or ended.
+    fn here(&self, content: &Bytes, size: u64, from: u64) -> Result<u64, ContentError>;
+
+    /// Hands a part of a content that is [here](Self::here) to `each`, in order.
     fn read(
         &self,
         content: &Bytes,
         size: u64,
+        part: Range<u64>,
         each: &mut dyn FnMut(Piece<'_>) -> io::Result<()>,
     ) -> Result<(), ContentError>;
 
+    /// Whether a file with the content `old` has most of the content `new` where that has it. Each with its size.
+    fn are_alike(&self, old: (&Bytes, u64), new: (&Bytes, u64)) -> bool;
+
+    /// Has a file hold a content, its end apart, which is the caller's: what the file holds already is proven to be it, the
+    /// rest is written.
+    fn patch(&self, content: &Bytes, size: u64, file: &mut dyn Patch) -> Result<(), ContentError>;
+
     /// File `id` has this content from now on.
     fn lend(&self, id: HomeId, content: &Bytes, size: u64);
+}
+
+/// A file that is being written and holds something already.
+pub(super) trait Patch {
+    /// Returns fewer bytes than asked for only at the end.
+    fn read(&mut self, at: u64, buf: &mut [u8]) -> io::Result<usize>;
+
+    fn write(&mut self, at: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Up to which byte there is nothing but zeros, from `at` on.
+    fn data_from(&mut self, at: u64) -> io::Result<u64>;
 }
 
 /// A part of a content.
@@ -97,6 +120,15 @@ pub(super) enum Miss {
     Unfit,
     #[error(transparent)]
     Io(io::Error),
+}
+
+impl From<ContentError> for Miss {
+    fn from(error: ContentError) -> Self {
+        match error {
+            ContentError::Missing => Self::Missing,
+            ContentError::Io(error) => error.into(),
+        }
+    }
 }
 
 impl From<io::Error> for Miss {
@@ -178,6 +210,10 @@ pub(super) struct Writer<'w, F: HomeFs> {
     /// Reads the wall clock.
     pub(super) now: &'w dyn Fn() -> FileTime,
     pub(super) written: Written,
+    /// What is being put together while its content arrives, from one writing to the next.
+    pub(super) partial: &'w mut Option<Partial<F::File>>,
+    /// It is still wanted.
+    pub(super) is_partial_used: bool,
     /// An error left it unknown what is where: nothing more is done before `recover` has found out.
     pub(super) is_stuck: bool,
     /// The disk is full or read-only: what needs more of it is not tried again and again.

@@ -14,8 +14,8 @@ use super::super::origin::Why;
 use super::super::places::DISPLACED;
 use super::super::plan::Found;
 use super::{
-    ContentError, Miss, Piece, Version, Writer, changed_if_there, displaced_name, is_no_room,
-    is_thing, is_untouched, settle, temp_name,
+    Miss, Patch, Piece, Version, Writer, changed_if_there, displaced_name, is_no_room, is_thing,
+    is_untouched, settle, temp_name,
 };
 use crate::folder::state::{Fid, FileKind};
 
@@ -30,6 +30,22 @@ pub(in super::super) struct Put {
     pub(in super::super) version: Version,
     /// The base record of what is there now and is to be replaced.
     pub(in super::super) old: Option<Row>,
+}
+
+/// A file that is put together while its content arrives. It has no name, so nobody sees it and it leaves nothing behind.
+#[derive(Debug)]
+pub(in super::super) struct Partial<F> {
+    content: Bytes,
+    size: u64,
+    file: F,
+    /// Bytes that it has, from its start.
+    done: u64,
+}
+
+impl<F> Partial<F> {
+    fn is_of(&self, version: &Version) -> bool {
+        (&self.content, self.size) == (&version.content, version.size)
+    }
 }
 
 /// The new file, whole and durable, or the new directory, under its temporary name.
@@ -151,15 +167,21 @@ impl<F: HomeFs> Writer<'_, F> {
 
     /// Writes the new file; it is not durable yet. Nothing the user sees changes.
     fn stage(&mut self, put: &Put) -> Result<(Staged, Option<F::File>), Miss> {
+        let is_assembled = put.version.kind == FileKind::File && self.is_assembled(put);
+        if !is_assembled {
+            self.check_here(put)?;
+        }
         let dir = self.open(put.at.dir)?;
         match &put.old {
             Some(old) => self.check(&dir, &put.at.name, old)?,
             None => self.check_unknown(&put.at)?,
         }
-        self.has_room(put.version.size)?;
+        let partial = self.partial.as_ref();
+        let done = partial.filter(|partial| partial.is_of(&put.version));
+        self.has_room(put.version.size - done.map_or(0, |partial| partial.done))?;
         let id = self.fresh_id();
         let temp = temp_name(id);
-        let written = self.write(&dir, &temp, &put.version);
+        let written = self.write(&dir, &temp, put, is_assembled);
         let (kept, file) = self.note_room(written)?;
         let content = put.version.content.clone();
         let row = Row {
@@ -186,11 +208,13 @@ impl<F: HomeFs> Writer<'_, F> {
     }
 
     fn write(
-        &self,
+        &mut self,
         dir: &F::Dir,
         temp: &[u8],
-        version: &Version,
+        put: &Put,
+        is_assembled: bool,
     ) -> Result<(Kept, Option<F::File>), Miss> {
+        let version = &put.version;
         if version.kind == FileKind::Symlink {
             let made = self.fs.symlink(dir, temp, &version.content);
             made.map_err(|error| match error.kind() {
@@ -200,26 +224,123 @@ impl<F: HomeFs> Writer<'_, F> {
             let found = self.fs.stat(dir, temp)?;
             return Ok((Kept { found, xattrs: 0 }, None));
         }
-        let file = self.fs.create(dir, temp).map_err(changed_if_there)?;
-        let filled = self.fill(file, version).inspect_err(|_| {
+        let filled = match is_assembled {
+            true => {
+                let mut file = self.assemble(dir, version)?;
+                let named = self.fs.give_name(&file, dir, temp);
+                named.map_err(changed_if_there)?;
+                let kept = self.fs.finish(&mut file, &version.attributes());
+                kept.map(|kept| (kept, file)).map_err(Miss::from)
+            }
+            false => {
+                let file = self.fs.create(dir, temp).map_err(changed_if_there)?;
+                self.fill(dir, file, put)
+            }
+        };
+        let filled = filled.inspect_err(|_| {
             // It has no intent yet, so a file that stays here is swept by the next scan.
             let _left = self.fs.unlink(dir, temp);
         });
         filled.map(|(kept, file)| (kept, Some(file)))
     }
 
-    fn fill(&self, mut file: F::File, version: &Version) -> Result<(Kept, F::File), Miss> {
-        let (content, size) = (&version.content, version.size);
-        let read = self.contents.read(content, size, &mut |piece| match piece {
-            Piece::Bytes(bytes) => self.fs.append(&mut file, bytes),
-            Piece::Zeros(bytes) => self.fs.skip(&mut file, bytes),
-        });
-        read.map_err(|error| match error {
-            ContentError::Missing => Miss::Missing,
-            ContentError::Io(error) => error.into(),
-        })?;
-        let kept = self.fs.finish(&mut file, &version.attributes())?;
+    /// Whether a file is put together while its content arrives: one at a time, if that is worth it.
+    fn is_assembled(&self, put: &Put) -> bool {
+        if let Some(partial) = &*self.partial {
+            return partial.is_of(&put.version);
+        }
+        let may_be_clone = put.old.is_some() && self.fs.clones_from().is_some();
+        let least = self.fs.nameless_from().filter(|_| !may_be_clone);
+        least.is_some_and(|least| put.version.size >= least) && self.check_here(put).is_err()
+    }
+
+    /// Proves that all of a content is here.
+    fn check_here(&self, Put { version, .. }: &Put) -> Result<(), Miss> {
+        let is_file = version.kind == FileKind::File;
+        match is_file && self.contents.here(&version.content, version.size, 0)? < version.size {
+            true => Err(Miss::Missing),
+            false => Ok(()),
+        }
+    }
+
+    /// Goes on to put a file together, as far as its content is here. Returns it once it is whole.
+    fn assemble(&mut self, dir: &F::Dir, version: &Version) -> Result<F::File, Miss> {
+        let Version { content, size, .. } = version;
+        let mut partial = match self.partial.take() {
+            Some(partial) => partial,
+            None => Partial {
+                content: content.clone(),
+                size: *size,
+                file: self.fs.create_nameless(dir)?,
+                done: 0,
+            },
+        };
+        let here = self.contents.here(content, *size, partial.done)?;
+        let file = &mut partial.file;
+        let append = &mut |piece: Piece<'_>| self.append(file, piece);
+        self.contents
+            .read(content, *size, partial.done..here, append)?;
+        partial.done = here;
+        self.is_partial_used = true;
+        if here == *size {
+            return Ok(partial.file);
+        }
+        *self.partial = Some(partial);
+        Err(Miss::Missing)
+    }
+
+    /// What nobody has asked for any more is not put together.
+    pub(in super::super) fn drop_unused(&mut self) {
+        if !self.is_partial_used {
+            *self.partial = None;
+        }
+    }
+
+    fn append(&self, file: &mut F::File, piece: Piece<'_>) -> io::Result<()> {
+        match piece {
+            Piece::Bytes(bytes) => self.fs.append(file, bytes),
+            Piece::Zeros(bytes) => self.fs.skip(file, bytes),
+        }
+    }
+
+    fn fill(&self, dir: &F::Dir, mut file: F::File, put: &Put) -> Result<(Kept, F::File), Miss> {
+        let (content, size) = (&put.version.content, put.version.size);
+        let is_like = self.begin_as_clone(dir, &mut file, put)?;
+        let filled = match is_like {
+            true => {
+                let (fs, file) = (self.fs, &mut file);
+                self.contents
+                    .patch(content, size, &mut Patched { fs, file })
+            }
+            false => {
+                let append = &mut |piece: Piece<'_>| self.append(&mut file, piece);
+                self.contents.read(content, size, 0..size, append)
+            }
+        };
+        filled?;
+        if is_like {
+            self.fs.resize(&mut file, size)?;
+        }
+        let kept = self.fs.finish(&mut file, &put.version.attributes())?;
         Ok((kept, file))
+    }
+
+    /// Has a new file share the blocks of the one it is to replace, if it needs few others. Somebody may be writing to that
+    /// one: of what is in the new file nothing is known by this.
+    fn begin_as_clone(&self, dir: &F::Dir, file: &mut F::File, put: &Put) -> io::Result<bool> {
+        let (Some(old), Some(least)) = (&put.old, self.fs.clones_from()) else {
+            return Ok(false);
+        };
+        let RowKind::File { content } = &old.kind else {
+            return Ok(false);
+        };
+        let new = (&put.version.content, put.version.size);
+        let is_worth_it =
+            old.stamp.size >= least && self.contents.are_alike((content, old.stamp.size), new);
+        match is_worth_it {
+            true => self.fs.share_blocks(dir, &put.at.name, file),
+            false => Ok(false),
+        }
     }
 
     /// Puts the new file in place.
@@ -460,6 +581,26 @@ impl<F: HomeFs> Writer<'_, F> {
             }
         }
         Ok(self.ledger.row(&id.key()).is_none())
+    }
+}
+
+/// A file that was begun as a clone.
+struct Patched<'f, F: HomeFs> {
+    fs: &'f F,
+    file: &'f mut F::File,
+}
+
+impl<F: HomeFs> Patch for Patched<'_, F> {
+    fn read(&mut self, at: u64, buf: &mut [u8]) -> io::Result<usize> {
+        self.fs.read_at(self.file, at, buf)
+    }
+
+    fn write(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.fs.write_at(self.file, at, bytes)
+    }
+
+    fn data_from(&mut self, at: u64) -> io::Result<u64> {
+        self.fs.data_from(self.file, at)
     }
 }
 
