@@ -6,7 +6,7 @@ use super::add::{know, selection_of};
 use super::record::METAINFO_FILE;
 use crate::api::ApiError;
 use crate::api::types::*;
-use crate::engine::torrent::{Phase, TorrentPeer};
+use crate::engine::torrent::{Phase, TorrentPeer, WebSeedStatus};
 
 impl OpenTorrent {
     pub(super) fn entry(&self) -> TorrentEntry {
@@ -43,8 +43,10 @@ impl OpenTorrent {
             bytes_down: status.bytes_down,
             bytes_up: status.bytes_up,
             bytes_wasted: status.bytes_wasted,
+            bytes_held: status.bytes_held,
             peers: u32::try_from(status.peers).unwrap_or(u32::MAX),
             seeds: u32::try_from(status.seeds).unwrap_or(u32::MAX),
+            web_seeds: u32::try_from(status.web_seeds).unwrap_or(u32::MAX),
         }
     }
 }
@@ -84,6 +86,17 @@ pub(super) fn peer_entry(peer: TorrentPeer) -> TorrentPeerEntry {
         asked: u32::try_from(summary.asked).unwrap_or(u32::MAX),
         unchoked: summary.unchoked,
         served: summary.served,
+    }
+}
+
+pub(super) fn web_seed_entry(seed: WebSeedStatus) -> TorrentWebSeed {
+    TorrentWebSeed {
+        url: seed.url,
+        active: seed.active,
+        off: seed.off,
+        trouble: seed.trouble,
+        rate_down: seed.rate_down,
+        bytes_down: seed.bytes_down,
     }
 }
 
