@@ -22,6 +22,9 @@ const BACKLOG: i32 = 256;
 /// A peer's machine that vanished is noticed after about this long even if we have nothing to send.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(60);
 
+/// Routers that what is sent to find a router may pass (UPnP Device Architecture 1.1).
+const MULTICAST_TTL: u32 = 2;
+
 /// How peers are reached: `network.*` of the configuration.
 #[derive(Debug, Clone, Default)]
 pub struct Network {
@@ -231,6 +234,24 @@ pub fn udp_listen(addr: SocketAddr) -> io::Result<UdpSocket> {
 pub async fn udp_bind(addr: SocketAddr) -> io::Result<UdpSocket> {
     refuse_udp_by_proxy()?;
     UdpSocket::from_std(open(Type::DGRAM, addr, Some(addr))?.into())
+}
+
+/// A UDP socket connected to `addr`; its own address is the one we have on the way there.
+pub async fn udp_to(addr: SocketAddr) -> io::Result<UdpSocket> {
+    refuse_udp_by_proxy()?;
+    let socket = UdpSocket::from_std(open(Type::DGRAM, addr, None)?.into())?;
+    socket.connect(addr).await?;
+    Ok(socket)
+}
+
+/// A UDP socket that sends from `ip`, multicast too, and not further than to the next networks.
+pub fn udp_from_v4(ip: Ipv4Addr) -> io::Result<UdpSocket> {
+    refuse_udp_by_proxy()?;
+    let addr = SocketAddr::from((ip, 0));
+    let socket = open(Type::DGRAM, addr, Some(addr))?;
+    socket.set_multicast_if_v4(&ip)?;
+    socket.set_multicast_ttl_v4(MULTICAST_TTL)?;
+    UdpSocket::from_std(socket.into())
 }
 
 /// A UDP socket that receives what is sent to the multicast `group` on `port`, together with others on this machine.

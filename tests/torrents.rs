@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use support::Place;
 use support::clients::*;
+use support::web::{Manner, WebServer};
 
 #[test]
 fn from_libtorrent_by_file_and_by_magnet() {
@@ -628,11 +629,16 @@ fn tracker(peer: SocketAddrV4) -> (u16, Arc<Mutex<Vec<IpAddr>>>) {
     (port, asked)
 }
 
-/// The torrent of `top`, to be announced to `trackers`.
+/// The torrent of `top`, to be announced to `trackers`; other URLs are those of web seeds.
 fn announced(place: &Place, top: &Path, trackers: &[&str]) -> PathBuf {
     let file = place.path("announced.torrent");
     let args = ["create", text(top), "-o", text(&file), "--v1"];
-    let urls = trackers.iter().flat_map(|url| ["--tracker", url]);
+    let option = |url: &&str| match url.contains("announce") {
+        true => format!("--tracker={url}"),
+        false => format!("--web-seed={url}"),
+    };
+    let urls: Vec<String> = trackers.iter().map(option).collect();
+    let urls = urls.iter().map(String::as_str);
     let args = [&args[..], &["--piece-size", "256KiB"]].concat();
     let args: Vec<&str> = args.into_iter().chain(urls).collect();
     let run = place.run(&args);
@@ -697,7 +703,12 @@ fn everything_goes_through_the_proxy() {
     let (_seeder, seeder) = Other::seed(&seeded, &place.path("src"), 0);
     let peer = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 7), seeder);
     let url = format!("http://tracker.invalid:{}/announce", tracker(peer).0);
-    let file = announced(&place, &top, &[&url, "udp://127.0.0.1:9/announce"]);
+    // It does not have everything, so the peer is needed too.
+    let web = WebServer::start(&place.path("src"), Manner::Lacks);
+    let seed = format!("web.invalid:{}", web.port);
+    let url_of_seed = format!("http://{seed}/");
+    let urls = [&url[..], "udp://127.0.0.1:9/announce", &url_of_seed];
+    let file = announced(&place, &top, &urls);
     for scheme in ["socks5", "http"] {
         let proxy = Proxy::start();
         let way = format!("{scheme}://127.0.0.1:{}", proxy.port);
@@ -713,7 +724,7 @@ fn everything_goes_through_the_proxy() {
             .split('/')
             .next()
             .unwrap();
-        for wanted in [name.to_owned(), peer.to_string()] {
+        for wanted in [name.to_owned(), peer.to_string(), seed.clone()] {
             assert!(asked.contains(&wanted), "{wanted} is not in {asked:?}");
         }
     }

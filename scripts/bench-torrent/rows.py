@@ -20,6 +20,8 @@ ROWS = {
     "rtt200": ("the same at 200 ms", "≥ 0.9 x"),
     "mount64k": ("mount of a torrent, cold: mount and first 64 KiB at a random place", "≤ 0.1 s"),
     "mountseq": ("mount, sequential read of {size} from a seeder of 200 MB/s: cold against a plain download from it; warm against the mirror (--ptfs)", "≥ 0.9 x, ≥ 0.9 x"),
+    "dedup": ("download of a changed copy of {size} that is here, chunk lists in the torrent (`ccbt create --xet`): bytes that come by the network, in percent, 1 % changed in one place / in scattered edits of 4 KiB",
+              "≤ 3 %, ≤ 25 %"),
     "kill": ("SIGKILL at half of {size} from a seeder of 100 MB/s: bytes fetched again, in percent of all", "≤ 0.5 %"),
     "many": ("1,000 seeding torrents: start to all seeding, idle CPU, RSS", "≤ 3 s, ≤ 0.5 %, ≤ 150 MiB"),
 }
@@ -444,6 +446,39 @@ class Torrents:
         finally:
             subprocess.run(["umount", str(mount)])
             p.wait()
+
+    def row_dedup(self):
+        """The changed copies are made here, by a block of each part of the file, so that edits lie evenly."""
+        copies, edits, r = self.dir / "copies", self.size // 100 // 4096, random.Random(11)
+        figures, ours = {}, Ours(self, "dedup")
+        try:
+            old = self.dir / "old.torrent"
+            subprocess.run([str(self.ccbt), "create", str(self.big), "-o", str(old), "--piece-size", "1MiB", "--force", "-q"], check=True)
+            ours.download(old, self.big.parent)
+            for kind in ("contiguous", "scattered"):
+                source, torrent = copies / kind / "big", self.dir / f"{kind}.torrent"
+                source.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.big, source)
+                with open(source, "r+b") as f:
+                    part = self.size // edits
+                    for n in range(edits):
+                        f.seek(self.size // 3 + n * 4096 if kind == "contiguous" else n * part + r.randrange(part - 4096))
+                        f.write(r.randbytes(4096))
+                subprocess.run([str(self.ccbt), "create", str(source), "-o", str(torrent), "--piece-size", "1MiB", "--xet", "--force", "-q"], check=True)
+                seeder = Other(self.new)
+                port = seeder.do("seed", torrent=torrent, dir=source.parent)["port"]
+                out, start = self.fresh(), time.monotonic()
+                ours.download(torrent, out, ["127.0.0.1", port])
+                figures[f"{kind}_s"] = time.monotonic() - start
+                figures[f"{kind}_percent"] = seeder.do("stats")["sent"] / self.size * 100
+                seeder.close()
+                self.same(out, source)
+                shutil.rmtree(source.parent)
+        finally:
+            ours.stop()
+            shutil.rmtree(ours.state, ignore_errors=True)
+        order = ("contiguous_percent", "scattered_percent", "contiguous_s", "scattered_s")
+        self.put("dedup", **{name: figures[name] for name in order})
 
     def row_kill(self):
         seeder, port = self.limited(KILL_RATE)

@@ -180,6 +180,7 @@ impl Control for FakeControl {
             uptime_s: 61,
             listen: None,
             dht_nodes: None,
+            portmap: None,
             metrics: BTreeMap::from([("ccbt_mounts".into(), 2)]),
         };
         let folder = FolderStatus {

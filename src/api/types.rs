@@ -9,7 +9,7 @@ mod torrents;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -319,8 +319,33 @@ pub struct DaemonStatus {
     pub listen: Option<SocketAddr>,
     /// Nodes in the routing table; `None` when the DHT is off.
     pub dht_nodes: Option<u32>,
+    /// `None` while the router is not asked for anything.
+    #[serde(default)]
+    pub portmap: Option<PortmapEntry>,
     /// By the names of `telemetry::metrics`.
     pub metrics: BTreeMap<String, u64>,
+}
+
+/// What the router lets in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortmapEntry {
+    /// `PCP`, `NAT-PMP` or `UPnP`.
+    pub method: Option<String>,
+    /// Our address as the router tells it.
+    pub external_ip: Option<IpAddr>,
+    pub ports: Vec<MappedPort>,
+    /// Why there is no mapping.
+    pub trouble: Option<String>,
+}
+
+/// A port of ours that the router leads others to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MappedPort {
+    /// `TCP` or `UDP`.
+    pub protocol: String,
+    pub port: u16,
+    /// The router's port.
+    pub external: u16,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -45,6 +45,9 @@ pub(super) struct CreateCommand {
     /// An HTTP server that has the content (BEP 19); again for more
     #[arg(long, value_name = "URL")]
     web_seed: Vec<String>,
+    /// Add chunk lists, 1.1 MB per GiB: who has a like copy fetches only what is different (see docs/bep_xet.md)
+    #[arg(long)]
+    xet: bool,
     /// Take peers from the trackers only (BEP 27)
     #[arg(long)]
     private: bool,
@@ -127,6 +130,7 @@ impl CreateCommand {
             version,
             piece_bytes: self.piece_size,
             extras,
+            chunks: self.xet,
         }
     }
 }

@@ -40,6 +40,8 @@ pub(super) struct TorrentInfo {
     private: bool,
     trackers: Vec<Vec<String>>,
     web_seeds: Vec<String>,
+    /// Chunks in its chunk lists; 0 without.
+    chunks: u64,
     comment: Option<String>,
     created_by: Option<String>,
     created: Option<i64>,
@@ -61,6 +63,7 @@ impl TorrentInfo {
             private: info.private,
             trackers: torrent.trackers.clone(),
             web_seeds: torrent.web_seeds.clone(),
+            chunks: torrent.chunks.len() as u64,
             comment: torrent.comment.clone(),
             created_by: torrent.created_by.clone(),
             created: torrent.created,
@@ -216,6 +219,9 @@ fn whole_text(whole: &WholeTorrent) -> String {
         .flatten()
         .for_each(|url| line("tracker", url));
     info.web_seeds.iter().for_each(|url| line("web seed", url));
+    if info.chunks > 0 {
+        line("chunk lists", &output::count(info.chunks));
+    }
     info.comment
         .iter()
         .for_each(|comment| line("comment", comment));

@@ -9,8 +9,9 @@ use super::{CommandResult, connect};
 use crate::api::escape;
 use crate::api::types::{
     Amount, ApiPath, DaemonStatus, FolderStatus, HomeProblemKind, HomeStatus, JobStatus,
-    StatusRequest, StatusResponse, UnopenedStatus,
+    PortmapEntry, StatusRequest, StatusResponse, UnopenedStatus,
 };
+use crate::proto::web_seed::url::is_local;
 
 /// Paths with the same problem that are named; `--json` has more.
 const PROBLEMS_NAMED_MAX: usize = 3;
@@ -79,7 +80,35 @@ fn daemon(daemon: &DaemonStatus) -> String {
         }
         text.push('\n');
     }
+    text.extend(daemon.portmap.as_ref().map(portmap));
     text
+}
+
+fn portmap(portmap: &PortmapEntry) -> String {
+    let Some(method) = portmap
+        .method
+        .as_ref()
+        .filter(|_| !portmap.ports.is_empty())
+    else {
+        let why = portmap
+            .trouble
+            .as_deref()
+            .unwrap_or("the router is being asked");
+        return format!("no port mapping: {}\n", escape(why.as_bytes()));
+    };
+    let ports = portmap.ports.iter();
+    let ports = ports.map(|port| format!("{} {}", port.protocol, port.external));
+    let ports: Vec<String> = ports.collect();
+    let ip = portmap.external_ip;
+    let at = ip.map_or_else(String::new, |ip| format!(" at {ip}"));
+    let beyond = match ip.is_some_and(is_local) {
+        true => "; that is no public address, so there is another router beyond it",
+        false => "",
+    };
+    format!(
+        "the router lets peers in{at}, {} ({method}){beyond}\n",
+        ports.join(", ")
+    )
 }
 
 fn folder_text(folder: &FolderStatus) -> String {

@@ -8,7 +8,7 @@ use super::options::Context;
 use super::{CommandResult, connect, output};
 use crate::api::types::{
     ApiPath, PieceOrder, TorrentAction, TorrentEntry, TorrentRequest, TorrentResponse,
-    TorrentSetting, TorrentSettings, TorrentState, TorrentTracker, TorrentsRequest,
+    TorrentSetting, TorrentSettings, TorrentState, TorrentTracker, TorrentWebSeed, TorrentsRequest,
 };
 use crate::api::{ApiError, escape};
 use crate::proto::picker::PRIORITY_NORMAL;
@@ -36,6 +36,8 @@ enum Verb {
     Peers,
     /// Its trackers
     Trackers,
+    /// Web servers that have its content, and why one is not asked
+    WebSeeds,
     /// Stop until `resume`
     Pause,
     /// Go on
@@ -95,6 +97,7 @@ impl TorrentCommand {
             Verb::Files => TorrentAction::Files,
             Verb::Peers => TorrentAction::Peers,
             Verb::Trackers => TorrentAction::Trackers,
+            Verb::WebSeeds => TorrentAction::WebSeeds,
             Verb::Pause => TorrentAction::Pause,
             Verb::Resume => TorrentAction::Resume,
             Verb::Recheck => TorrentAction::Recheck,
@@ -109,6 +112,7 @@ impl TorrentCommand {
             Verb::Files => files(response),
             Verb::Peers => peers(response),
             Verb::Trackers => trackers(response),
+            Verb::WebSeeds => web_seeds(response),
             Verb::Remove => {
                 format!("Removed {}\n", escape(response.torrent.name.as_bytes()))
             }
@@ -213,10 +217,12 @@ fn shown(response: &TorrentResponse) -> String {
             ),
         ),
         ("wasted", output::bytes(torrent.bytes_wasted)),
+        ("from here", output::bytes(torrent.bytes_held)),
         (
             "peers",
             format!("{}, {} of them seeds", torrent.peers, torrent.seeds),
         ),
+        ("web seeds", torrent.web_seeds.to_string()),
     ];
     let own = settings(&response.settings);
     let own = (!own.is_empty()).then_some(("settings", own));
@@ -329,6 +335,25 @@ fn heard(tracker: &TorrentTracker) -> String {
         (None, Some(error)) => escape(error.as_bytes()),
         (None, None) => String::new(),
     }
+}
+
+fn web_seeds(response: &TorrentResponse) -> String {
+    let row = |seed: &TorrentWebSeed| {
+        let state = match (seed.active, seed.off) {
+            (true, _) => "in use",
+            (false, true) => "off",
+            (false, false) => "waiting",
+        };
+        let why = seed.trouble.as_deref().unwrap_or_default();
+        vec![
+            escape(seed.url.as_bytes()),
+            state.to_owned(),
+            format!("down {}", rate(seed.rate_down)),
+            output::bytes(seed.bytes_down),
+            escape(why.as_bytes()),
+        ]
+    };
+    output::table(&response.web_seeds.iter().map(row).collect::<Vec<_>>())
 }
 
 fn peers(response: &TorrentResponse) -> String {

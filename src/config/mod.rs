@@ -30,7 +30,7 @@ use crate::proto::mse::Encryption;
 use crate::proto::proxy::ProxyUrl;
 
 /// Every key. `defaults.toml` has each with its meaning; a test compares the two.
-pub const KEYS: [(&str, Kind); 41] = [
+pub const KEYS: [(&str, Kind); 43] = [
     ("api.listen", Kind::OptionalAddress),
     ("cache.read", Kind::Bytes),
     ("dht.bootstrap", Kind::Hosts),
@@ -65,6 +65,7 @@ pub const KEYS: [(&str, Kind); 41] = [
     ("torrent.alt_limit_down", Kind::Bytes),
     ("torrent.alt_limit_up", Kind::Bytes),
     ("torrent.alt_schedule", Kind::Schedule),
+    ("torrent.dedup", Kind::Bool),
     ("torrent.downloads_max", Kind::Count),
     ("torrent.limit_down", Kind::Bytes),
     ("torrent.limit_up", Kind::Bytes),
@@ -83,6 +84,7 @@ pub const KEYS: [(&str, Kind); 41] = [
     ("torrent.seed_percent", Kind::Count),
     ("torrent.seeds_max", Kind::Count),
     ("torrent.slots", Kind::Count),
+    ("torrent.web_seeds", Kind::Bool),
     ("trackers", Kind::Trackers),
 ];
 

@@ -27,6 +27,10 @@ pub struct TorrentKeys {
     pub downloads_max: Option<u64>,
     /// The same of those that seed.
     pub seeds_max: Option<u64>,
+    /// Web servers that torrents name are asked.
+    pub web_seeds: bool,
+    /// Content of other torrents is taken.
+    pub dedup: bool,
 }
 
 impl TorrentKeys {
@@ -48,6 +52,8 @@ impl TorrentKeys {
             preallocation: s.choice("torrent.preallocation")?,
             downloads_max: some("torrent.downloads_max")?,
             seeds_max: some("torrent.seeds_max")?,
+            web_seeds: s.bool("torrent.web_seeds")?,
+            dedup: s.bool("torrent.dedup")?,
         })
     }
 }

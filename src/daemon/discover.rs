@@ -112,7 +112,7 @@ impl Daemon {
 
     fn start_discovery(&self) -> Discovery {
         let config = &self.0.config;
-        let port = self.0.listening.lock().map_or(0, |addr| addr.port());
+        let port = self.outside_port();
         // The DHT opens its own socket, which knows no interface and no proxy.
         let (bind, free) = match net::bound_to() {
             None => (Ipv4Addr::UNSPECIFIED, true),

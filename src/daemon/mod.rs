@@ -11,7 +11,7 @@
 //!   `upkeep`: what is done for them while nobody asks; `repair`: getting back what is damaged.
 //! - `quota`: what is dropped when the store has grown too large.
 //! - `torrents`: downloads and seeds.
-//! - `network`: the route to peers, and whom to avoid.
+//! - `network`: the route to peers, and whom to avoid. `portmap`: the router that lets them in.
 //! - `place`: which directories may be shared or mounted on.
 //!
 //! The daemon owns two tables, open folders and mounts. A call that changes them holds `turn`, so that two commands
@@ -28,6 +28,7 @@ mod mounts;
 mod network;
 mod open;
 mod place;
+mod portmap;
 mod quota;
 mod record;
 mod repair;
@@ -62,6 +63,7 @@ use crate::clock::Elapsed;
 use crate::config::{Config, StateDir};
 use crate::engine::discovery::Discovery;
 use crate::engine::gate::Gate;
+use crate::engine::portmap::Portmap;
 use crate::engine::torrent;
 use crate::random;
 use crate::share::{DeviceKey, DeviceName, FolderId};
@@ -102,6 +104,8 @@ struct Inner {
     jobs: Mutex<BTreeMap<u64, JobStatus>>,
     /// Runs once a folder is online.
     discovery: Mutex<Option<Discovery>>,
+    /// The same, if the router is to let peers in.
+    portmap: Mutex<Option<Portmap>>,
     next_number: AtomicU64,
     /// The daemon is on its way down.
     stopping: AtomicBool,
@@ -165,6 +169,7 @@ pub async fn start(config: Arc<Config>, state: StateDir) -> Result<Arc<dyn Contr
         waiting_for_gc: AtomicUsize::new(0),
         jobs: Mutex::default(),
         discovery: Mutex::default(),
+        portmap: Mutex::default(),
         next_number: AtomicU64::new(0),
         stopping: AtomicBool::new(false),
         next_space: AtomicU16::new(0),
@@ -247,6 +252,8 @@ impl Daemon {
         })?;
         tracing::info!(%addr, "listening for peers");
         *listening = Some(addr);
+        drop(listening);
+        self.map_ports(addr);
         Ok(addr)
     }
 

@@ -533,7 +533,7 @@ impl Daemon {
         for open in folders {
             self.close_folder(&open).await;
         }
-        self.close_discovery().await;
+        tokio::join!(self.close_discovery(), self.close_portmap());
         let seen = Arc::clone(&self.0.seen);
         let _closed = tokio::task::spawn_blocking(move || seen.close()).await;
         for store in self.0.stores.all() {

@@ -43,6 +43,7 @@ impl Daemon {
             uptime_s: self.0.clock.now().as_secs(),
             listen: *self.0.listening.lock(),
             dht_nodes: self.dht_nodes(),
+            portmap: self.portmap_entry(),
             metrics: self.metrics(),
         };
         let jobs = self.0.jobs.lock().values().cloned().collect();

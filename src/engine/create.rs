@@ -1,7 +1,7 @@
 //! Makes a torrent of a file or folder on disk: lists it, reads each piece once and hashes it on all cores.
 
 use std::fs::{self, File, Metadata};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
@@ -9,11 +9,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use ccbt_xet::hash::Suite;
+use ccbt_xet::ingest::{name_stream, reader};
+use ccbt_xet::recipe::ChunkRef;
 use thiserror::Error;
 
+use crate::proto::metainfo::chunks::{ChunkLists, MARKED_BYTES, Mark, mark};
 use crate::proto::metainfo::draft::{Draft, DraftFile, Extras, Piece, PieceHash, Version};
 use crate::proto::metainfo::path::{FilePath, Name};
-use crate::proto::metainfo::{Attributes, FILES_MAX, MetainfoError};
+use crate::proto::metainfo::{Attributes, FILES_MAX, MetainfoError, Torrent};
 
 /// What the torrent is to be.
 #[derive(Debug, Clone)]
@@ -22,6 +26,8 @@ pub struct CreateOptions {
     /// Bytes in a piece, a power of two; chosen by the size of the content if absent.
     pub piece_bytes: Option<u32>,
     pub extras: Extras,
+    /// With chunk lists (docs/bep_xet.md).
+    pub chunks: bool,
 }
 
 /// A finished torrent.
@@ -75,6 +81,7 @@ pub fn create(
     let Listing {
         files, left_out, ..
     } = listing;
+    let chunks = options.chunks;
     let draft = Draft::new(
         top,
         options.version,
@@ -83,10 +90,90 @@ pub fn create(
         options.extras,
     )?;
     let hashes = hash_pieces(&draft, &root, progress)?;
-    Ok(Created {
-        torrent: draft.finish(&hashes),
-        left_out,
-    })
+    let mut torrent = draft.finish(&hashes);
+    if chunks {
+        add_chunks(&mut torrent, &root)?;
+    }
+    Ok(Created { torrent, left_out })
+}
+
+/// Cuts the files once more, into chunks, and puts the lists into the torrent.
+fn add_chunks(torrent: &mut Vec<u8>, root: &Path) -> Result<(), CreateError> {
+    let info = Torrent::parse(torrent)?.info;
+    let mut lists = ChunkLists::default();
+    for file in info.files.iter().filter(|file| file.length > 0) {
+        let path = root.parent().unwrap_or(root).join(file.path.to_path());
+        let read = |error| CreateError::Read {
+            path: path.clone(),
+            error,
+        };
+        let content = File::open(&path).map_err(read)?;
+        let mut content = Marking::of(content);
+        let list = list_chunks(&mut content, file.length).map_err(read)?;
+        let list = list.ok_or_else(|| CreateError::Changed(path.clone()))?;
+        lists.set(file.index, list);
+        lists.set_marks(file.index, content.finish());
+    }
+    lists.add_to(torrent);
+    Ok(())
+}
+
+/// Marks the blocks of what is read through it.
+struct Marking<R> {
+    inner: R,
+    block: Vec<u8>,
+    marks: Vec<Mark>,
+}
+
+impl<R> Marking<R> {
+    fn of(inner: R) -> Self {
+        let (block, marks) = (Vec::new(), Vec::new());
+        Self {
+            inner,
+            block,
+            marks,
+        }
+    }
+
+    fn finish(mut self) -> Vec<Mark> {
+        if !self.block.is_empty() {
+            self.marks.push(mark(&self.block));
+        }
+        self.marks
+    }
+}
+
+impl<R: Read> Read for Marking<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let len = self.inner.read(buf)?;
+        let mut bytes = buf.get(..len).unwrap_or_default();
+        while !bytes.is_empty() {
+            let room = MARKED_BYTES as usize - self.block.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.block.extend_from_slice(now);
+            bytes = later;
+            if self.block.len() == MARKED_BYTES as usize {
+                self.marks.push(mark(&self.block));
+                self.block.clear();
+            }
+        }
+        Ok(len)
+    }
+}
+
+/// The chunks of a file; `None` if it is not as long as it was.
+pub fn list_chunks(content: impl Read + Send, length: u64) -> io::Result<Option<Vec<ChunkRef>>> {
+    let mut list = Vec::new();
+    let note = |chunk| {
+        list.push(chunk);
+        Ok(())
+    };
+    name_stream::<io::Error>(Suite::Blake3, length, reader(content), note)?;
+    let bytes: u64 = list
+        .iter()
+        .map(|chunk: &ChunkRef| u64::from(chunk.len))
+        .sum();
+    Ok((bytes == length).then_some(list))
 }
 
 struct Listing<'a> {
@@ -276,6 +363,7 @@ mod tests {
             version,
             piece_bytes: Some(16 << 10),
             extras: Extras::default(),
+            chunks: false,
         }
     }
 

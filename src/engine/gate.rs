@@ -561,6 +561,11 @@ impl DialTorrent for Gate {
             Self::bar(self, ip);
         }
     }
+
+    fn allows(&self, ip: IpAddr) -> bool {
+        let filter = self.0.network.filter.as_ref();
+        !filter.is_some_and(|filter| filter.blocks(ip.to_canonical()))
+    }
 }
 
 /// A torrent's connection before its handshake.

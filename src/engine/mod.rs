@@ -8,6 +8,7 @@
 //! - [`discovery`]: finds peers by DHT, trackers and local multicast.
 //! - `gate`: where connections come in and go out. `call`: by which way; `greet`: how those of torrents begin; `stream`: what carries them;
 //!   `utp`: one of the two things that can.
+//! - [`portmap`]: keeps our port reachable through the router.
 //! - [`limits`]: how fast the connections of torrents may be.
 //! - `dial`, `serve`, `allowance`: the plain data these two decide with.
 
@@ -20,6 +21,7 @@ pub mod gate;
 mod greet;
 pub mod limits;
 pub mod peer;
+pub mod portmap;
 mod serve;
 mod stream;
 pub mod swarm;

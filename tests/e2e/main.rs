@@ -26,6 +26,7 @@ mod netns;
 mod only_here;
 mod ordinary_user;
 mod plain;
+mod portmap;
 mod quota;
 mod replica_full;
 mod scale;

@@ -153,7 +153,10 @@ impl World {
             .append(true)
             .open(&log)
             .unwrap();
-        command.args(args).args(["--no-portmap", "-v"]);
+        command.args(args).arg("-v");
+        if !options.portmap {
+            command.arg("--no-portmap");
+        }
         if let Some(bootstrap) = &options.dht_bootstrap {
             command.env("CCBT_DHT_BOOTSTRAP", bootstrap.join(","));
         } else {
@@ -186,6 +189,8 @@ pub(crate) struct Options {
     pub(crate) peers: Vec<SocketAddr>,
     /// DHT and LSD are on, and these are the first nodes.
     pub(crate) dht_bootstrap: Option<Vec<String>>,
+    /// The router is asked to let peers in.
+    pub(crate) portmap: bool,
 }
 
 impl Options {
@@ -205,6 +210,7 @@ impl Default for Options {
             listen: IpAddr::from([127, 0, 0, 1]),
             peers: Vec::new(),
             dht_bootstrap: None,
+            portmap: false,
         }
     }
 }

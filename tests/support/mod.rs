@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 pub(crate) mod clients;
+pub(crate) mod web;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};

@@ -106,8 +106,14 @@ pub struct TorrentEntry {
     pub bytes_up: u64,
     /// Payload bytes that came and were of no use.
     pub bytes_wasted: u64,
+    /// Taken from other torrents of this daemon, since it started.
+    #[serde(default)]
+    pub bytes_held: u64,
     pub peers: u32,
     pub seeds: u32,
+    /// Web servers that are asked.
+    #[serde(default)]
+    pub web_seeds: u32,
 }
 
 /// Of `torrent`.
@@ -162,6 +168,7 @@ pub enum TorrentAction {
     Files,
     Peers,
     Trackers,
+    WebSeeds,
     Pause,
     Resume,
     /// Reads and hashes all content again.
@@ -190,9 +197,27 @@ pub struct TorrentResponse {
     /// In the answer to `trackers`.
     #[serde(default)]
     pub trackers: Vec<TorrentTracker>,
+    /// In the answer to `web_seeds`.
+    #[serde(default)]
+    pub web_seeds: Vec<TorrentWebSeed>,
     /// What is different for this torrent.
     #[serde(default)]
     pub settings: TorrentSettings,
+}
+
+/// A web server with the content (BEP 19).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TorrentWebSeed {
+    /// Without user name and password.
+    pub url: String,
+    /// It is asked for content at present.
+    pub active: bool,
+    /// It is not asked any more, whatever happens.
+    pub off: bool,
+    /// Why.
+    pub trouble: Option<String>,
+    pub rate_down: u64,
+    pub bytes_down: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,13 +14,14 @@ use tokio::sync::watch;
 use super::super::{Daemon, MountOf, place};
 use super::command::pause;
 use super::record::{METAINFO_FILE, TorrentRecord, save, save_metainfo};
-use super::{OpenTorrent, name_of, short_hashes};
+use super::{OpenTorrent, Others, name_of, short_hashes};
 use crate::api::types::*;
 use crate::api::{ApiError, ErrorKind, ProgressSink};
 use crate::engine::discovery::Reach;
 use crate::engine::torrent::select::Selection;
 use crate::engine::torrent::{self, Metadata, Phase, TorrentConfig, TorrentHandle, TorrentStatus};
 use crate::proto::magnet::Magnet;
+use crate::proto::metainfo::chunks::ChunkLists;
 use crate::proto::metainfo::{InfoHashes, TORRENT_BYTES_MAX, Torrent};
 use crate::volume::TorrentVolume;
 
@@ -39,6 +40,8 @@ pub(super) struct Known {
     pub(super) trackers: Vec<Vec<String>>,
     pub(super) metadata: Option<Metadata>,
     peers: Vec<(String, u16)>,
+    web_seeds: Vec<String>,
+    chunks: ChunkLists,
 }
 
 impl Daemon {
@@ -138,6 +141,15 @@ impl Daemon {
             lazy: record.lazy,
             paused: record.paused,
             peers,
+            web_seeds: match self.0.config.torrent.web_seeds {
+                true => known.web_seeds,
+                false => Vec::new(),
+            },
+            chunks: known.chunks,
+            lenders: match self.0.config.torrent.dedup {
+                true => Some(Arc::new(Others(Arc::downgrade(&self.0)))),
+                false => None,
+            },
             exchange: self.0.config.pex,
             port,
             shared: self.0.torrent_shared.clone(),
@@ -402,14 +414,27 @@ pub(super) fn know(bytes: Option<&[u8]>, magnet: Option<&str>) -> Result<Known, 
         .iter()
         .flat_map(|m| m.peers.iter().cloned())
         .collect();
+    let named = torrent.iter().flat_map(|t| &t.web_seeds);
+    let linked = magnet.iter().flat_map(|m| &m.web_seeds);
+    let web_seeds = named.chain(linked).cloned().collect();
     match (torrent, magnet) {
-        (Some(Torrent { info, layers, .. }), _) => Ok(Known {
+        (
+            Some(Torrent {
+                info,
+                layers,
+                chunks,
+                ..
+            }),
+            _,
+        ) => Ok(Known {
             hashes: info.hashes,
             name: String::from_utf8_lossy(info.name.as_bytes()).into_owned(),
             private: info.private,
             trackers,
             metadata: Some(Metadata { info, layers }),
             peers,
+            web_seeds,
+            chunks,
         }),
         (None, Some(magnet)) => Ok(Known {
             hashes: magnet.hashes,
@@ -418,6 +443,8 @@ pub(super) fn know(bytes: Option<&[u8]>, magnet: Option<&str>) -> Result<Known, 
             trackers,
             metadata: None,
             peers,
+            web_seeds,
+            chunks: ChunkLists::default(),
         }),
         (None, None) => Err(ApiError::new(
             ErrorKind::Io,

@@ -6,7 +6,7 @@ use super::super::open::blocking;
 use super::super::{Daemon, place};
 use super::OpenTorrent;
 use super::add::selection_of;
-use super::list::{list_files, peer_entry};
+use super::list::{list_files, peer_entry, web_seed_entry};
 use super::record::save;
 use crate::api::types::*;
 use crate::api::{ApiError, ErrorKind};
@@ -19,7 +19,7 @@ impl Daemon {
         request: TorrentRequest,
     ) -> Result<TorrentResponse, ApiError> {
         let open = self.find_torrent(&request.torrent)?;
-        let mut trackers = Vec::new();
+        let (mut trackers, mut web_seeds) = (Vec::new(), Vec::new());
         let (mut files, mut peers) = (Vec::new(), Vec::new());
         match request.action {
             TorrentAction::Show => {}
@@ -32,6 +32,10 @@ impl Daemon {
                     .into_iter()
                     .map(peer_entry)
                     .collect();
+            }
+            TorrentAction::WebSeeds => {
+                let seeds = open.handle.web_seeds().await.into_iter();
+                web_seeds = seeds.map(web_seed_entry).collect();
             }
             TorrentAction::Trackers => trackers = self.list_trackers(&open),
             TorrentAction::Set(changes) => self.change_settings(&open, |settings| {
@@ -49,6 +53,7 @@ impl Daemon {
             files,
             peers,
             trackers,
+            web_seeds,
             settings: open.record.lock().settings.clone(),
         })
     }

@@ -8,7 +8,7 @@ use super::add::selection_of;
 use crate::api::types::*;
 use crate::clock;
 use crate::engine::discovery::trackers::TrackerStatus;
-use crate::engine::torrent::{Phase, TorrentHandle, TorrentPeer, TorrentStatus};
+use crate::engine::torrent::{Phase, TorrentHandle, TorrentPeer, TorrentStatus, WebSeedStatus};
 
 impl Daemon {
     pub(super) fn entry_of(&self, open: &OpenTorrent) -> TorrentEntry {
@@ -45,8 +45,10 @@ impl Daemon {
             bytes_down: status.bytes_down,
             bytes_up: status.bytes_up,
             bytes_wasted: status.bytes_wasted,
+            bytes_held: status.bytes_held,
             peers: u32::try_from(status.peers).unwrap_or(u32::MAX),
             seeds: u32::try_from(status.seeds).unwrap_or(u32::MAX),
+            web_seeds: u32::try_from(status.web_seeds).unwrap_or(u32::MAX),
         }
     }
 
@@ -110,6 +112,17 @@ pub(super) fn peer_entry(peer: TorrentPeer) -> TorrentPeerEntry {
         asked: u32::try_from(summary.asked).unwrap_or(u32::MAX),
         unchoked: summary.unchoked,
         served: summary.served,
+    }
+}
+
+pub(super) fn web_seed_entry(seed: WebSeedStatus) -> TorrentWebSeed {
+    TorrentWebSeed {
+        url: seed.url,
+        active: seed.active,
+        off: seed.off,
+        trouble: seed.trouble,
+        rate_down: seed.rate_down,
+        bytes_down: seed.bytes_down,
     }
 }
 

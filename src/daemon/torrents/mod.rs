@@ -14,19 +14,21 @@ mod record;
 mod settings;
 
 use std::path::PathBuf;
+use std::sync::Weak;
 use std::sync::atomic::AtomicBool;
 
 use parking_lot::Mutex;
 
 use self::record::TorrentRecord;
 pub(super) use self::record::parse_record;
-use super::Daemon;
+use super::{Daemon, Inner};
 use crate::api::ApiError;
 use crate::api::types::*;
 use crate::clock::Elapsed;
 use crate::config::Config;
 use crate::engine::limits::Level;
 use crate::engine::torrent::disk::DiskPool;
+use crate::engine::torrent::lend::Lenders;
 use crate::engine::torrent::slab::SlabPool;
 use crate::engine::torrent::{self, TorrentHandle};
 use crate::proto::metainfo::InfoHashes;
@@ -80,6 +82,26 @@ impl OpenTorrent {
 
     fn save(&self) -> Result<(), ApiError> {
         record::save(&self.state, &self.record.lock())
+    }
+}
+
+/// The torrents of the daemon, for one that looks for content in the others.
+struct Others(Weak<Inner>);
+
+impl std::fmt::Debug for Others {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Others")
+    }
+}
+
+impl Lenders for Others {
+    fn lenders(&self, but: &[u8; 20]) -> Vec<TorrentHandle> {
+        let Some(daemon) = self.0.upgrade() else {
+            return Vec::new();
+        };
+        let torrents = daemon.torrents.lock();
+        let others = torrents.values().filter(|open| open.hashes.short() != *but);
+        others.map(|open| open.handle.clone()).collect()
     }
 }
 

@@ -21,7 +21,7 @@ use mainline::{Id, MutableItem};
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 
-use super::{Found, Source, Stop, deliver, jittered, rest};
+use super::{Found, Source, Stop, deliver, jittered, moved, rest};
 use crate::proto::tracker::callable;
 use crate::share::SwarmId;
 use crate::share::dht_item::{ItemKey, SignedItem, VALUE_LEN_MAX};
@@ -403,7 +403,7 @@ pub(crate) fn parse_nodes(bytes: &[u8]) -> Vec<SocketAddrV4> {
 pub(super) async fn follow(
     mut view: DhtView,
     swarm: SwarmId,
-    port: u16,
+    mut port: watch::Receiver<u16>,
     sink: mpsc::Sender<Found>,
     mut stop: Stop,
 ) {
@@ -419,10 +419,10 @@ pub(super) async fn follow(
                     return;
                 }
             }
-            let announced = if port == 0 {
-                Ok(())
-            } else {
-                dht.announce(swarm, port).await
+            let outside = *port.borrow_and_update();
+            let announced = match outside {
+                0 => Ok(()),
+                port => dht.announce(swarm, port).await,
             };
             match announced {
                 Ok(()) => {
@@ -435,7 +435,10 @@ pub(super) async fn follow(
                     tracing::debug!(%swarm, %error, "not announced to the DHT");
                 }
             }
-            tokio::time::sleep(jittered(wait(rounds, failures))).await;
+            tokio::select! {
+                () = tokio::time::sleep(jittered(wait(rounds, failures))) => {}
+                () = moved(&mut port) => {}
+            }
         }
     };
     tokio::select! {

@@ -82,7 +82,8 @@ pub struct Status {
 
 /// Finds peers for any number of swarms. Dropping it ends its tasks; [`Discovery::close`] also waits for them.
 pub struct Discovery {
-    port: u16,
+    /// Where others can call us.
+    port: watch::Sender<u16>,
     trackers: bool,
     dht: Option<DhtView>,
     lsd: Option<LsdHandle>,
@@ -134,7 +135,7 @@ impl Discovery {
         });
         let watches = Mutex::default();
         Self {
-            port,
+            port: watch::channel(port).0,
             trackers: config.trackers,
             dht,
             lsd,
@@ -143,6 +144,12 @@ impl Discovery {
             stopper,
             shared,
         }
+    }
+
+    /// Others can call us at this port, which a router leads to ours. Trackers and the DHT hear of it at once.
+    pub fn call_at(&self, port: u16) {
+        self.port
+            .send_if_modified(|old| std::mem::replace(old, port) != port);
     }
 
     /// Looks for peers of `swarm` from now on, in place of an earlier watch of it. Addresses come to `sink`, any of them
@@ -169,7 +176,13 @@ impl Discovery {
             trackers: Vec::new(),
         };
         if let Some(view) = self.dht.clone().filter(|_| everywhere) {
-            let task = dht::follow(view, swarm, self.port, sink.clone(), stop.clone());
+            let task = dht::follow(
+                view,
+                swarm,
+                self.port.subscribe(),
+                sink.clone(),
+                stop.clone(),
+            );
             watch.tasks.push(tokio::spawn(task));
         }
         if self.trackers {
@@ -195,7 +208,13 @@ impl Discovery {
         };
         let stop = Stop(watch.stopper.0.subscribe());
         if let Some(view) = self.dht.clone() {
-            let task = dht::follow(view, swarm, self.port, sink.clone(), stop.clone());
+            let task = dht::follow(
+                view,
+                swarm,
+                self.port.subscribe(),
+                sink.clone(),
+                stop.clone(),
+            );
             watch.tasks.push(tokio::spawn(task));
         }
         if self.trackers {
@@ -254,7 +273,7 @@ impl Discovery {
                 tiers,
                 swarm,
                 announce: announce.clone(),
-                port: self.port,
+                port: self.port.subscribe(),
                 sink: sink.clone(),
                 stop: stop.clone(),
             };
@@ -360,6 +379,14 @@ impl Stop {
     /// Returns when the [`Stopper`] is gone.
     async fn stopped(&mut self) {
         while self.0.changed().await.is_ok() {}
+    }
+}
+
+/// Others can call us at another port than before.
+async fn moved(port: &mut watch::Receiver<u16>) {
+    if port.changed().await.is_err() {
+        // Nobody will say so any more.
+        std::future::pending().await
     }
 }
 

@@ -14,6 +14,7 @@ use super::files::FilesState;
 use super::peer::{self, Connection, FromPeer, PeerEnd, ToPeer};
 use super::reader::PendingRead;
 use super::settings::Settings;
+use super::webs::Webs;
 use super::{
     Connected, DialTorrent, Metadata, Phase, ToTorrent, TorrentConfig, TorrentHandle, TorrentPeer,
     TorrentStatus,
@@ -82,13 +83,14 @@ pub(super) struct Actor {
     /// When the reads are looked at next.
     pub(super) read_check_at: Now,
     pub(super) handle: TorrentHandle,
-    gate: Arc<dyn DialTorrent>,
+    pub(super) gate: Arc<dyn DialTorrent>,
     peers: HashMap<PeerKey, PeerLink>,
-    peer_events: mpsc::Sender<FromPeer>,
+    pub(super) webs: Webs,
+    pub(super) peer_events: mpsc::Sender<FromPeer>,
     outgoing: BTreeMap<PeerKey, Vec<ToPeer>>,
     dialer: Dialer,
     next_key: u64,
-    limits: Arc<Level>,
+    pub(super) limits: Arc<Level>,
     /// Since when everything is here.
     pub(super) seeding_since: Option<Now>,
     pub(super) files: FilesState,
@@ -151,6 +153,7 @@ pub(super) fn spawn(config: TorrentConfig, gate: Arc<dyn DialTorrent>) -> Torren
         handle: handle.clone(),
         gate,
         peers: HashMap::new(),
+        webs: Webs::new(&config.web_seeds),
         peer_events,
         outgoing: BTreeMap::new(),
         dialer,
@@ -280,6 +283,7 @@ impl Actor {
             self.retry(now);
         }
         self.check_reads(now);
+        self.look_at_webs(now);
         self.apply();
         if self.may_dial() {
             let machine = &self.machine;
@@ -302,6 +306,7 @@ impl Actor {
         let all = [&self.config.shared.limits, &self.limits];
         all.into_iter()
             .chain(peers)
+            .chain(self.webs.limits())
             .any(|level| level.is_owing(Way::Down))
     }
 
@@ -344,6 +349,8 @@ impl Actor {
             ToTorrent::Moved(to, result, reply) => self.moved(now, to, result, reply),
             ToTorrent::Sweep(from) => self.sweep(from),
             ToTorrent::Peers(reply) => drop(reply.send(self.list_peers(now))),
+            ToTorrent::Lend(reply) => drop(reply.send(self.lend())),
+            ToTorrent::WebSeeds(reply) => drop(reply.send(self.webs.list(now))),
             ToTorrent::Metadata(reply) => drop(reply.send(self.metadata.clone())),
             ToTorrent::Reader(reply) => drop(reply.send(self.reader())),
             ToTorrent::Read(job) => self.read(now, *job),
@@ -380,6 +387,9 @@ impl Actor {
         for link in self.peers.values() {
             link.limits.set(settings.peer_rates);
         }
+        self.webs
+            .limits()
+            .for_each(|level| level.set(settings.peer_rates));
         self.machine.set_slots(settings.slots);
         self.machine.set_order(settings.order.into());
         self.machine
@@ -409,8 +419,7 @@ impl Actor {
         if called {
             self.dialer.connected(addr);
         }
-        self.next_key += 1;
-        let key = PeerKey(self.next_key);
+        let key = self.new_key();
         let (tx, commands) = mpsc::unbounded_channel();
         let fast = handshake.has_fast();
         let shared = &self.config.shared.limits;
@@ -455,6 +464,11 @@ impl Actor {
             pex_flags: 0,
         };
         self.machine.peer_joined(now, key, new);
+    }
+
+    pub(super) fn new_key(&mut self) -> PeerKey {
+        self.next_key += 1;
+        PeerKey(self.next_key)
     }
 
     /// Whether a connection is taken. One of `Refused::IsHere` has been settled with the dialer.
@@ -517,6 +531,9 @@ impl Actor {
             FromPeer::Served { key, blocks, bytes } => self.machine.served(now, key, blocks, bytes),
             FromPeer::Unreadable(piece) => self.unreadable(now, piece),
             FromPeer::Down(key, end) => self.down(now, key, &end),
+            FromPeer::Web(key, news) => self.web_news(now, key, news),
+            FromPeer::Held(blocks) => self.held(now, blocks),
+            FromPeer::HeldDone => self.held_done(now),
         }
     }
 
@@ -540,6 +557,7 @@ impl Actor {
                 continue;
             };
             let length = data.len() as u32;
+            self.webs.count(now, key, length);
             let block = Block {
                 piece,
                 begin,
@@ -617,20 +635,22 @@ impl Actor {
             }
         }
         for (key, commands) in std::mem::take(&mut self.outgoing) {
-            if let Some(link) = self.peers.get(&key) {
+            let link = self.peers.get(&key).map(|link| &link.tx);
+            if let Some(tx) = link.or_else(|| self.webs.way_to(key)) {
                 // An error means that the task has ended; its report is on the way.
-                drop(link.tx.send(commands));
+                drop(tx.send(commands));
             }
         }
     }
 
     fn put(&mut self, key: PeerKey, command: ToPeer) {
-        if self.peers.contains_key(&key) {
+        if self.peers.contains_key(&key) || self.webs.way_to(key).is_some() {
             self.outgoing.entry(key).or_default().push(command);
         }
     }
 
     fn drop_peer(&mut self, key: PeerKey, fault: Fault) {
+        self.webs.dropped(key, fault);
         if let Some(link) = self.peers.remove(&key) {
             tracing::info!(addr = %link.addr, why = %fault, "peer dropped");
             if let Some(commands) = self.outgoing.remove(&key) {

@@ -28,7 +28,7 @@ pub(super) struct Content {
     wanted_files: u64,
     wanted: Vec<u64>,
     /// How much each piece is wanted, as its most wanted file.
-    priorities: Vec<u8>,
+    pub(super) priorities: Vec<u8>,
     /// Symbolic links have been made.
     finished: bool,
 }
@@ -205,6 +205,7 @@ impl Actor {
             self.machine.set_order(self.config.settings.order.into());
             self.want_selected(now);
         }
+        self.take_held();
         self.hold(now);
         self.announce_disk();
         self.answer_reads(None);
@@ -322,8 +323,10 @@ impl Actor {
             bytes_down: summary.bytes_down,
             bytes_up: summary.bytes_up,
             bytes_wasted: summary.bytes_wasted,
+            bytes_held: self.files.held_bytes,
             peers: summary.peers,
             seeds: summary.seeds,
+            web_seeds: self.webs.active(),
             note: self.note(summary),
             finished,
             // Once it is, it stays so: it is paused then, and time stops.
@@ -340,10 +343,14 @@ impl Actor {
         if self.files.moving {
             return "moving files".to_owned();
         }
+        if self.files.taking && self.phase == Phase::Downloading {
+            return "taking what other torrents have".to_owned();
+        }
         if let (Some(note), Phase::Downloading) = (&self.files.lost_note, self.phase) {
             return note.clone();
         }
         let peers = summary.peers;
+        let web = self.webs.active();
         let metadata = format!(
             "waiting for metadata from {} of {peers} peers",
             summary.metadata_sources
@@ -359,7 +366,10 @@ impl Actor {
             }
             Phase::Metadata if peers > 0 => metadata,
             Phase::Metadata => "looking for peers with the metadata".to_owned(),
-            _ if peers == 0 => "no peers".to_owned(),
+            _ if web > 0 && summary.unchoked == 0 && summary.missing > 0 => {
+                format!("downloading from {web} web seeds, {peers} peers")
+            }
+            _ if peers == 0 => self.webs.trouble().unwrap_or_else(|| "no peers".to_owned()),
             _ if self.config.lazy && summary.missing == 0 => {
                 format!("waiting for reads, {peers} peers")
             }
@@ -367,6 +377,10 @@ impl Actor {
                 format!("{peers} peers, none of which has what is missing")
             }
             _ if summary.unchoked == 0 => format!("all {peers} peers choke us"),
+            _ if web > 0 => format!(
+                "downloading from {} of {peers} peers and {web} web seeds",
+                summary.unchoked
+            ),
             _ => format!("downloading from {} of {peers} peers", summary.unchoked),
         }
     }

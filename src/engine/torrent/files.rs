@@ -24,6 +24,9 @@ const ROOM_BYTES_MIN: u64 = 4 << 20;
 pub(super) struct FilesState {
     /// They are on their way to another folder.
     pub(super) moving: bool,
+    /// Content of other torrents is being taken.
+    pub(super) taking: bool,
+    pub(super) held_bytes: u64,
     /// Some that are wanted could not be put into the folder.
     unplaced: bool,
     /// The disk had no room.
@@ -37,7 +40,8 @@ type MoveReply = oneshot::Sender<Result<(), MoveError>>;
 impl Actor {
     /// Asks peers for blocks, or not.
     pub(super) fn hold(&mut self, now: Now) {
-        let held = self.is_resting() || self.trouble.is_some() || self.files.moving;
+        let busy = self.files.moving || self.files.taking;
+        let held = self.is_resting() || self.trouble.is_some() || busy;
         self.machine.hold(now, held);
     }
 

@@ -4,13 +4,17 @@
 //! - `storage`: where bytes lie. `relocate`: files that go elsewhere. `names`: those that a file system cannot tell apart.
 //! - `hashes`: what bytes must be. `slab`: the buffers they come in. `resume`: what is here over restarts.
 //! - `settings`: what a user may decide. `select`: which files are wanted. `reader`: reads that wait for pieces.
-//! - `actor`, `content`, `files`, `v2`: the actor itself; `v2` has piece hashes from and for peers.
+//! - `lend`: what this torrent has for others; `held`: what others have for it.
+//! - `actor`, `content`, `files`, `v2`, `webs`: the actor itself; `v2` has piece hashes from and for peers, `webs` the web
+//!   seeds, each of which is a task (`web`).
 
 mod actor;
 mod content;
 pub mod disk;
 mod files;
 mod hashes;
+mod held;
+pub mod lend;
 mod names;
 mod peer;
 pub mod reader;
@@ -21,6 +25,8 @@ pub mod settings;
 pub mod slab;
 mod storage;
 mod v2;
+mod web;
+mod webs;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -30,6 +36,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::disk::DiskPool;
+use self::lend::{Lenders, Lent};
 use self::reader::{ReadJob, TorrentReader};
 use self::relocate::MoveError;
 use self::select::Selection;
@@ -40,6 +47,7 @@ use super::gate::Place;
 use super::limits::Level;
 use super::stream::PeerStream;
 use crate::proto::handshake::Handshake;
+use crate::proto::metainfo::chunks::ChunkLists;
 use crate::proto::metainfo::merkle::TreeHash;
 use crate::proto::metainfo::{Info, InfoHashes};
 use crate::proto::torrent::PeerSummary;
@@ -86,6 +94,12 @@ pub struct TorrentConfig {
     pub paused: bool,
     /// Peers the user named: tried for ever.
     pub peers: Vec<SocketAddr>,
+    /// URLs of web servers that have the content (BEP 19).
+    pub web_seeds: Vec<String>,
+    /// What its files are made of, as far as that is known.
+    pub chunks: ChunkLists,
+    /// Where content that is missing may be found on this machine.
+    pub lenders: Option<Arc<dyn Lenders>>,
     /// Exchange addresses with peers.
     pub exchange: bool,
     /// Where peers connect; 0 for nowhere.
@@ -126,8 +140,12 @@ pub struct TorrentStatus {
     pub bytes_down: u64,
     pub bytes_up: u64,
     pub bytes_wasted: u64,
+    /// Taken from other torrents of this daemon.
+    pub bytes_held: u64,
     pub peers: usize,
     pub seeds: usize,
+    /// Web servers that are asked.
+    pub web_seeds: usize,
     /// Why nothing happens, or what happens, in a few words.
     pub note: String,
     /// Everything that is wanted is here and can be read.
@@ -144,6 +162,21 @@ pub struct TorrentPeer {
     pub addr: SocketAddr,
     pub incoming: bool,
     pub summary: PeerSummary,
+}
+
+/// How a web seed stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WebSeedStatus {
+    /// Without user name and password.
+    pub url: String,
+    /// It is asked for content.
+    pub active: bool,
+    /// It is not asked any more.
+    pub off: bool,
+    /// Why not, or why not at present.
+    pub trouble: Option<String>,
+    pub rate_down: u64,
+    pub bytes_down: u64,
 }
 
 /// A connection whose handshakes are done.
@@ -181,6 +214,9 @@ pub(super) enum ToTorrent {
     /// The new place is noted: what a move from there has left may go.
     Sweep(PathBuf),
     Peers(oneshot::Sender<Vec<TorrentPeer>>),
+    WebSeeds(oneshot::Sender<Vec<WebSeedStatus>>),
+    /// What has it for others?
+    Lend(oneshot::Sender<Option<Lent>>),
     Metadata(oneshot::Sender<Option<Arc<Metadata>>>),
     Reader(oneshot::Sender<Option<TorrentReader>>),
     Read(Box<ReadJob>),
@@ -196,6 +232,9 @@ pub(super) trait DialTorrent: Send + Sync {
 
     /// Whoever is there lied: no connection to or from it for a while.
     fn bar(&self, ip: IpAddr);
+
+    /// Whether this address may be spoken to.
+    fn allows(&self, ip: IpAddr) -> bool;
 }
 
 /// The way to a torrent's actor. Cheap to clone.
@@ -279,6 +318,12 @@ impl TorrentHandle {
     pub async fn peers(&self) -> Vec<TorrentPeer> {
         let (tx, rx) = oneshot::channel();
         self.tell(ToTorrent::Peers(tx));
+        rx.await.unwrap_or_default()
+    }
+
+    pub async fn web_seeds(&self) -> Vec<WebSeedStatus> {
+        let (tx, rx) = oneshot::channel();
+        self.tell(ToTorrent::WebSeeds(tx));
         rx.await.unwrap_or_default()
     }
 

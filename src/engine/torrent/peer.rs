@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 use super::disk::DiskTorrent;
 use super::slab::{SLAB_BYTES, Slab, SlabPool};
 use super::storage::Part;
+use super::web::FromWeb;
 use crate::engine::limits::{Limits, Way};
 use crate::engine::stream::PeerStream;
 use crate::proto::blocks::Block;
@@ -52,6 +53,12 @@ pub(super) enum FromPeer {
     /// The piece is not on disk as it should be.
     Unreadable(u32),
     Down(PeerKey, PeerEnd),
+    /// It is a web seed.
+    Web(PeerKey, FromWeb),
+    /// Blocks that another torrent had.
+    Held(Vec<(Block, Bytes)>),
+    /// There are no more of them.
+    HeldDone,
 }
 
 /// What the actor tells a connection.

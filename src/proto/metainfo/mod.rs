@@ -4,6 +4,7 @@
 //! v1, v2 and hybrid torrents give one [`Info`]: files with their place in the piece space, in which v2 and hybrid
 //! files begin at piece boundaries and pad files are only gaps.
 
+pub mod chunks;
 pub mod draft;
 mod files;
 pub mod merkle;
@@ -17,6 +18,7 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use self::chunks::ChunkLists;
 use self::merkle::{BLOCK_BYTES, TreeHash};
 use self::path::{FilePath, Name};
 use super::bencode::{BencodeError, Document, Strictness, Value};
@@ -122,6 +124,8 @@ pub struct Torrent {
     pub trackers: Vec<Vec<String>>,
     /// HTTP servers with the content (BEP 19).
     pub web_seeds: Vec<String>,
+    /// What the files are made of (docs/bep_xet.md).
+    pub chunks: ChunkLists,
     /// DHT nodes to start from (BEP 5).
     pub nodes: Vec<(String, u16)>,
     pub comment: Option<String>,
@@ -279,7 +283,9 @@ impl Torrent {
             .ok_or(MetainfoError::Missing { key: "info" })?;
         let info = Info::read(info)?;
         let layers = layers(root, &info)?;
+        let chunks = root.get(b"xet").map(|dict| ChunkLists::read(dict, &info));
         Ok(Self {
+            chunks: chunks.unwrap_or_default(),
             layers,
             trackers: trackers(root),
             web_seeds: web_seeds(root),

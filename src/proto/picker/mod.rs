@@ -382,6 +382,22 @@ impl Picker {
         self.note_open(piece);
     }
 
+    /// A block is here that nobody was asked for: it was elsewhere on this machine.
+    pub fn held(&mut self, as_from: PeerKey, block: &Block) -> Received {
+        let idle = self
+            .pieces
+            .get(block.piece as usize)
+            .is_some_and(|p| p.state == State::Idle);
+        if idle && self.needs(block.piece) && self.layout.is_block(block) {
+            self.begin(as_from, block.piece);
+            if let Some(partial) = self.partial.get_mut(&block.piece) {
+                partial.owner = None;
+            }
+            self.note_open(block.piece);
+        }
+        self.received(as_from, block)
+    }
+
     /// A block has arrived from a peer that had been asked for it.
     pub fn received(&mut self, peer: PeerKey, block: &Block) -> Received {
         let number = block.number();

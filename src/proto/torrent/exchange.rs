@@ -31,7 +31,8 @@ impl super::peer::Peer {
 
     /// It wants nothing of anybody.
     pub(super) fn only_uploads(&self) -> bool {
-        self.is_seed() || self.hello.as_ref().is_some_and(|hello| hello.upload_only)
+        let says = |hello: &Hello| hello.upload_only;
+        self.web || self.is_seed() || self.hello.as_ref().is_some_and(says)
     }
 
     fn pex_flags(&self) -> u8 {

@@ -188,7 +188,7 @@ impl Torrent {
             .try_for_each(|piece| self.has_piece(now, key, piece))
     }
 
-    fn now_has(&mut self, key: PeerKey, new: Bitfield) {
+    pub(super) fn now_has(&mut self, key: PeerKey, new: Bitfield) {
         let (Some(content), Some(peer)) = (&mut self.content, self.peers.get_mut(&key)) else {
             return;
         };

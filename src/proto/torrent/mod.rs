@@ -9,6 +9,7 @@
 //! - `blame`: who sent a wrong block. `messages`: what a peer says. `upkeep`: what time brings.
 //! - `limits`: what the user's limits change. `reading`: pieces that somebody waits for. `fast`: pieces given to the choked.
 //!   `superseed`: pieces shown one by one.
+//! - `web`: servers that have the content (BEP 19).
 //! - `score`, `priority`, `standing`: which peers are worth more than others. `holepunch`: meeting those nobody can call.
 
 mod blame;
@@ -28,6 +29,7 @@ mod standing;
 mod superseed;
 mod trees;
 mod upkeep;
+mod web;
 mod window;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -138,6 +140,7 @@ pub struct Settings {
 /// How a torrent is doing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Summary {
+    /// Without web seeds, as all that follows up to the bytes.
     pub peers: usize,
     pub seeds: usize,
     /// Peers that let us ask.
@@ -400,6 +403,23 @@ impl Torrent {
             self.send(now, other, Message::Cancel(block));
         }
         self.refill(now, key);
+        Verdict::Write
+    }
+
+    /// A block was elsewhere on this machine; `as_from` stands for whoever sent it, should it be wrong.
+    pub fn block_held(&mut self, now: Now, as_from: PeerKey, block: Block) -> Verdict {
+        let Some(content) = &mut self.content else {
+            return Verdict::Waste;
+        };
+        let Received::Fresh { cancel, .. } = content.picker.held(as_from, &block) else {
+            return Verdict::Waste;
+        };
+        for other in cancel {
+            if let Some(peer) = self.peers.get_mut(&other) {
+                peer.asked.remove(&block);
+            }
+            self.send(now, other, Message::Cancel(block));
+        }
         Verdict::Write
     }
 

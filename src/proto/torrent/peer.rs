@@ -58,6 +58,8 @@ pub struct NewPeer {
 pub(super) struct Peer {
     pub(super) fast: bool,
     pub(super) extended: bool,
+    /// It is no peer but a web server.
+    pub(super) web: bool,
     pub(super) v2: bool,
     /// Pieces being read for hashes it wants.
     pub(super) hash_jobs: u32,
@@ -118,6 +120,7 @@ impl Peer {
         Self {
             fast: new.fast,
             extended: new.extended,
+            web: false,
             v2: new.v2,
             hash_jobs: 0,
             called: new.called,

@@ -54,7 +54,10 @@ impl Torrent {
             let behaviour = peer.shown().value().min(before);
             (behaviour, peer.addr.map_or(0, |addr| self.priority(addr)))
         };
-        let idle = self.peers.iter().filter(|(_, peer)| !peer.is_of_use());
+        let idle = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| !peer.web && !peer.is_of_use());
         let least: Option<(Standing, PeerKey)> =
             idle.map(|(key, peer)| (standing(peer), *key)).min();
         let Some((_, key)) = least.filter(|(least, _)| *least < self.standing(&addr)) else {

@@ -33,7 +33,7 @@ impl Torrent {
         let shows = self.super_seed.as_ref().is_some_and(SuperSeed::is_waiting);
         let round = (shows || self.peers.values().any(wanted)).then_some(self.next_round);
         let life = |peer: &Peer| (peer.heard + SILENCE_MAX).min(peer.spoken + KEEP_ALIVE_TIME);
-        let life = self.peers.values().map(life).min();
+        let life = self.peers.values().filter(|peer| !peer.web).map(life).min();
         let fetch = self.hash_fetch.as_ref().and_then(HashFetch::poll_timeout);
         let tick = life.into_iter().chain(fetch).min();
         // What a tick does is not done before the next one.
@@ -80,10 +80,12 @@ impl Torrent {
                 now.saturating_sub(peer.heard),
                 now.saturating_sub(peer.spoken),
             );
-            if silent >= SILENCE_MAX {
-                self.drop_peer(key, Fault::Silent);
-            } else if finished && peer.only_uploads() {
+            if finished && peer.only_uploads() {
                 self.drop_peer(key, Fault::Redundant);
+            } else if peer.web {
+                // It says nothing unasked.
+            } else if silent >= SILENCE_MAX {
+                self.drop_peer(key, Fault::Silent);
             } else if quiet >= KEEP_ALIVE_TIME {
                 self.send(now, key, Message::KeepAlive);
             }
@@ -194,9 +196,9 @@ impl Torrent {
             ..Summary::default()
         };
         for peer in self.peers.values_mut() {
-            summary.peers += 1;
-            summary.seeds += usize::from(peer.is_seed());
-            summary.unchoked += usize::from(peer.unchoked);
+            summary.peers += usize::from(!peer.web);
+            summary.seeds += usize::from(!peer.web && peer.is_seed());
+            summary.unchoked += usize::from(!peer.web && peer.unchoked);
             summary.leechers += usize::from(peer.interested_in_us);
             summary.rate_down += peer.window.rate(now);
             summary.rate_up += peer.sent.rate(now);

@@ -3,6 +3,7 @@
 mod folder;
 mod share;
 mod torrent;
+mod web;
 mod wire;
 mod xet;
 
@@ -42,6 +43,12 @@ pub(crate) fn of(target: &str) -> Vec<Vec<u8>> {
         "proxy" => torrent::proxy(),
         "udp_tracker" => wire::udp_tracker(),
         "ut_metadata" => torrent::ut_metadata(),
+        "chunk_lists" => web::chunk_lists(),
+        "pcp" => web::pcp(),
+        "ssdp" => web::ssdp(),
+        "upnp" => web::upnp(),
+        "web_seed" => web::web_seed(),
+        "web_url" => web::web_url(),
 
         "auth" => share::auth(),
         "certificate" => vec![share::signed().certificate.encode()],

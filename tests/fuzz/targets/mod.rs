@@ -9,6 +9,7 @@ pub(crate) mod hashes;
 pub(crate) mod local;
 pub(crate) mod share;
 pub(crate) mod torrent;
+pub(crate) mod web;
 pub(crate) mod wire;
 mod xet;
 
@@ -25,6 +26,7 @@ pub(crate) const TARGETS: &[(&str, Target)] = &[
     ("certificate", share::certificate),
     ("changes", folder::changes),
     ("checkpoint", local::checkpoint),
+    ("chunk_lists", web::chunk_lists),
     ("chunk_stream", xet::chunk_stream),
     ("codec", xet::codec),
     ("config", local::config),
@@ -58,6 +60,7 @@ pub(crate) const TARGETS: &[(&str, Target)] = &[
     ("noise", wire::noise),
     ("pack", xet::pack),
     ("pack_journal", xet::pack_journal),
+    ("pcp", web::pcp),
     ("peer_wire", torrent::peer_wire),
     ("pex", torrent::pex),
     ("proxy", torrent::proxy),
@@ -68,12 +71,16 @@ pub(crate) const TARGETS: &[(&str, Target)] = &[
     ("set_manifest", local::set_manifest),
     ("shard", xet::shard),
     ("snapshot", folder::snapshot),
+    ("ssdp", web::ssdp_answer),
     ("state_text", local::state_text),
     ("torrent_hello", torrent::torrent_hello),
     ("tracker_url", torrent::tracker_url),
     ("tree", folder::tree),
     ("udp_tracker", wire::udp_tracker),
+    ("upnp", web::upnp),
     ("ut_metadata", torrent::ut_metadata),
+    ("web_seed", web::web_seed),
+    ("web_url", web::web_url),
     ("xorb", xet::xorb),
     ("xorb_whole", xet::xorb_whole),
 ];

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
 use super::{TrackerError, TrackerStatus, TrackerUrl};
-use crate::engine::discovery::{Found, Source, Stop, deliver, jittered};
+use crate::engine::discovery::{Found, Source, Stop, deliver, jittered, moved};
 use crate::proto::tracker::{AnnounceRequest, Announced, Event};
 use crate::share::SwarmId;
 use crate::{clock, random};
@@ -91,7 +91,8 @@ pub(in crate::engine::discovery) struct Task {
     pub(in crate::engine::discovery) tiers: Vec<Vec<Entry>>,
     pub(in crate::engine::discovery) swarm: SwarmId,
     pub(in crate::engine::discovery) announce: Announce,
-    pub(in crate::engine::discovery) port: u16,
+    /// Where others can call us.
+    pub(in crate::engine::discovery) port: watch::Receiver<u16>,
     pub(in crate::engine::discovery) sink: mpsc::Sender<Found>,
     pub(in crate::engine::discovery) stop: Stop,
 }
@@ -120,6 +121,7 @@ impl Task {
         entries.for_each(|entry| entry.told_completed = completed);
         loop {
             let told = *self.announce.totals.borrow();
+            drop(self.port.borrow_and_update());
             let wait = match self.round().await {
                 Some((announced, heard)) => {
                     if !heard {
@@ -137,6 +139,7 @@ impl Task {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = becomes_whole(&mut self.announce.totals, told) => {}
+                () = moved(&mut self.port) => {}
             }
         }
     }
@@ -171,7 +174,10 @@ impl Task {
         AnnounceRequest {
             swarm: self.swarm,
             peer_id: self.announce.peer_id,
-            port: if self.port == 0 { PORT_NONE } else { self.port },
+            port: match *self.port.borrow() {
+                0 => PORT_NONE,
+                port => port,
+            },
             key: self.announce.key,
             uploaded: totals.uploaded,
             downloaded: totals.downloaded,

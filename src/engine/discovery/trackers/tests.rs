@@ -306,7 +306,7 @@ fn run(tiers: &[&[&str]]) -> Run {
         key: 7,
         totals: watched,
     };
-    let port = 0;
+    let port = watch::channel(0).1;
     let task = Task {
         tiers,
         swarm,
