@@ -20,7 +20,7 @@ const SOON: Duration = Duration::from_secs(60);
 fn info_hash(magnet: &str) -> Vec<u8> {
     let at = magnet.find("btih:").unwrap() + 5;
     data_encoding::HEXLOWER
-        .decode(magnet[at..at + 40].as_bytes())
+        .decode(&magnet.as_bytes()[at..at + 40])
         .unwrap()
 }
 
@@ -152,7 +152,7 @@ fn lie(
     stream.read_exact(&mut theirs)?;
     stream.write_all(&handshake(hash, 99))?;
     let mut field = vec![0xff; pieces.div_ceil(8)];
-    if pieces % 8 > 0 {
+    if !pieces.is_multiple_of(8) {
         *field.last_mut().unwrap() <<= 8 - pieces % 8;
     }
     stream.write_all(&[message(5, &field), message(1, &[])].concat())?;

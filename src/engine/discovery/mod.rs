@@ -386,7 +386,7 @@ impl Stop {
 async fn moved(port: &mut watch::Receiver<u16>) {
     if port.changed().await.is_err() {
         // Nobody will say so any more.
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
