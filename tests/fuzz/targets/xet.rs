@@ -10,7 +10,7 @@ use ccbt_xet::hash::{ChunkHash, Suite, XorbHash, chunk_hash};
 use ccbt_xet::merkle::xorb_hash;
 use ccbt_xet::recipe::{Recipe, decode_segment, encode_segment, segments};
 use ccbt_xet::shard;
-use ccbt_xet::store::{Store, StoreOptions};
+use ccbt_xet::store::{OpenStoreError, Store, StoreOptions};
 use ccbt_xet::xorb::{Footer, parse as parse_xorb, records, validate};
 
 use super::take;
@@ -257,10 +257,18 @@ fn put_file(disk: &MemDisk, path: &Path, bytes: &[u8]) {
     disk.sync_dir(dir).expect("the fake disk");
 }
 
-fn open(disk: &MemDisk) -> Store {
+/// None: what lies there is a store of the other suite. A fuzzer sees what a record's name is compared with, and so finds
+/// the right one.
+fn try_open(disk: &MemDisk) -> Option<Store> {
     let disk = Arc::new(disk.clone());
-    let store = Store::open(Path::new(STORE), disk, StoreOptions::default());
-    store.expect("damage is no reason not to open")
+    match Store::open(Path::new(STORE), disk, StoreOptions::default()) {
+        Err(OpenStoreError::Suite { .. }) => None,
+        opened => Some(opened.expect("damage is no reason not to open")),
+    }
+}
+
+fn open(disk: &MemDisk) -> Store {
+    try_open(disk).expect("it could be opened before")
 }
 
 /// Opens the store that lies on the disk, reads and writes, and does so again: what was good before stays so.
@@ -270,7 +278,9 @@ fn use_store(disk: &MemDisk, content: &[u8]) -> bool {
         .filter_map(|record| record.decode().ok())
         .map(|chunk| chunk_hash(&chunk))
         .collect();
-    let store = open(disk);
+    let Some(store) = try_open(disk) else {
+        return false;
+    };
     let mut found = Vec::new();
     for name in &names {
         if let Ok(Some(bytes)) = store.chunk(name) {
@@ -301,7 +311,7 @@ pub(crate) fn pack(mut data: &[u8]) -> bool {
         "nodes/1.nodes"
     };
     put_file(&disk, &Path::new(STORE).join(path), data);
-    use_store(&disk, data) || open(&disk).stats().nodes > 0
+    use_store(&disk, data) || try_open(&disk).is_some_and(|store| store.stats().nodes > 0)
 }
 
 /// The journal beside a pack of chunks: `number of batches u8`, each `number of entries u8 | entries` (the target adds
