@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What reading a torrent's files costs by `pread`, by `mmap` and by `sendfile`: the numbers of docs/decisions/0013-content-is-read-by-pread.md.
+"""What reading a torrent's files costs by `pread`, by `mmap` and by `sendfile`: the numbers of docs/decisions/0015-content-is-read-by-pread.md.
 
     scripts/bench-torrent/reads.py [--mib 1024] [--runs 5] [--dir DIR]       needs root, to drop caches
 

@@ -378,8 +378,10 @@ impl Device {
         for (name, found) in names {
             if name.starts_with(TEMP_PREFIX) {
                 leftover.push((visit.dir, name));
-            } else if !name.starts_with(IGNORED) && !(visit.dir == HomeId::ROOT && name == OWN_DIR)
-            {
+                continue;
+            }
+            let is_own = visit.dir == HomeId::ROOT && name == OWN_DIR;
+            if !is_own && !name.starts_with(IGNORED) {
                 listing.names.insert(name, Seen::Found(found));
             }
         }
