@@ -325,3 +325,156 @@ pub(super) fn content(
     contents.read(content, size, 0..size, &mut keep).ok()?;
     Some(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use ccbt_xet::disk::MemDisk;
+    use ccbt_xet::hash::chunk_hash;
+    use ccbt_xet::store::StoreOptions;
+
+    use super::super::watch::Waker;
+    use super::*;
+    use crate::folder::content::ContentWriter;
+    use crate::folder::work::StoreNodes;
+
+    const LEN: usize = 5 << 20;
+
+    /// A file in memory, and how many bytes were written to it.
+    struct File(Vec<u8>, usize);
+
+    impl Patch for File {
+        fn read(&mut self, at: u64, buf: &mut [u8]) -> io::Result<usize> {
+            let there = self.0.get(at as usize..).unwrap_or_default();
+            let len = there.len().min(buf.len());
+            buf[..len].copy_from_slice(&there[..len]);
+            Ok(len)
+        }
+
+        fn write(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
+            let (at, end) = (at as usize, at as usize + bytes.len());
+            self.0.resize(self.0.len().max(end), 0);
+            self.0[at..end].copy_from_slice(bytes);
+            self.1 += bytes.len();
+            Ok(())
+        }
+
+        fn data_from(&mut self, at: u64) -> io::Result<u64> {
+            let mut after = self.0.iter().enumerate().skip(at as usize);
+            let data = after.find(|(_, byte)| **byte != 0);
+            Ok(data.map_or(u64::MAX, |(at, _)| at as u64))
+        }
+    }
+
+    /// Noise with two chunks of zeros, 128 KiB each, in it.
+    fn bytes() -> Vec<u8> {
+        let mut bytes = vec![0; LEN];
+        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+        bytes[1 << 20..(1 << 20) + (512 << 10)].fill(0);
+        bytes
+    }
+
+    fn store() -> Store {
+        let disk = Arc::new(MemDisk::new());
+        Store::open(Path::new("/store"), disk, StoreOptions::default()).unwrap()
+    }
+
+    /// Stores all chunks but the one that `but` lies in. Returns the content.
+    fn put(store: &Store, bytes: &[u8], but: Option<usize>) -> Bytes {
+        let nodes = StoreNodes(store);
+        let (mut writer, mut at) = (ContentWriter::new(&nodes), 0);
+        for chunk in ccbt_xet::chunk::chunks(bytes) {
+            let (hash, len) = (chunk_hash(chunk), chunk.len() as u32);
+            if !but.is_some_and(|but| (at..at + chunk.len()).contains(&but)) {
+                store.put_chunk(&hash, chunk).unwrap();
+            }
+            writer.push(ChunkRef { hash, len }).unwrap();
+            at += chunk.len();
+        }
+        writer.finish().unwrap().0.into()
+    }
+
+    fn with_contents(store: &Store, test: impl FnOnce(&StoreContents<'_>)) {
+        let dir = tempfile::tempdir().unwrap();
+        let files = HomeFiles::open(dir.path(), 1, Waker::new().unwrap()).unwrap();
+        let files = &files;
+        test(&StoreContents { store, files });
+    }
+
+    #[test]
+    fn a_content_is_read_as_far_as_it_is_here_and_goes_on_from_there() {
+        let (bytes, store) = (bytes(), store());
+        let content = put(&store, &bytes, Some(3 << 20));
+        let size = LEN as u64;
+        with_contents(&store, |contents| {
+            let here = contents.here(&content, size, 0).unwrap();
+            assert!((2 << 20..3 << 20 | 1).contains(&here), "{here}");
+            let mut got = Vec::new();
+            let mut read = |part| {
+                contents.read(&content, size, part, &mut |piece| {
+                    match piece {
+                        Piece::Bytes(bytes) => got.extend_from_slice(bytes),
+                        Piece::Zeros(len) => got.resize(got.len() + len as usize, 0),
+                    }
+                    Ok(())
+                })
+            };
+            read(0..here).unwrap();
+            assert!(matches!(read(here..size), Err(ContentError::Missing)));
+            put(&store, &bytes, None);
+            assert_eq!(contents.here(&content, size, here).unwrap(), size);
+            got.truncate(here as usize);
+            contents
+                .read(&content, size, here..size, &mut |piece| {
+                    match piece {
+                        Piece::Bytes(bytes) => got.extend_from_slice(bytes),
+                        Piece::Zeros(len) => got.resize(got.len() + len as usize, 0),
+                    }
+                    Ok(())
+                })
+                .unwrap();
+            assert!(got == bytes);
+        });
+    }
+
+    /// Whatever is in the file, it ends as the content, and what was right is not written.
+    #[test]
+    fn nothing_that_is_in_a_clone_is_believed() {
+        let (bytes, store) = (bytes(), store());
+        let content = put(&store, &bytes, None);
+        let flipped = |at: &[usize]| {
+            let mut bytes = bytes.clone();
+            at.iter().for_each(|at| bytes[*at] ^= 1);
+            bytes
+        };
+        let longer = [&bytes[..], b"more"].concat();
+        let cases = [
+            (bytes.clone(), 0),
+            (longer, 0),
+            (flipped(&[0]), 1),
+            (flipped(&[LEN - 1, 2 << 20]), 2),
+            // In the zeros that nobody reads.
+            (flipped(&[(1 << 20) + (256 << 10)]), 1),
+            (bytes[..LEN - 1].to_vec(), 1),
+        ];
+        with_contents(&store, |contents| {
+            for (number, (there, chunks)) in cases.into_iter().enumerate() {
+                let mut file = File(there, 0);
+                contents.patch(&content, LEN as u64, &mut file).unwrap();
+                assert!(file.0[..LEN] == bytes[..], "case {number}");
+                let most = chunks * ccbt_xet::chunk::MAX_CHUNK;
+                let is_written = file.1 > 0;
+                assert!(
+                    file.1 <= most && is_written == (chunks > 0),
+                    "{number}: {}",
+                    file.1
+                );
+            }
+            assert!(contents.are_alike((&content, LEN as u64), (&content, LEN as u64)));
+            let other = put(&store, &vec![7; LEN], None);
+            assert!(!contents.are_alike((&other, LEN as u64), (&content, LEN as u64)));
+        });
+    }
+}
