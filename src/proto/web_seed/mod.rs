@@ -238,7 +238,9 @@ impl WebSeed {
         if self.state != State::Ready {
             return None;
         }
-        (0..self.open).find_map(|n| self.fetch_by(n))
+        // After a failure one request shows whether it works again; several would fail together.
+        let lanes = if self.failures > 0 { 1 } else { self.open };
+        (0..lanes).find_map(|n| self.fetch_by(n))
     }
 
     /// A connection whose request is not wanted any more.

@@ -171,9 +171,13 @@ fn one_that_fails_rests_longer_each_time_and_a_block_forgives() {
     assert_eq!(rests[..3], [2, 4, 8].map(Duration::from_secs));
     assert_eq!(rests[11], REST_TIME_MAX);
     rig.ask_piece(0);
+    rig.ask_piece(9);
     let fetch = rig.seed.poll_fetch().unwrap();
+    assert_eq!(rig.seed.poll_fetch(), None, "one at first");
     rig.serve(&fetch, 1000);
     assert_eq!(rig.seed.failures, 0);
+    let fetch = rig.seed.poll_fetch().unwrap();
+    rig.serve(&fetch, 1000);
     let late = rig.seed.poll_fetch();
     assert_eq!(late, None);
 }
