@@ -867,7 +867,7 @@ fn a_directory_that_was_removed_and_made_again_is_followed() {
     t.write("dir/deep/file", "x");
     wait_until_same(&t);
     let end = Instant::now() + Duration::from_secs(30);
-    while home.problems() != [] {
+    while !home.problems().is_empty() {
         assert!(Instant::now() < end, "{:?}", home.problems());
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -2,8 +2,9 @@
 //! two lazy mounts. Afterwards all show the same; what any program had fsynced and nobody overwrote knowingly is in a live
 //! file, beside it as a conflict, or among the displaced of a plain directory; and no file is a mix of two versions.
 //!
-//! It fails, for errors in the product that it found and that are not fixed yet; so `cargo test` leaves it out until they
-//! are. `scripts/soak` runs it, `CCBT_SEED=N` repeats a run.
+//! Of some 200 rounds one ended with a content that was in no plain directory any more, which is not explained yet; so
+//! `cargo test` leaves it out until it is. `scripts/soak` runs it, 500 rounds; `CCBT_SEED=N` repeats a run, as far as
+//! threads and kills fall alike.
 
 use std::collections::HashMap;
 use std::fs;
@@ -15,11 +16,19 @@ use std::time::Duration;
 
 use crate::support::{Daemon, Links, Rng, World, is_mounted, tree, wait_equal};
 
-/// Rounds unless `CCBT_ROUNDS` says otherwise.
-const ROUNDS: u64 = 20;
+/// Rounds unless `CCBT_ROUNDS` says otherwise: each takes some 6 s of processor time in a debug build, so these take a
+/// minute or so where two processors are free.
+const ROUNDS: u64 = 12;
 
 /// Of a file that checks itself: each block says which version it is of, and where.
 const BLOCK: usize = 4096;
+
+/// So many that a repository which is removed to be begun anew is not most of the folder: that would be held back until
+/// the user confirms it, as it should be.
+const FILES_AT_FIRST: usize = 300;
+
+/// Comparisons of all with all until they are equal: nobody edits then, so a few are enough.
+const PASSES_MAX: usize = 20;
 
 /// Files that several write at once in a round, and how many of them each are written by.
 const CONTESTED: u64 = 3;
@@ -65,7 +74,7 @@ struct Storm {
 }
 
 #[test]
-#[ignore = "red: it finds errors that are not fixed yet; scripts/soak runs it"]
+#[ignore = "one run in many misses a content at its end, not explained yet; scripts/soak runs it"]
 fn a_storm_of_edits_and_kills_loses_nothing() {
     for tool in ["git", "rsync", "vim", "sqlite3", "tar"] {
         let found = Command::new(tool).arg("--version").output();
@@ -98,7 +107,11 @@ impl Storm {
             view("d", Kind::Lazy),
             view("e", Kind::Lazy),
         ];
-        fs::write(views[0].dir.join("first"), "first").unwrap();
+        let many = views[0].dir.join("many");
+        fs::create_dir(&many).unwrap();
+        for n in 0..FILES_AT_FIRST {
+            fs::write(many.join(n.to_string()), format!("file {n}")).unwrap();
+        }
         let (first, links) = world.share(&views[0].dir, views[0].state);
         let mut daemons = vec![first];
         for view in &views[1..] {
@@ -130,15 +143,22 @@ impl Storm {
         storm
     }
 
+    /// Waits until all show the same at once: who edited is among them, so it is the newest.
     fn wait_equal(&self, below: &Path) {
         let daemons: Vec<&Daemon> = self.daemons.iter().collect();
-        for view in &self.views[1..] {
-            wait_equal(
-                &self.views[0].dir.join(below),
-                &view.dir.join(below),
-                &daemons,
-            );
+        let dirs = self.views.iter().map(|view| view.dir.join(below));
+        let dirs: Vec<PathBuf> = dirs.collect();
+        for _ in 0..PASSES_MAX {
+            for dir in &dirs[1..] {
+                wait_equal(&dirs[0], dir, &daemons);
+            }
+            // While the last were waited for, the first two may have been equal as they were before.
+            let trees: Vec<_> = dirs.iter().map(|dir| tree(dir).ok()).collect();
+            if trees.iter().all(|tree| tree.is_some() && *tree == trees[0]) {
+                return;
+            }
         }
+        panic!("{} does not come to rest", below.display());
     }
 
     fn round(&mut self, round: u64, rng: &mut Rng) {
@@ -447,9 +467,10 @@ impl Turn {
                 to = at("rsync")
             ),
             Program::Vim => format!(
-                "cp {source}/deep/f1 {source}/text && printf 'one\\ntwo\\n' > {source}/text && cp {source}/text {to} && \
+                "rm -f {swap}; cp {source}/deep/f1 {source}/text && printf 'one\\ntwo\\n' > {source}/text && cp {source}/text {to} && \
                  vim -Nu NONE -i NONE -es -c 'call append(0, \"by vim\")' -c 'wq!' {to} < /dev/null && \
                  grep -q 'by vim' {to}",
+                swap = at(".text") + ".swp",
                 to = at("text")
             ),
             Program::Sqlite => format!(

@@ -333,10 +333,10 @@ impl Device {
             ..Listing::default()
         };
         for (name, found) in names {
+            let is_own = visit.dir == HomeId::ROOT && name == OWN_DIR;
             if name.starts_with(TEMP_PREFIX) {
                 leftover.push((visit.dir, name));
-            } else if !name.starts_with(IGNORED) && !(visit.dir == HomeId::ROOT && name == OWN_DIR)
-            {
+            } else if !is_own && !name.starts_with(IGNORED) {
                 listing.names.insert(name, Seen::Found(found));
             }
         }
