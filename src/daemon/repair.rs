@@ -22,6 +22,9 @@ use crate::folder::work::Missing;
 /// Rounds of fetching what was damaged: nodes lead to more nodes, then to chunks.
 const ROUNDS_MAX: usize = 32;
 
+/// Things asked for in one round where nobody can name what is damaged.
+const ROUND_MAX: usize = 4096;
+
 /// Time between two tries to get back the same, which doubles from the first to the last.
 const RETRY_TIME_MIN: Duration = Duration::from_secs(60);
 const RETRY_TIME_MAX: Duration = Duration::from_secs(6 * 3600);
@@ -248,7 +251,10 @@ async fn restore_tree(open: &OpenFolder) -> Result<(), ApiError> {
 
 /// Asks a folder's peers for what it misses, of the damaged or of everything. Peers that do not have it are no error.
 /// How much arrived, and what is missed after that: of everything if nothing was named.
-async fn refetch(open: &OpenFolder, damaged: Option<&Damaged>) -> Result<(u64, Damaged), ApiError> {
+async fn refetch(
+    open: &OpenFolder,
+    damaged: Option<&Arc<Damaged>>,
+) -> Result<(u64, Damaged), ApiError> {
     let mut arrived = 0;
     let mut missing = look(open, damaged).await?;
     for _ in 0..ROUNDS_MAX {
@@ -289,20 +295,17 @@ fn came(asked: &Missing, missing: &Missing) -> u64 {
     came as u64
 }
 
-/// What a folder misses, of the damaged or of everything.
-async fn look(open: &OpenFolder, damaged: Option<&Damaged>) -> Result<Missing, ApiError> {
-    let folder = open.folder.clone();
-    let missing = blocking(move || {
-        let missing = folder.missing_below(&[], usize::MAX);
+/// What a folder misses of the damaged, or the first of all it misses.
+async fn look(open: &OpenFolder, damaged: Option<&Arc<Damaged>>) -> Result<Missing, ApiError> {
+    let (folder, damaged) = (open.folder.clone(), damaged.cloned());
+    blocking(move || {
+        let missing = match damaged {
+            Some(damaged) => folder.missing_among(&damaged.chunks, &damaged.nodes),
+            None => folder.missing_below(&[], ROUND_MAX),
+        };
         missing.map_err(|error| ApiError::new(ErrorKind::Io, error))
-    });
-    let mut missing = missing.await?;
-    if let Some(damaged) = damaged {
-        let chunks = &mut missing.chunks;
-        chunks.retain(|want| damaged.chunks.contains(&want.hash));
-        missing.nodes.retain(|(_, id)| damaged.nodes.contains(id));
-    }
-    Ok(missing)
+    })
+    .await
 }
 
 #[cfg(test)]

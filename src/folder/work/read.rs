@@ -17,7 +17,7 @@ use super::inodes::Ino;
 use super::nodes::{StoreError, StoreNodes};
 use super::open::OpenFile;
 use super::runs::{Interest, Runs, SMALL_MAX};
-use super::stats::Picked;
+use super::stats::Absent;
 use super::{FetchError, Inner, Priority, WantedChunk};
 use crate::folder::content::{ContentReader, Located};
 use crate::folder::tree::{NodeRef, NodesError};
@@ -295,14 +295,16 @@ impl Inner {
         }
     }
 
-    /// Shows `picked` what of a version is not here: chunks, and the nodes it takes to know them.
-    pub(super) fn lacking(&self, stored: &Stored, picked: &mut Picked) -> Result<(), VolumeError> {
+    /// Shows `each` what of a version is not here: chunks, and the nodes it takes to know them.
+    pub(super) fn each_missing(
+        &self,
+        stored: &Stored,
+        each: &mut dyn FnMut(Absent),
+    ) -> Result<(), VolumeError> {
         let store = &self.config.store;
         let unlisted = self.each_chunk(stored, &mut |found| {
-            if !store.contains(&found.chunk.hash)
-                && let Some(missing) = picked.place()
-            {
-                missing.chunks.push(wanted(found));
+            if !store.contains(&found.chunk.hash) {
+                each(Absent::Chunk(wanted(found)));
             }
         });
         let unlisted = unlisted.map_err(|error| {
@@ -310,9 +312,7 @@ impl Inner {
             VolumeError::Io
         })?;
         for node in unlisted {
-            if let Some(missing) = picked.place() {
-                missing.nodes.push((node.kind.code(), node.id));
-            }
+            each(Absent::Node(node.kind.code(), node.id));
         }
         Ok(())
     }

@@ -1,7 +1,9 @@
 //! What a folder holds, what of it is here, and what it takes to have it whole.
 
+use std::collections::HashSet;
+
 use ccbt_mount::{Ino, VolumeError};
-use ccbt_xet::hash::NodeId;
+use ccbt_xet::hash::{ChunkHash, NodeId};
 
 use super::body::Stored;
 use super::commit::CommitError;
@@ -35,6 +37,14 @@ pub struct Missing {
     pub chunks: Vec<WantedChunk>,
     /// By kind and name.
     pub nodes: Vec<(u8, NodeId)>,
+}
+
+/// One thing that is not here.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Absent {
+    Chunk(WantedChunk),
+    /// By kind and name.
+    Node(u8, NodeId),
 }
 
 /// Which part of what is missing is asked for: about `count` things after the first `from`. Where there are not so many,
@@ -194,6 +204,33 @@ impl Folder {
         Ok(self.missing_of(&files, part)?.0)
     }
 
+    /// What is missing of these chunks and nodes, each once: however much else is missing, no more than that is kept.
+    pub fn missing_among(
+        &self,
+        chunks: &HashSet<ChunkHash>,
+        nodes: &HashSet<NodeId>,
+    ) -> Result<Missing, VolumeError> {
+        let files = contents(&self.inner.core.lock().state);
+        let (mut found, mut seen) = (Missing::default(), (HashSet::new(), HashSet::new()));
+        for stored in &files {
+            self.inner
+                .each_missing(stored, &mut |absent| match absent {
+                    Absent::Chunk(chunk) if chunks.contains(&chunk.hash) => {
+                        if seen.0.insert(chunk.hash) {
+                            found.chunks.push(chunk);
+                        }
+                    }
+                    Absent::Node(kind, id) if nodes.contains(&id) => {
+                        if seen.1.insert(id) {
+                            found.nodes.push((kind, id));
+                        }
+                    }
+                    Absent::Chunk(_) | Absent::Node(..) => {}
+                })?;
+        }
+        Ok(found)
+    }
+
     /// A part of what is missing, and whether there may be more behind it.
     fn missing_of(&self, files: &[Stored], part: Part) -> Result<(Missing, bool), VolumeError> {
         let mut picked = Picked::new(part);
@@ -201,7 +238,8 @@ impl Folder {
             if picked.is_full() {
                 return Ok((picked.tail, true));
             }
-            self.inner.lacking(stored, &mut picked)?;
+            self.inner
+                .each_missing(stored, &mut |absent| picked.show(absent))?;
         }
         Ok(picked.finish())
     }
@@ -247,7 +285,7 @@ impl Missing {
 
 /// Picks a part of what is missing out of all of it, as it is found.
 #[derive(Debug)]
-pub(super) struct Picked {
+struct Picked {
     part: Part,
     found: usize,
     /// The first of what is left out, in case there is room for it.
@@ -265,8 +303,17 @@ impl Picked {
         }
     }
 
+    fn show(&mut self, absent: Absent) {
+        if let Some(missing) = self.place() {
+            match absent {
+                Absent::Chunk(chunk) => missing.chunks.push(chunk),
+                Absent::Node(kind, id) => missing.nodes.push((kind, id)),
+            }
+        }
+    }
+
     /// Where the next thing found is kept, if it is.
-    pub(super) fn place(&mut self) -> Option<&mut Missing> {
+    fn place(&mut self) -> Option<&mut Missing> {
         let is_head = self.found < self.part.from;
         self.found += 1;
         let kept = match is_head {
@@ -408,9 +455,7 @@ mod tests {
     fn pick(all: usize, from: usize, count: usize) -> (Vec<u8>, bool) {
         let mut picked = Picked::new(Part { from, count });
         for n in 0..all {
-            if let Some(kept) = picked.place() {
-                kept.nodes.push((n as u8, NodeId::from_bytes([0; 32])));
-            }
+            picked.show(Absent::Node(n as u8, NodeId::from_bytes([0; 32])));
         }
         let (missing, more) = picked.finish();
         (missing.nodes.into_iter().map(|(n, _)| n).collect(), more)

@@ -133,6 +133,21 @@ fn a_look_after_a_whole_one_is_at_what_changed() {
 }
 
 #[test]
+fn of_all_that_is_missing_what_was_named_is_found_once() {
+    let bytes = noise(7, 1_000_000);
+    let (a, b) = merged(&bytes);
+    a.put("g", &bytes).unwrap();
+    b.merge(&a.publish().unwrap());
+    let all = b.folder.missing_below(&[], usize::MAX).unwrap().chunks;
+    let named: HashSet<_> = all.iter().skip(3).take(2).map(|want| want.hash).collect();
+    let among = |chunks| b.folder.missing_among(chunks, &HashSet::new()).unwrap();
+    let found: Vec<_> = among(&named).chunks.iter().map(|want| want.hash).collect();
+    assert_eq!(found, [all[3].hash, all[4].hash]);
+    assert!(b.read("f").unwrap() == bytes);
+    assert!(among(&named).is_empty(), "they are here now");
+}
+
+#[test]
 fn a_loss_shows() {
     let bytes = noise(7, 1_000_000);
     let (_a, b) = merged(&bytes);
