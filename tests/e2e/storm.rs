@@ -8,11 +8,13 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::support::{Daemon, Links, Rng, World, is_mounted, tree, wait_equal};
 
@@ -403,24 +405,26 @@ impl Turn {
         log
     }
 
-    /// Writes a file that others write at the same time.
+    /// Writes a file that others write at the same time. What it overwrites is read where nothing can come between: out of
+    /// the name that an exchange has left it, or by the descriptor that is then written to.
     fn contend(&self, n: u64, rng: &mut Rng, log: &mut Log) -> io::Result<()> {
         let path = self.dir.join(contested(n));
         let version = format!("{} file {n} by {}", self.name, self.view);
         let content = checked(&version, 1 + rng.below(40) as usize);
         let hash = blake3::hash(&content);
-        let before = |log: &mut Log| -> io::Result<()> {
-            log.overwritten.push(blake3::hash(&fs::read(&path)?));
-            Ok(())
-        };
         if rng.below(2) == 0 {
-            let temp = self.dir.join(format!(".saving-{n}-{}", self.view));
+            // A killed one of an earlier round may still have what it took from another.
+            let temp = format!(".saving-{}-{n}-{}", self.name, self.view);
+            let temp = self.dir.join(temp);
             write_synced(&temp, &content)?;
-            before(log)?;
-            fs::rename(&temp, &path)?;
+            renameat_with(CWD, &temp, CWD, &path, RenameFlags::EXCHANGE)?;
+            log.overwritten.push(blake3::hash(&fs::read(&temp)?));
+            fs::remove_file(&temp)?;
         } else {
-            before(log)?;
-            let file = fs::OpenOptions::new().write(true).open(&path)?;
+            let mut file = fs::OpenOptions::new().read(true).write(true).open(&path)?;
+            let mut old = Vec::new();
+            file.read_to_end(&mut old)?;
+            log.overwritten.push(blake3::hash(&old));
             // Whole blocks in one call each, so that nobody can read half of one.
             file.set_len(0)?;
             file.write_all_at(&content, 0)?;

@@ -41,6 +41,8 @@ struct State {
     /// Calls until the crash.
     left: Option<u64>,
     is_down: bool,
+    /// Calls until the one that fails, alone.
+    until_error: Option<u64>,
     /// One call in so many fails.
     error_one_in: Option<u64>,
     is_full: bool,
@@ -52,6 +54,7 @@ impl Faults {
             random: Random(seed),
             left: None,
             is_down: false,
+            until_error: None,
             error_one_in: None,
             is_full: false,
         };
@@ -66,9 +69,15 @@ impl Faults {
     pub(super) fn set(&self, crash_after: Option<u64>, error_one_in: Option<u64>, is_full: bool) {
         let mut state = self.state.lock();
         state.left = crash_after;
+        state.until_error = None;
         state.error_one_in = error_one_in;
         state.is_full = is_full;
         state.is_down = false;
+    }
+
+    /// One call fails, after so many that do not.
+    pub(super) fn fail_once(&self, after: u64) {
+        self.state.lock().until_error = Some(after);
     }
 
     pub(super) fn is_down(&self) -> bool {
@@ -89,7 +98,9 @@ impl Faults {
                 None => state.is_down = true,
             }
         }
-        let fails = state.error_one_in.is_some_and(|n| state.random.one_in(n));
+        let is_next = state.until_error == Some(0);
+        state.until_error = state.until_error.and_then(|left| left.checked_sub(1));
+        let fails = is_next || state.error_one_in.is_some_and(|n| state.random.one_in(n));
         match state.is_down || fails {
             true => Err(io::Error::other("the disk fails")),
             false => Ok(()),

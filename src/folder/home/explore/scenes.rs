@@ -111,24 +111,48 @@ fn rename(state: &mut State, from: &str, to: (Fid, &str), by: By) -> Done {
     state.rename(from, (to.0, to.1.as_bytes()), RenameMode::Replace, by)
 }
 
-/// Plays a scene once for every call it can be cut short at, by a power failure and by an error of the disk. Nobody but
-/// the peer does anything, so nothing may be published.
+/// What cuts a scene short at a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    PowerFailure,
+    /// From then on the disk fails.
+    Disk,
+    /// That call fails, and no other.
+    Call,
+}
+
+/// Plays a scene once for every call it can be cut short at, by a power failure and by errors of the disk, where names
+/// can be exchanged and where not. Nobody but the peer does anything, so nothing may be published.
 fn cut_short(start: impl Fn(&mut Schedule), act: impl Fn(&mut Schedule)) {
+    for can_exchange in [true, false] {
+        cut_short_on(can_exchange, &start, &act);
+    }
+}
+
+fn cut_short_on(can_exchange: bool, start: &impl Fn(&mut Schedule), act: &impl Fn(&mut Schedule)) {
+    let kind = || Kind {
+        can_exchange,
+        ..Kind::quiet(false)
+    };
     for call in 0..CALLS_MAX {
-        for (fails, seed) in [(false, 1), (false, 2), (false, 3), (true, 4)] {
-            let mut scene = Schedule::scene(seed, false);
+        let power = [1, 2, 3].map(|seed| (Cut::PowerFailure, seed));
+        for (cut, seed) in power.into_iter().chain([(Cut::Disk, 4), (Cut::Call, 5)]) {
+            let mut scene = Schedule::of_kind(Random(seed), kind());
             start(&mut scene);
             scene.take_in();
             assert!(scene.device.pull(), "nothing hinders it yet");
             act(&mut scene);
-            scene.device.faults.set(Some(call), None, false);
+            match cut {
+                Cut::Call => scene.device.faults.fail_once(call),
+                Cut::PowerFailure | Cut::Disk => scene.device.faults.set(Some(call), None, false),
+            }
             scene.device.pull();
-            match fails {
-                true => scene.device.faults.set(None, None, false),
-                false => scene.restart(),
+            match cut {
+                Cut::PowerFailure => scene.restart(),
+                Cut::Disk | Cut::Call => scene.device.faults.set(None, None, false),
             }
             if let Err(what) = scene.end() {
-                panic!("cut at call {call}, seed {seed}: {what}");
+                panic!("{cut:?} at call {call}, seed {seed}, exchange {can_exchange}: {what}");
             }
         }
     }

@@ -125,6 +125,10 @@ impl<'p, 'w, F: HomeFs> Pull<'p, 'w, F> {
         }
         self.clear_aside()?;
         self.writer.drop_unused();
+        if self.writer.is_stuck && self.left.failed == 0 {
+            // Something has moved, and it is not known to be durable: what was to take its place has its turn after that.
+            self.left.failed = 1;
+        }
         let unfit = self.puller.unfit.values().map(BTreeSet::len);
         self.left.unfit += unfit.sum::<usize>() as u64;
         Ok(self.left)
