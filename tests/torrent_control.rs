@@ -30,17 +30,13 @@ struct Daemon<'a> {
 impl<'a> Daemon<'a> {
     fn start(place: &'a Place, state: &'static str, env: &[(&str, &str)]) -> Self {
         let port = free_port();
-        let ccbt = Ccbt::start_with(place, state, port, &["daemon"], env);
-        let daemon = Self {
+        let ccbt = Ccbt::daemon(place, state, port, env);
+        Self {
             place,
             state,
             ccbt,
             port,
-        };
-        until("the daemon answers", || {
-            daemon.try_run(&["torrents"]).is_some()
-        });
-        daemon
+        }
     }
 
     fn try_run(&self, args: &[&str]) -> Option<serde_json::Value> {

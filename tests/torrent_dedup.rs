@@ -6,7 +6,6 @@ mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use support::Place;
 use support::clients::*;
@@ -35,14 +34,8 @@ struct Daemon<'a> {
 
 impl<'a> Daemon<'a> {
     fn start(place: &'a Place, env: &[(&str, &str)]) -> Self {
-        let ccbt = Ccbt::start_with(place, "s", free_port(), &["daemon"], env);
-        let daemon = Self { place, ccbt };
-        let end = Instant::now() + PATIENCE;
-        while daemon.try_run(&["torrents"]).is_none() {
-            assert!(Instant::now() < end, "{}", daemon.ccbt.log());
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        daemon
+        let ccbt = Ccbt::daemon(place, "s", free_port(), env);
+        Self { place, ccbt }
     }
 
     fn try_run(&self, args: &[&str]) -> Option<serde_json::Value> {

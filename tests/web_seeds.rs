@@ -33,7 +33,7 @@ struct Download<'a> {
 
 impl<'a> Download<'a> {
     fn start(place: &'a Place, source: &str, more: &[&str], env: &[(&str, &str)]) -> Self {
-        let ccbt = Ccbt::start_with(place, "s", free_port(), &["daemon"], env);
+        let ccbt = Ccbt::daemon(place, "s", free_port(), env);
         let mut download = Self {
             place,
             ccbt,
@@ -41,15 +41,8 @@ impl<'a> Download<'a> {
         };
         let out = place.path("out");
         let args = ["download", source, "-d", "-o", text(&out)];
-        let args = [&args[..], more].concat();
-        let end = Instant::now() + PATIENCE;
-        let begun = loop {
-            if let Some(begun) = download.try_run(&args) {
-                break begun;
-            }
-            assert!(Instant::now() < end, "{}", download.ccbt.log());
-            std::thread::sleep(Duration::from_millis(50));
-        };
+        let begun = download.try_run(&[&args[..], more].concat());
+        let begun = begun.unwrap_or_else(|| panic!("{}", download.ccbt.log()));
         download.hash = begun["torrent"]["hash"].as_str().unwrap().to_owned();
         download
     }

@@ -167,6 +167,18 @@ impl Ccbt {
         Self { child, log }
     }
 
+    /// A daemon, once it answers: a command with `-d` that came earlier would start a second one, in an environment of its own.
+    pub(crate) fn daemon(place: &Place, state: &str, port: u16, env: &[(&str, &str)]) -> Self {
+        let daemon = Self::start_with(place, state, port, &["daemon"], env);
+        let until = Instant::now() + PATIENCE;
+        let state = place.path(state);
+        while place.run(&["--state", text(&state), "status"]).code != 0 {
+            assert!(Instant::now() < until, "no answer:\n{}", daemon.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        daemon
+    }
+
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
