@@ -12,6 +12,7 @@
 
 mod attr;
 mod body;
+mod buffers;
 mod checkpoint;
 mod commit;
 mod core;

@@ -12,6 +12,7 @@ use ccbt_xet::hash::NodeId;
 use parking_lot::Mutex;
 
 use super::body::{Extract, Stored};
+use super::buffers::Buffers;
 use super::extents::Source;
 use super::inodes::Ino;
 use super::nodes::{StoreError, StoreNodes};
@@ -52,6 +53,7 @@ pub(super) struct Reads {
     failed: Mutex<HashMap<[u8; 32], (u64, VolumeError)>>,
     ahead_bytes: AtomicU64,
     runs: Mutex<Runs>,
+    buffers: Buffers,
 }
 
 /// The read-ahead of one handle.
@@ -139,14 +141,14 @@ impl Inner {
             (Some((first, _)), Some((last, _))) => last.range.end - first.range.start,
             _ => return Ok(Bytes::new()),
         };
-        let mut out = vec![0; len as usize];
-        let mut rest = &mut out[..];
+        let mut out = self.reads.buffers.take(len as usize);
+        let mut rest = out.as_mut();
         let mut lacking = Vec::new();
         for (piece, file) in &extract.pieces {
             let (buf, after) = rest.split_at_mut((piece.range.end - piece.range.start) as usize);
             rest = after;
             match (piece.source, file) {
-                (Source::Zero, _) => {}
+                (Source::Zero, _) => buf.fill(0),
                 (Source::Data { at, .. }, Some(file)) => {
                     let read = file.read_at(at, buf);
                     read.map_err(|error| Lack::Failed(super::disk_error(&error)))?;
@@ -158,12 +160,12 @@ impl Inner {
             }
         }
         match lacking.is_empty() {
-            true => Ok(Bytes::from(out)),
+            true => Ok(out.freeze()),
             false => Err(Lack::Chunks(lacking)),
         }
     }
 
-    /// Fills `buf` with a range of a version; what is not here is added to `lacking`.
+    /// Fills all of `buf` with a range of a version; what is not here is added to `lacking`.
     fn read_stored(
         &self,
         stored: &Stored,
@@ -171,20 +173,25 @@ impl Inner {
         buf: &mut [u8],
         lacking: &mut Vec<WantedChunk>,
     ) -> Result<(), Lack> {
+        let (mut at, mut rest) = (range.start, buf);
         for located in self.locate(stored, range.clone())? {
-            let chunk_end = located.offset + u64::from(located.chunk.len);
-            let from = located.offset.max(range.start);
-            let to = chunk_end.min(range.end);
-            let slot = (from - range.start) as usize..(to - range.start) as usize;
-            let Some(part) = buf.get_mut(slot) else {
+            let to = located.end().min(range.end);
+            let (Some(skip), Some(len)) = (at.checked_sub(located.offset), to.checked_sub(at))
+            else {
                 return Err(Lack::Failed(VolumeError::Io));
             };
-            let skip = (from - located.offset) as u32;
-            if !self.read_chunk(&located, skip, part)? {
+            let Some((part, after)) = rest.split_at_mut_checked(len as usize) else {
+                return Err(Lack::Failed(VolumeError::Io));
+            };
+            if !self.read_chunk(&located, skip as u32, part)? {
                 lacking.push(wanted(&located));
             }
+            (at, rest) = (to, after);
         }
-        Ok(())
+        match rest.is_empty() {
+            true => Ok(()),
+            false => Err(Lack::Failed(VolumeError::Io)),
+        }
     }
 
     fn read_chunk(&self, located: &Located, skip: u32, part: &mut [u8]) -> Result<bool, Lack> {
