@@ -437,6 +437,14 @@ fn shown(t: &Fixture) -> Vec<String> {
         .collect()
 }
 
+/// The size in the folder of a file in its top directory.
+fn size_of(t: &Fixture, name: &[u8]) -> Option<u64> {
+    match t.ledger.lock().state.lookup(Fid::ROOT, name) {
+        Some(Node::File(file)) => Some(file.version.size),
+        _ => None,
+    }
+}
+
 #[test]
 fn what_is_ignored_stays_out_of_the_folder_until_the_rules_change() {
     let mut t = Fixture::new();
@@ -455,10 +463,7 @@ fn what_is_ignored_stays_out_of_the_folder_until_the_rules_change() {
     std::thread::sleep(Duration::from_millis(300));
     fs::write(t.path("theirs.log"), "edited here").unwrap();
     eventually("the edit is taken in", || {
-        match t.ledger.lock().state.lookup(Fid::ROOT, b"theirs.log") {
-            Some(Node::File(file)) => file.version.size == 11,
-            _ => false,
-        }
+        size_of(&t, b"theirs.log") == Some(11)
     });
     fs::write(t.path("b.log"), "another").unwrap();
     home.scan(&|_| ()).unwrap();
@@ -470,7 +475,9 @@ fn what_is_ignored_stays_out_of_the_folder_until_the_rules_change() {
         shown(&t).contains(&"build".to_owned())
     });
     fs::write(t.path(".ccbtignore"), "*.log\nbuild/\n").unwrap();
-    std::thread::sleep(Duration::from_millis(500));
+    eventually("the rules are taken in", || {
+        size_of(&t, b".ccbtignore") == Some(13)
+    });
     home.scan(&|_| ()).unwrap();
     assert_eq!(shown(&t), [".ccbtignore", "a.txt", "build", "theirs.log"]);
     fs::write(t.path("build/new"), "not shared").unwrap();
