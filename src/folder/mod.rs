@@ -4,6 +4,7 @@
 //! what the user sees of it), the bytes that the state is stored and sent as, and the live file system
 //! over all of it ([`work`]).
 
+mod byte_map;
 pub mod changes;
 pub mod codec;
 pub mod content;

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::graph::Graph;
-use super::rows::Row;
+use super::rows::Rows;
 use super::values::{Dot, Entry, Fid, FileEntry, Key, Name, Value, VersionVector};
 use super::{Births, Change, Dir, EntryRef, State, Tag, Values};
 
@@ -35,7 +35,7 @@ impl State {
         let mut state = Self::new(tag);
         let mut births = Births::new();
         let mut heads = Vec::new();
-        let mut files: BTreeMap<Fid, Vec<Row>> = BTreeMap::new();
+        let mut files: BTreeMap<Fid, Rows> = BTreeMap::new();
         for (key, entry) in entries {
             check(&key, &entry)?;
             match entry {
@@ -46,7 +46,7 @@ impl State {
                 }
                 Entry::File(file) => {
                     let rows = files.entry(key.dir).or_default();
-                    rows.push(Row::new(&key.name, &file));
+                    rows.set(&key.name, &file);
                 }
             }
         }
@@ -56,7 +56,7 @@ impl State {
             if fid != Fid::ROOT && !births.contains_key(&fid) {
                 return Err(EntryError::NoHead(fid));
             }
-            state.dir_mut(fid, &births).names = rows.into_iter().collect();
+            state.dir_mut(fid, &births).names = rows;
         }
         state.derive_from_files();
         state.dirty.clear();

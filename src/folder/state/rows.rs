@@ -1,17 +1,15 @@
 //! The files of a directory as they lie in memory: one row of bytes per name, because a folder has a million of them
-//! and most say little: a name, one version, no link, no attributes. A row is read where it is asked for.
+//! and most say little: one version, no link, no attributes. A row is read where it is asked for.
 
-use std::borrow::Borrow;
-use std::cmp::Ordering;
-use std::collections::BTreeSet;
 use std::ops::Bound;
 
 use bytes::Bytes;
 
 use super::values::{
-    Content, ContentDigest, Dot, FileEntry, FileKind, FileMeta, Hlc, Inc, LinkId, NAME_BYTES_MAX,
-    Name, Time, Version, Xattrs,
+    Content, ContentDigest, Dot, FileEntry, FileKind, FileMeta, Hlc, Inc, LinkId, Name, Time,
+    Version, Xattrs,
 };
+use crate::folder::byte_map::ByteMap;
 use crate::folder::encoding::{DecodeError, Reader, put_prefixed, put_varint, put_zigzag};
 
 /// Bit of the first byte of a version: it is a symlink.
@@ -20,16 +18,12 @@ const SYMLINK: u8 = 1;
 const LINKED: u8 = 2;
 
 /// The entries of one directory, by name. None is empty.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Rows(BTreeSet<Row>);
-
-/// The length of the name in one byte, the name, and the values. Ordered, and equal, by name.
-#[derive(Clone)]
-pub(super) struct Row(Box<[u8]>);
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Rows(ByteMap);
 
 impl Rows {
     pub(super) fn get(&self, name: &[u8]) -> Option<FileEntry> {
-        self.0.get(name).map(Row::entry)
+        self.0.get(name).map(entry)
     }
 
     /// Whether there is a version at `name`.
@@ -39,13 +33,12 @@ impl Rows {
     }
 
     /// Puts `entry` at `name`, or takes what is there away if it is empty; returns what was there.
-    pub(super) fn set(&mut self, name: &Name, entry: &FileEntry) -> Option<FileEntry> {
-        let old = if entry.is_empty() {
-            self.0.take(name.as_bytes())
-        } else {
-            self.0.replace(Row::new(name, entry))
+    pub(super) fn set(&mut self, name: &Name, new: &FileEntry) -> Option<FileEntry> {
+        let old = match new.is_empty() {
+            true => self.0.remove(name.as_bytes()),
+            false => self.0.insert(name.as_bytes(), &row(new)),
         };
-        old.as_ref().map(Row::entry)
+        old.map(|values| entry(&values))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -53,7 +46,7 @@ impl Rows {
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = Name> {
-        self.0.iter().map(|row| Name::from(row.name()))
+        self.0.iter().map(|(name, _)| Name::from(name))
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (Name, FileEntry)> {
@@ -65,8 +58,8 @@ impl Rows {
         &'a self,
         start: Bound<&[u8]>,
     ) -> impl Iterator<Item = (Name, FileEntry)> + use<'a> {
-        let rows = self.0.range::<[u8], _>((start, Bound::Unbounded));
-        rows.map(|row| (Name::from(row.name()), row.entry()))
+        let rows = self.0.range(start);
+        rows.map(|(name, values)| (Name::from(name), entry(values)))
     }
 
     /// The names at which `other` has no entry or another.
@@ -74,90 +67,33 @@ impl Rows {
         &'a self,
         other: Option<&'a Self>,
     ) -> impl Iterator<Item = Name> + 'a {
-        let is_there = move |row: &Row| {
-            let theirs = other.and_then(|other| other.0.get(row));
-            theirs.is_some_and(|theirs| theirs.0 == row.0)
+        let mut theirs = other
+            .into_iter()
+            .flat_map(|other| other.0.iter())
+            .peekable();
+        let mut is_there = move |mine: &(&[u8], &[u8])| {
+            while theirs.next_if(|(name, _)| *name < mine.0).is_some() {}
+            theirs.peek() == Some(mine)
         };
-        let rows = self.0.iter().filter(move |row| !is_there(row));
-        rows.map(|row| Name::from(row.name()))
+        let rows = self.0.iter().filter(move |mine| !is_there(mine));
+        rows.map(|(name, _)| Name::from(name))
     }
 }
 
-/// Of two rows with one name, the later is taken.
-impl FromIterator<Row> for Rows {
-    fn from_iter<I: IntoIterator<Item = Row>>(rows: I) -> Self {
-        Self(rows.into_iter().collect())
+fn row(entry: &FileEntry) -> Vec<u8> {
+    let mut out = Vec::with_capacity(128);
+    put_varint(&mut out, entry.versions.len() as u64);
+    for version in &entry.versions {
+        put_version(&mut out, version);
     }
+    for meta in &entry.metas {
+        put_meta(&mut out, meta);
+    }
+    out
 }
 
-impl PartialEq for Rows {
-    fn eq(&self, other: &Self) -> bool {
-        let mut pairs = self.0.iter().zip(&other.0);
-        self.0.len() == other.0.len() && pairs.all(|(mine, theirs)| mine.0 == theirs.0)
-    }
-}
-
-impl Eq for Rows {}
-
-impl Row {
-    pub(super) fn new(name: &Name, entry: &FileEntry) -> Self {
-        let name = name.as_bytes();
-        let mut out = Vec::with_capacity(256);
-        debug_assert!(name.len() <= NAME_BYTES_MAX);
-        out.push(name.len() as u8);
-        out.extend_from_slice(name);
-        put_varint(&mut out, entry.versions.len() as u64);
-        for version in &entry.versions {
-            put_version(&mut out, version);
-        }
-        for meta in &entry.metas {
-            put_meta(&mut out, meta);
-        }
-        // Copied, because a vector that shrinks leaves holes behind.
-        Self(Box::from(&out[..]))
-    }
-
-    fn name(&self) -> &[u8] {
-        let (len, rest) = self.0.split_first().unwrap_or((&0, &[]));
-        rest.get(..usize::from(*len)).unwrap_or_default()
-    }
-
-    fn entry(&self) -> FileEntry {
-        let values = self.0.get(1 + self.name().len()..).unwrap_or_default();
-        read_entry(values).expect("a row is read as it was written")
-    }
-}
-
-impl Borrow<[u8]> for Row {
-    fn borrow(&self) -> &[u8] {
-        self.name()
-    }
-}
-
-impl PartialEq for Row {
-    fn eq(&self, other: &Self) -> bool {
-        self.name() == other.name()
-    }
-}
-
-impl Eq for Row {}
-
-impl PartialOrd for Row {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Row {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.name().cmp(other.name())
-    }
-}
-
-impl std::fmt::Debug for Row {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {:?}", self.name().escape_ascii(), self.entry())
-    }
+fn entry(row: &[u8]) -> FileEntry {
+    read_entry(row).expect("a row is read as it was written")
 }
 
 fn put_version(out: &mut Vec<u8>, version: &Version) {
@@ -289,6 +225,7 @@ fn read_mode(reader: &mut Reader<'_>) -> Result<u16, DecodeError> {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::values::NAME_BYTES_MAX;
     use super::*;
 
     fn dot() -> impl Strategy<Value = Dot> {
@@ -370,7 +307,10 @@ mod tests {
             prop_assert!(rows.iter().eq(pairs.iter().cloned()));
             let later = map.range(from.clone()..).map(|(name, entry)| (name.clone(), entry.clone()));
             prop_assert!(rows.range(Bound::Included(from.as_bytes())).eq(later));
-            let again: Rows = pairs.iter().rev().map(|(name, entry)| Row::new(name, entry)).collect();
+            let mut again = Rows::default();
+            for (name, entry) in pairs.iter().rev() {
+                again.set(name, entry);
+            }
             prop_assert!(again == rows && again.missing_or_other(Some(&rows)).next().is_none());
             for (name, entry) in &pairs {
                 prop_assert_eq!(rows.shows(name.as_bytes()), !entry.versions.is_empty());
