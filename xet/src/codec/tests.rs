@@ -362,6 +362,22 @@ fn blocks_of_every_length_up_to_a_few_steps() {
     }
 }
 
+/// Fewer matches are looked for than the crate does; it must not cost what it saves.
+#[test]
+fn output_is_about_as_small_as_what_the_crate_gives() {
+    let sources = concat!(
+        include_str!("../store.rs"),
+        include_str!("../pack.rs"),
+        include_str!("../index.rs")
+    );
+    for chunk in [sources.as_bytes(), &text(65_536)] {
+        let mut block = vec![0; encode::room(chunk.len())];
+        let len = encode::encode(chunk, &mut block, &mut Table::new()).expect("there is room");
+        let crates = lz4_flex::block::compress(chunk).len();
+        assert!(len * 100 <= crates * 105, "{len} against {crates}");
+    }
+}
+
 /// What was seen more than 64 KiB before has the same low bits in its position as something else.
 #[test]
 fn a_match_is_never_looked_for_beyond_the_window() {
