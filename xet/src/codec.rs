@@ -7,15 +7,16 @@
 //! length the record states and accepts nothing else, whatever the payload claims.
 
 mod block;
+mod encode;
 mod frame;
 mod xxh32;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
-use lz4_flex::block::{CompressTable, compress_into, get_maximum_output_size};
 use thiserror::Error;
 
+use encode::Table;
 pub use frame::FrameError;
 
 /// Bytes a probe compresses, from the middle of the chunk. A multiple of the grouping width.
@@ -143,7 +144,7 @@ impl Payloads {
     }
 
     /// Appends a frame. `None` when it would not be shorter than `bytes`.
-    fn push_frame(&mut self, bytes: &[u8], table: &mut CompressTable) -> Option<Range<usize>> {
+    fn push_frame(&mut self, bytes: &[u8], table: &mut Table) -> Option<Range<usize>> {
         let room = self.used + frame::room(bytes.len());
         if self.bytes.len() < room {
             self.bytes.resize(room, 0);
@@ -159,7 +160,7 @@ impl Payloads {
 
 /// Compresses chunks, keeping its tables and buffers between them (about 300 KiB).
 pub struct Encoder {
-    table: CompressTable,
+    table: Table,
     grouped: Vec<u8>,
     /// Of one chunk.
     payload: Payloads,
@@ -175,7 +176,7 @@ impl Encoder {
     /// An encoder without buffers yet.
     pub fn new() -> Self {
         Self {
-            table: CompressTable::large(),
+            table: Table::new(),
             grouped: Vec::new(),
             payload: Payloads::default(),
         }
@@ -248,7 +249,7 @@ impl Probe {
     }
 
     /// The scheme to encode `chunk` by. `Stored` means: will not pay, as far as can be told.
-    fn scheme(&self, chunk: &[u8]) -> Scheme {
+    fn scheme(&self, chunk: &[u8], table: &mut Table) -> Scheme {
         let last = Scheme::from_byte(self.last.load(Ordering::Relaxed)).unwrap_or(Scheme::Stored);
         let skipped = self
             .skip
@@ -256,7 +257,7 @@ impl Probe {
         if skipped.is_ok() {
             return last;
         }
-        let scheme = best_for_sample(middle(chunk));
+        let scheme = best_for_sample(middle(chunk), table);
         let same = match scheme == last {
             true => self.same.load(Ordering::Relaxed).saturating_add(1),
             false => 1,
@@ -290,7 +291,7 @@ impl Probe {
         chunk: &[u8],
         out: &mut Payloads,
     ) -> Option<(Scheme, Range<usize>)> {
-        let scheme = self.scheme(chunk);
+        let scheme = self.scheme(chunk, &mut encoder.table);
         if scheme == Scheme::Stored {
             return None;
         }
@@ -318,12 +319,12 @@ fn middle(chunk: &[u8]) -> &[u8] {
     &rest[..rest.len().min(SAMPLE_LEN)]
 }
 
-fn best_for_sample(sample: &[u8]) -> Scheme {
+fn best_for_sample(sample: &[u8], table: &mut Table) -> Scheme {
     let mut grouped = [0; SAMPLE_LEN];
     let grouped = &mut grouped[..sample.len()];
     group(sample, grouped);
-    let plain_len = block_len(sample);
-    let grouped_len = block_len(grouped);
+    let plain_len = block_len(sample, table);
+    let grouped_len = block_len(grouped, table);
     if !pays(plain_len.min(grouped_len), sample.len()) {
         Scheme::Stored
     } else if grouped_len + grouped_len / 16 < plain_len {
@@ -335,9 +336,9 @@ fn best_for_sample(sample: &[u8]) -> Scheme {
 }
 
 /// Length of `sample` compressed as one LZ4 block.
-fn block_len(sample: &[u8]) -> usize {
-    let mut out = [0; get_maximum_output_size(SAMPLE_LEN)];
-    compress_into(sample, &mut out).unwrap_or(sample.len())
+fn block_len(sample: &[u8], table: &mut Table) -> usize {
+    let mut out = [0; encode::room(SAMPLE_LEN)];
+    encode::encode(sample, &mut out, table).unwrap_or(sample.len())
 }
 
 /// Writes the bytes at index 0 modulo 4, then those at 1, 2 and 3. Both slices have one length.

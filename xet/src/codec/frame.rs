@@ -1,17 +1,15 @@
 //! LZ4 frames (LZ4 Frame Format Description 1.6.4), one per payload.
 //!
-//! The frame is walked here and only its blocks go to the LZ4 crate, because its frame reader
+//! The frame is walked here and only its blocks go to the LZ4 crate to be decoded, because its frame reader
 //! allocates what the frame's header asks for (up to 8 MiB), accepts a missing end mark and goes on
 //! to a second frame. Here every block is decoded straight into its place in the chunk, where the
 //! bytes before it also serve linked blocks as their dictionary.
 
-use lz4_flex::block::{
-    CompressTable, compress_into_with_table, decompress_into, decompress_into_with_dict,
-    get_maximum_output_size,
-};
+use lz4_flex::block::{decompress_into, decompress_into_with_dict};
 use thiserror::Error;
 
 use super::block;
+use super::encode::{self, Table};
 use super::xxh32::xxh32;
 
 const MAGIC: [u8; 4] = 0x184D_2204_u32.to_le_bytes();
@@ -133,19 +131,19 @@ pub(super) fn decode_start<'o>(
 
 /// Longest frame that [`encode`] writes for so many bytes.
 pub(super) fn room(len: usize) -> usize {
-    HEADER_LEN + 4 + get_maximum_output_size(len) + 4
+    HEADER_LEN + 4 + encode::room(len) + 4
 }
 
 /// Writes `bytes` as a frame of one block to the front of `frame`, which has [`room`] for it.
 ///
 /// Returns the frame's length, or 0 when the bytes do not fit one block or will not compress.
-pub(super) fn encode(bytes: &[u8], frame: &mut [u8], table: &mut CompressTable) -> usize {
+pub(super) fn encode(bytes: &[u8], frame: &mut [u8], table: &mut Table) -> usize {
     let flags = [VERSION | INDEPENDENT, BLOCKS_OF_256_KIB];
     frame[..4].copy_from_slice(&MAGIC);
     frame[4..6].copy_from_slice(&flags);
     frame[6] = header_checksum(&flags);
     let block_at = HEADER_LEN + 4;
-    let Ok(len) = compress_into_with_table(bytes, &mut frame[block_at..], table) else {
+    let Some(len) = encode::encode(bytes, &mut frame[block_at..], table) else {
         return 0;
     };
     if len >= bytes.len() || bytes.len() > max_block(BLOCKS_OF_256_KIB >> 4) {

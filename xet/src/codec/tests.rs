@@ -28,6 +28,10 @@ fn numbers(len: usize) -> Vec<u8> {
         .collect()
 }
 
+fn scheme(probe: &Probe, chunk: &[u8]) -> Scheme {
+    probe.scheme(chunk, &mut Table::new())
+}
+
 #[test]
 fn noise_is_stored_and_looked_at_ever_more_rarely() {
     let probe = Probe::new();
@@ -35,7 +39,7 @@ fn noise_is_stored_and_looked_at_ever_more_rarely() {
     let looked: Vec<usize> = (0..200)
         .filter(|_| {
             let looks = probe.skip.load(Ordering::Relaxed) == 0;
-            assert_eq!(probe.scheme(&chunk), Scheme::Stored);
+            assert_eq!(scheme(&probe, &chunk), Scheme::Stored);
             looks
         })
         .collect();
@@ -45,13 +49,13 @@ fn noise_is_stored_and_looked_at_ever_more_rarely() {
 #[test]
 fn a_paying_chunk_ends_the_back_off() {
     let probe = Probe::new();
-    assert_eq!(probe.scheme(&noise(1, 65_536)), Scheme::Stored);
+    assert_eq!(scheme(&probe, &noise(1, 65_536)), Scheme::Stored);
     assert_eq!(
-        probe.scheme(&text(65_536)),
+        scheme(&probe, &text(65_536)),
         Scheme::Stored,
         "passed unprobed"
     );
-    assert_eq!(probe.scheme(&text(65_536)), Scheme::Lz4);
+    assert_eq!(scheme(&probe, &text(65_536)), Scheme::Lz4);
     assert_eq!(probe.skip.load(Ordering::Relaxed), 1);
 }
 
@@ -73,9 +77,9 @@ fn text_is_looked_at_ever_more_rarely_until_a_chunk_does_not_shrink() {
 
 #[test]
 fn numbers_are_grouped() {
-    assert_eq!(Probe::new().scheme(&numbers(65_536)), Scheme::GroupedLz4);
+    assert_eq!(scheme(&Probe::new(), &numbers(65_536)), Scheme::GroupedLz4);
     for len in 0..200 {
-        let _ = Probe::new().scheme(&numbers(len));
+        let _ = scheme(&Probe::new(), &numbers(len));
     }
 }
 
@@ -292,6 +296,110 @@ proptest! {
             prop_assert_eq!(start.len(), len);
         }
     }
+
+    #[test]
+    fn a_block_is_what_other_decoders_take(chunk in mixed()) {
+        let mut block = vec![0; encode::room(chunk.len())];
+        let len = encode::encode(&chunk, &mut block, &mut Table::new()).expect("there is room");
+        let block = &block[..len];
+        prop_assert!(lz4_flex::block::decompress(block, chunk.len()).expect("valid") == chunk);
+        ends_as_decoders_expect(block, chunk.len());
+        // Cut short by any number of bytes, it does not fit.
+        let mut cut = vec![0; len - 1];
+        prop_assert_eq!(encode::encode(&chunk, &mut cut, &mut Table::new()), None);
+    }
+}
+
+/// The last match begins twelve bytes before the end or more, and the last five bytes are literals: others copy in long
+/// steps and rely on it.
+fn ends_as_decoders_expect(mut block: &[u8], len: usize) {
+    let length = |short: u8, block: &mut &[u8]| {
+        let mut len = usize::from(short);
+        while len >= 15 {
+            let byte;
+            (byte, *block) = (block[0], &block[1..]);
+            len += usize::from(byte);
+            if byte < 255 {
+                break;
+            }
+        }
+        len
+    };
+    let mut at = 0;
+    loop {
+        let token = block[0];
+        block = &block[1..];
+        let literals = length(token >> 4, &mut block);
+        (at, block) = (at + literals, &block[literals..]);
+        if block.is_empty() {
+            assert!(
+                at == len && (literals >= 5 || literals == len),
+                "{literals}"
+            );
+            return;
+        }
+        block = &block[2..];
+        assert!(at + 12 <= len, "a match at {at} of {len}");
+        at += 4 + length(token & 15, &mut block);
+    }
+}
+
+#[test]
+fn blocks_of_every_length_up_to_a_few_steps() {
+    for len in 0..200 {
+        for chunk in [
+            noise(5, len),
+            vec![9; len],
+            text(len),
+            noise(6, 7).repeat(30),
+        ] {
+            let chunk = &chunk[..len];
+            let mut block = vec![0; encode::room(len)];
+            let used = encode::encode(chunk, &mut block, &mut Table::new()).expect("there is room");
+            assert!(lz4_flex::block::decompress(&block[..used], len).expect("valid") == chunk);
+            ends_as_decoders_expect(&block[..used], len);
+        }
+    }
+}
+
+/// Fewer matches are looked for than the crate does; it must not cost what it saves.
+#[test]
+fn output_is_about_as_small_as_what_the_crate_gives() {
+    let sources = concat!(
+        include_str!("../store.rs"),
+        include_str!("../pack.rs"),
+        include_str!("../index.rs")
+    );
+    for chunk in [sources.as_bytes(), &text(65_536)] {
+        let mut block = vec![0; encode::room(chunk.len())];
+        let len = encode::encode(chunk, &mut block, &mut Table::new()).expect("there is room");
+        let crates = lz4_flex::block::compress(chunk).len();
+        assert!(len * 100 <= crates * 105, "{len} against {crates}");
+    }
+}
+
+/// What was seen more than 64 KiB before has the same low bits in its position as something else.
+#[test]
+fn a_match_is_never_looked_for_beyond_the_window() {
+    let words = noise(1, 2000);
+    for distance in [65_000, 65_535, 65_536, 65_537, 65_600, 131_072] {
+        let between = vec![9; distance - words.len()];
+        let chunk = [&words[..], &between, &words].concat();
+        let mut block = vec![0; encode::room(chunk.len())];
+        let len = encode::encode(&chunk, &mut block, &mut Table::new()).expect("there is room");
+        assert!(lz4_flex::block::decompress(&block[..len], chunk.len()).expect("valid") == chunk);
+        assert_eq!(len < 2 * words.len(), distance <= 65_535, "{distance}");
+    }
+}
+
+#[test]
+fn equal_chunks_are_encoded_alike() {
+    let (probe, mut encoder) = (Probe::new(), Encoder::new());
+    let chunks = [text(50_000), numbers(70_000)];
+    let mut once = |chunk: &[u8]| probe.encode(&mut encoder, chunk).payload.to_vec();
+    let first = once(&chunks[0]);
+    once(&chunks[1]);
+    assert!(once(&chunks[0]) == first);
 }
 
 /// Every cut of a chunk with every kind of sequence, the last ones too.
