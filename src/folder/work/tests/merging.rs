@@ -1,6 +1,8 @@
 //! Folders that merge each other's snapshots.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use ccbt_mount::{Ino, Notifier, RenameMode, Volume, VolumeError};
 use parking_lot::Mutex;
@@ -8,6 +10,7 @@ use parking_lot::Mutex;
 use super::random::{Dice, Step, run, step};
 use super::rig::{ALL, READ, Rig, WRITE, noise};
 use crate::folder::snapshot::Snapshot;
+use crate::folder::state::Fid;
 use crate::folder::work::Priority;
 
 /// Two folders that can fetch from each other.
@@ -146,6 +149,25 @@ fn in_conflict() -> (Rig, Rig) {
     a.merge(&b.publish().unwrap());
     assert_eq!(a.names("").len(), 2, "a conflict");
     (a, b)
+}
+
+#[test]
+fn a_conflict_takes_the_name_of_its_device_once_that_is_known() {
+    let (a, b) = pair();
+    b.nameless.store(true, Ordering::Relaxed);
+    a.put("f", b"by a").unwrap();
+    b.put("f", b"by b").unwrap();
+    b.publish().unwrap();
+    b.merge(&a.publish().unwrap());
+    let has = |part: &str| b.names("").iter().any(|(name, _)| name.contains(part));
+    assert!(has("conflict 0") && !has("conflict dev"));
+    b.folder.take_changed();
+    b.nameless.store(false, Ordering::Relaxed);
+    b.folder.rename_siblings();
+    assert!(has("conflict dev") && !has("conflict 0"));
+    // A plain directory that follows the folder has to rename its file.
+    let changed = b.folder.take_changed().unwrap();
+    assert_eq!(changed, BTreeSet::from([Fid::ROOT]));
 }
 
 /// A file of another name, written and synced, of which no version is made yet.
