@@ -2,9 +2,9 @@
 //! two lazy mounts. Afterwards all show the same; what any program had fsynced and nobody overwrote knowingly is in a live
 //! file, beside it as a conflict, or among the displaced of a plain directory; and no file is a mix of two versions.
 //!
-//! Of some 200 rounds one ended with a content that was in no plain directory any more, which is not explained yet; so
-//! `cargo test` leaves it out until it is. `scripts/soak` runs it, 500 rounds; `CCBT_SEED=N` repeats a run, as far as
-//! threads and kills fall alike.
+//! No content is missed any more, but now and then a plain directory whose daemon was killed keeps something that no other
+//! view has: a `.ccbt-moving-N`, or files of a directory that was moved or removed. Until that is explained `cargo test`
+//! leaves it out. `scripts/soak` runs it, 500 rounds; `CCBT_SEED=N` repeats a run, as far as threads and kills fall alike.
 
 use std::collections::HashMap;
 use std::fs;
@@ -18,9 +18,11 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::support::{Daemon, Links, Rng, World, is_mounted, tree, wait_equal};
 
-/// Rounds unless `CCBT_ROUNDS` says otherwise: each takes some 6 s of processor time in a debug build, so these take a
-/// minute or so where two processors are free.
-const ROUNDS: u64 = 12;
+/// Rounds unless `CCBT_ROUNDS` says otherwise: each takes some 4 s where two processors are free.
+const ROUNDS: u64 = 20;
+
+/// Programs that each view runs in a round, beside what it does to the files that are checked by hash.
+const PROGRAMS_EACH: usize = 1;
 
 /// Of a file that checks itself: each block says which version it is of, and where.
 const BLOCK: usize = 4096;
@@ -88,7 +90,7 @@ struct Storm {
 }
 
 #[test]
-#[ignore = "one run in many misses a content at its end, not explained yet; scripts/soak runs it"]
+#[ignore = "one run in some ten leaves what it should not in a plain directory after kills; scripts/soak runs it"]
 fn a_storm_of_edits_and_kills_loses_nothing() {
     for tool in ["git", "rsync", "vim", "sqlite3", "tar"] {
         let found = Command::new(tool).arg("--version").output();
@@ -399,7 +401,7 @@ impl Turn {
             fs::write(source.join(format!("deep/f{n}")), rng.bytes(len)).unwrap();
         }
         let first = rng.below(PROGRAMS.len() as u64) as usize;
-        let programs = (0..2).map(|n| PROGRAMS[(first + n * 3 + n) % PROGRAMS.len()]);
+        let programs = (0..PROGRAMS_EACH).map(|n| PROGRAMS[(first + n) % PROGRAMS.len()]);
         Self {
             view: n,
             dir: view.dir.join(name),
