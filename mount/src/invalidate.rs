@@ -5,9 +5,8 @@
 //! invalidated once.
 
 use std::collections::HashSet;
-use std::ffi::OsStr;
-use std::io;
-use std::os::unix::ffi::OsStrExt;
+use std::fs::File;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -22,6 +21,11 @@ use crate::{Ino, Notifier};
 const WAITING_MAX: usize = 65_536;
 /// Changes taken from the set at once.
 const BATCH: usize = 64;
+
+/// `FUSE_NOTIFY_INVAL_ENTRY` of the kernel's `fuse.h`.
+const NOTIFY_INVAL_ENTRY: i32 = 3;
+/// `FUSE_EXPIRE_ONLY`, from Linux 6.2 on. Older kernels do not look at it.
+const EXPIRE_ONLY: u32 = 1;
 
 /// What changed and was not told to the kernel yet.
 #[derive(Default)]
@@ -150,11 +154,15 @@ impl Notifier for Invalidations {
     }
 }
 
+/// The way to the kernel.
+pub(crate) struct Kernel {
+    pub(crate) notifier: fuser::Notifier,
+    /// What the notifier writes to, for what it cannot say.
+    pub(crate) device: File,
+}
+
 /// Starts the thread; it ends after [`Invalidations::close`].
-pub(crate) fn spawn(
-    queue: Arc<Invalidations>,
-    kernel: fuser::Notifier,
-) -> io::Result<JoinHandle<()>> {
+pub(crate) fn spawn(queue: Arc<Invalidations>, kernel: Kernel) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new()
         .name("ccbt-invalidate".into())
         .spawn(move || {
@@ -168,16 +176,41 @@ pub(crate) fn spawn(
         })
 }
 
-fn invalidate(kernel: &fuser::Notifier, held: &Held, change: &Change) -> io::Result<()> {
+fn invalidate(kernel: &Kernel, held: &Held, change: &Change) -> io::Result<()> {
+    let notifier = &kernel.notifier;
     match change {
         // A negative offset means attributes only. The next read compares the time of change and drops the pages itself.
-        Change::Inode(ino) if held.open.is_open(*ino) => kernel.inval_inode(INodeNo(ino.0), -1, 0),
+        Change::Inode(ino) if held.open.is_open(*ino) => {
+            notifier.inval_inode(INodeNo(ino.0), -1, 0)
+        }
         // Length -1: to the end.
-        Change::Inode(ino) => kernel.inval_inode(INodeNo(ino.0), 0, -1),
+        Change::Inode(ino) => notifier.inval_inode(INodeNo(ino.0), 0, -1),
         Change::Entry(parent, name) => {
-            kernel.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name))
+            match (&kernel.device).write(&expired(*parent, name)) {
+                // The kernel knows nothing of that name.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                written => written.map(drop),
+            }
         }
     }
+}
+
+/// The message that has a name looked up again when it is next used. It stays in the tree of names if it stands for the
+/// same then: were it taken out, as by `inval_entry` of fuser, a directory that somebody works in would have no path, and
+/// `getcwd` there would fail for good.
+fn expired(parent: Ino, name: &[u8]) -> Vec<u8> {
+    // A header (length, what, 0), the parent, the length of the name, flags, and the name with its NUL.
+    let len = 16 + 16 + name.len() + 1;
+    let mut out = Vec::with_capacity(len);
+    out.extend((len as u32).to_ne_bytes());
+    out.extend(NOTIFY_INVAL_ENTRY.to_ne_bytes());
+    out.extend(0_u64.to_ne_bytes());
+    out.extend(parent.0.to_ne_bytes());
+    out.extend((name.len() as u32).to_ne_bytes());
+    out.extend(EXPIRE_ONLY.to_ne_bytes());
+    out.extend(name);
+    out.push(0);
+    out
 }
 
 #[cfg(test)]

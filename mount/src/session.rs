@@ -1,5 +1,6 @@
 //! Mounting a volume and unmounting it again.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use crate::errno::{Failure, failure};
 use crate::fuse::{Adapter, Held};
 use crate::handle::OpenFiles;
 use crate::inode::Lookups;
-use crate::invalidate::{self, Invalidations};
+use crate::invalidate::{self, Invalidations, Kernel};
 use crate::mountinfo::{self, MountId, absolute, quoted};
 use crate::{Notifier, Volume};
 
@@ -235,8 +236,13 @@ fn serve(
     let mut config = fuser::Config::default();
     config.acl = acl;
     config.n_threads = Some(options.threads.clamp(THREADS_MIN, THREADS_MAX));
+    let own = File::from(device.try_clone()?);
     let session = Session::from_fd(adapter, device, acl, config)?;
-    let invalidating = invalidate::spawn(invalidations.clone(), session.notifier())?;
+    let kernel = Kernel {
+        notifier: session.notifier(),
+        device: own,
+    };
+    let invalidating = invalidate::spawn(invalidations.clone(), kernel)?;
     let queue = invalidations.clone();
     let path = path.to_owned();
     let serving = std::thread::Builder::new()

@@ -649,13 +649,7 @@ impl Swarm {
     fn name_devices(&mut self) {
         let pending = self.adoptions.values().map(|adoption| adoption.head());
         let named = self.heads.named(pending);
-        let mut names = self.config.names.write();
-        let mut renamed = false;
-        for (incarnation, name) in named {
-            let known = names.insert(*incarnation.as_bytes(), name.to_owned());
-            renamed |= known.is_some_and(|known| known != name);
-        }
-        drop(names);
+        let renamed = learn_names(&mut self.config.names.write(), named);
         if renamed {
             let folder = self.config.folder.clone();
             self.start_job(JobDone::Other, move || {
@@ -690,6 +684,20 @@ impl Swarm {
     }
 }
 
+/// Takes note of what devices are called. True if something may be shown under another name: what a device wrote that was
+/// not known is shown under its incarnation, after a kill that was faster than the table of heads was saved.
+fn learn_names<'n>(
+    names: &mut BTreeMap<[u8; 8], String>,
+    named: impl Iterator<Item = (Incarnation, &'n str)>,
+) -> bool {
+    let mut is_news = false;
+    for (incarnation, name) in named {
+        let known = names.insert(*incarnation.as_bytes(), name.to_owned());
+        is_news |= known.as_deref() != Some(name);
+    }
+    is_news
+}
+
 /// Runs a job of the blocking pool. If it panics, what it brings back is `otherwise`: the actor waits for the end of each
 /// job it has started.
 fn outcome_of(otherwise: JobDone, job: impl FnOnce() -> JobDone) -> JobDone {
@@ -717,6 +725,18 @@ fn have(root: NodeId, whole: bool) -> Frame {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_that_was_not_known_is_news_and_one_that_was_is_none() {
+        let mut names = BTreeMap::new();
+        let mut learn = |name: &str| {
+            let named = [(Incarnation::from_bytes([7; 8]), name)];
+            learn_names(&mut names, named.into_iter())
+        };
+        assert!(learn("desk"), "its files may be shown already");
+        assert!(!learn("desk"));
+        assert!(learn("laptop"));
+    }
 
     #[test]
     fn a_job_that_panics_ends_all_the_same() {

@@ -2,9 +2,9 @@
 //! two lazy mounts. Afterwards all show the same; what any program had fsynced and nobody overwrote knowingly is in a live
 //! file, beside it as a conflict, or among the displaced of a plain directory; and no file is a mix of two versions.
 //!
-//! Of some 200 rounds one ended with a content that was in no plain directory any more, which is not explained yet; so
-//! `cargo test` leaves it out until it is. `scripts/soak` runs it, 500 rounds; `CCBT_SEED=N` repeats a run, as far as
-//! threads and kills fall alike.
+//! No content is missed any more, but now and then a plain directory whose daemon was killed keeps something that no other
+//! view has: a `.ccbt-moving-N`, or files of a directory that was moved or removed. Until that is explained `cargo test`
+//! leaves it out. `scripts/soak` runs it, 500 rounds; `CCBT_SEED=N` repeats a run, as far as threads and kills fall alike.
 
 use std::collections::HashMap;
 use std::fs;
@@ -18,9 +18,11 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::support::{Daemon, Links, Rng, World, is_mounted, tree, wait_equal};
 
-/// Rounds unless `CCBT_ROUNDS` says otherwise: each takes some 6 s of processor time in a debug build, so these take a
-/// minute or so where two processors are free.
-const ROUNDS: u64 = 12;
+/// Rounds unless `CCBT_ROUNDS` says otherwise: each takes some 4 s where two processors are free.
+const ROUNDS: u64 = 20;
+
+/// Programs that each view runs in a round, beside what it does to the files that are checked by hash.
+const PROGRAMS_EACH: usize = 1;
 
 /// Of a file that checks itself: each block says which version it is of, and where.
 const BLOCK: usize = 4096;
@@ -48,8 +50,18 @@ fn env(name: &str, default: u64) -> u64 {
 #[derive(Default)]
 struct Log {
     synced: Vec<(blake3::Hash, String)>,
-    /// What it had read right before it wrote over it.
-    overwritten: Vec<blake3::Hash>,
+    /// What it had read right before it wrote over it, and what that was, for the message.
+    overwritten: Vec<(blake3::Hash, String)>,
+}
+
+impl Log {
+    /// `old` is about to be overwritten, or was exchanged for something else, by `who`.
+    fn overwrote(&mut self, old: &[u8], who: &str) {
+        let (len, is_mixed) = (old.len(), is_mixed(old));
+        let head = String::from_utf8_lossy(first_line(old)).into_owned();
+        let what = format!("{who} read {len} bytes of {head:?}, mixed: {is_mixed}");
+        self.overwritten.push((blake3::hash(old), what));
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,10 +85,12 @@ struct Storm {
     daemons: Vec<Daemon>,
     links: Links,
     required: Required,
+    /// Who overwrote what, for the message.
+    read: Vec<String>,
 }
 
 #[test]
-#[ignore = "one run in many misses a content at its end, not explained yet; scripts/soak runs it"]
+#[ignore = "one run in some ten leaves what it should not in a plain directory after kills; scripts/soak runs it"]
 fn a_storm_of_edits_and_kills_loses_nothing() {
     for tool in ["git", "rsync", "vim", "sqlite3", "tar"] {
         let found = Command::new(tool).arg("--version").output();
@@ -140,6 +154,7 @@ impl Storm {
             daemons,
             links,
             required: Required::new(),
+            read: Vec::new(),
         };
         storm.wait_equal(Path::new(""));
         storm
@@ -220,8 +235,9 @@ impl Storm {
         for (hash, what) in logs.iter().flat_map(|log| &log.synced) {
             self.required.insert(*hash, what.clone());
         }
-        for hash in logs.iter().flat_map(|log| &log.overwritten) {
+        for (hash, what) in logs.iter().flat_map(|log| &log.overwritten) {
             self.required.remove(hash);
+            self.read.push(what.clone());
         }
     }
 
@@ -273,7 +289,12 @@ impl Storm {
             "{} contents were fsynced and not overwritten",
             self.required.len()
         );
-        assert!(lost.is_empty(), "{what}: lost {lost:#?}");
+        let of_same_file = |line: &&String| {
+            let mut names = lost.iter().filter_map(|what| what.split(" by ").next());
+            names.any(|name| line.contains(&format!("{name} by")))
+        };
+        let read: Vec<&String> = self.read.iter().filter(of_same_file).collect();
+        assert!(lost.is_empty(), "{what}: lost {lost:#?}, of {read:#?}");
         let mixed = found.values().filter(|(_, is_mixed)| *is_mixed);
         let mixed: Vec<&PathBuf> = mixed.map(|(path, _)| path).collect();
         assert!(mixed.is_empty(), "{what}: mixed {mixed:#?}");
@@ -317,13 +338,14 @@ fn checked(version: &str, blocks: usize) -> Vec<u8> {
     content
 }
 
+fn first_line(content: &[u8]) -> &[u8] {
+    let mut lines = content.split(|byte| *byte == b'\n');
+    lines.next().unwrap_or_default()
+}
+
 /// Whether a content begins as one that checks itself and is not whole.
 fn is_mixed(content: &[u8]) -> bool {
-    let head = content
-        .split(|byte| *byte == b'\n')
-        .next()
-        .unwrap_or_default();
-    let head = String::from_utf8_lossy(head);
+    let head = String::from_utf8_lossy(first_line(content));
     let Some((place, version)) = head
         .strip_prefix("storm-block ")
         .and_then(|rest| rest.split_once(": "))
@@ -379,7 +401,7 @@ impl Turn {
             fs::write(source.join(format!("deep/f{n}")), rng.bytes(len)).unwrap();
         }
         let first = rng.below(PROGRAMS.len() as u64) as usize;
-        let programs = (0..2).map(|n| PROGRAMS[(first + n * 3 + n) % PROGRAMS.len()]);
+        let programs = (0..PROGRAMS_EACH).map(|n| PROGRAMS[(first + n) % PROGRAMS.len()]);
         Self {
             view: n,
             dir: view.dir.join(name),
@@ -418,13 +440,13 @@ impl Turn {
             let temp = self.dir.join(temp);
             write_synced(&temp, &content)?;
             renameat_with(CWD, &temp, CWD, &path, RenameFlags::EXCHANGE)?;
-            log.overwritten.push(blake3::hash(&fs::read(&temp)?));
+            log.overwrote(&fs::read(&temp)?, &format!("{version}, exchanged,"));
             fs::remove_file(&temp)?;
         } else {
             let mut file = fs::OpenOptions::new().read(true).write(true).open(&path)?;
             let mut old = Vec::new();
             file.read_to_end(&mut old)?;
-            log.overwritten.push(blake3::hash(&old));
+            log.overwrote(&old, &format!("{version}, in place,"));
             // Whole blocks in one call each, so that nobody can read half of one.
             file.set_len(0)?;
             file.write_all_at(&content, 0)?;
@@ -443,7 +465,7 @@ impl Turn {
             let version = format!("{} own {n} by {}", self.name, self.view);
             let content = checked(&version, 1 + rng.below(20) as usize);
             if let Ok(old) = fs::read(&path) {
-                log.overwritten.push(blake3::hash(&old));
+                log.overwrote(&old, &version);
             }
             let temp = dir.join(format!("{n}.new"));
             write_synced(&temp, &content)?;

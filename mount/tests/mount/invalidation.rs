@@ -1,8 +1,10 @@
 //! What the kernel keeps cached, what it is told to forget, and that neither hangs on a read that takes long.
 
 use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use crate::stalling::{AbandonAtEnd, StallingVolume};
@@ -119,6 +121,36 @@ fn a_name_that_was_missing_shows_when_told() {
     m.notifier().entry_changed(Ino::ROOT, b"new");
     eventually("the new name", || fs::metadata(m.path("new")).is_ok());
     assert_eq!(fs::read(m.path("new")).unwrap(), b"from a peer");
+}
+
+#[test]
+fn a_working_directory_keeps_its_path_when_its_name_is_told() {
+    let m = Mounted::new();
+    fs::create_dir_all(m.path("dir/below")).unwrap();
+    let mut shell = Command::new("sh")
+        .args(["-c", "read go && exec readlink /proc/self/cwd"])
+        .current_dir(m.path("dir/below"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let below = Some((m.ino("dir"), &b"below"[..]));
+    // What is told in one turn has no order, so the last turn is for the one before it.
+    for name in [Some((Ino::ROOT, &b"dir"[..])), below, None] {
+        fs::write(m.path("turn"), b"").unwrap();
+        fs::metadata(m.path("turn")).unwrap();
+        if let Some((parent, name)) = name {
+            m.notifier().entry_changed(parent, name);
+        }
+        m.volume.unlink(Ino::ROOT, b"turn").unwrap();
+        m.notifier().entry_changed(Ino::ROOT, b"turn");
+        eventually("it is told", || !m.path("turn").exists());
+    }
+    shell.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    let said = shell.wait_with_output().unwrap();
+    assert!(said.status.success(), "{said:?}");
+    let path = fs::canonicalize(m.path("dir/below")).unwrap();
+    assert_eq!(said.stdout.trim_ascii_end(), path.as_os_str().as_bytes());
 }
 
 #[test]

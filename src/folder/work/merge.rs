@@ -107,6 +107,7 @@ impl Folder {
             let mut core = inner.core.lock();
             let op = core.op(inner.now_ns());
             let changes = op.core.state.rename_siblings();
+            op.core.note_changed(&changes);
             let told = op.core.reconcile_all(&changes, op.now);
             if let (Some(record), _) = op.finish() {
                 // Which inode had which name is told again at the next start, should it not be written.

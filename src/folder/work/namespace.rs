@@ -541,11 +541,17 @@ impl Op<'_> {
     pub(super) fn follow(&mut self, changes: Vec<Change>) {
         self.core.note_changed(&changes);
         for change in &changes {
-            if let Change::Name { dir, name } = change {
-                self.follow_name(Spot {
+            match change {
+                Change::Name { dir, name } => self.follow_name(Spot {
                     dir: *dir,
                     name: name.clone(),
-                });
+                }),
+                // Where names are contested, the state does not say which of them changed.
+                Change::Listing { dir } => {
+                    let names = self.core.names_with_body(*dir);
+                    names.into_iter().for_each(|spot| self.follow_name(spot));
+                }
+                Change::Attributes { .. } => {}
             }
         }
         self.changes.extend(changes);
@@ -579,6 +585,14 @@ impl Op<'_> {
 }
 
 impl Core {
+    /// The names in a directory of files that are open or not committed.
+    fn names_with_body(&self, dir: Fid) -> Vec<Spot> {
+        let bodies = self.bodies.iter().filter_map(std::sync::Weak::upgrade);
+        let inodes = bodies.filter_map(|body| self.inodes.get(body.ino));
+        let names = inodes.flat_map(|inode| &inode.names);
+        names.filter(|spot| spot.dir == dir).cloned().collect()
+    }
+
     /// The kernel knows the number now.
     pub(super) fn known(&mut self, ino: Ino) {
         if let Some(inode) = self.inodes.get_mut(ino) {

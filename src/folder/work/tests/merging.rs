@@ -1,13 +1,16 @@
 //! Folders that merge each other's snapshots.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use ccbt_mount::{Ino, Notifier, Volume, VolumeError};
+use ccbt_mount::{Ino, Notifier, RenameMode, Volume, VolumeError};
 use parking_lot::Mutex;
 
 use super::random::{Dice, Step, run, step};
 use super::rig::{ALL, READ, Rig, WRITE, noise};
 use crate::folder::snapshot::Snapshot;
+use crate::folder::state::Fid;
 use crate::folder::work::Priority;
 
 /// Two folders that can fetch from each other.
@@ -133,6 +136,87 @@ fn an_open_file_is_committed_on_the_version_it_was_opened_at() {
     let contents: Vec<_> = a.tree().into_values().flatten().collect();
     assert_eq!(contents.len(), 2, "both versions are there");
     assert!(contents.contains(&(&b"ONE"[..]).into()) && contents.contains(&(&b"two"[..]).into()));
+}
+
+/// Two folders that show two versions of `f`.
+fn in_conflict() -> (Rig, Rig) {
+    let (a, b) = pair();
+    a.put("f", b"one").unwrap();
+    b.merge(&a.publish().unwrap());
+    a.put("f", b"by a").unwrap();
+    a.publish().unwrap();
+    b.put("f", b"by b").unwrap();
+    a.merge(&b.publish().unwrap());
+    assert_eq!(a.names("").len(), 2, "a conflict");
+    (a, b)
+}
+
+#[test]
+fn a_conflict_takes_the_name_of_its_device_once_that_is_known() {
+    let (a, b) = pair();
+    b.nameless.store(true, Ordering::Relaxed);
+    a.put("f", b"by a").unwrap();
+    b.put("f", b"by b").unwrap();
+    b.publish().unwrap();
+    b.merge(&a.publish().unwrap());
+    let has = |part: &str| b.names("").iter().any(|(name, _)| name.contains(part));
+    assert!(has("conflict 0") && !has("conflict dev"));
+    b.folder.take_changed();
+    b.nameless.store(false, Ordering::Relaxed);
+    b.folder.rename_siblings();
+    assert!(has("conflict dev") && !has("conflict 0"));
+    // A plain directory that follows the folder has to rename its file.
+    let changed = b.folder.take_changed().unwrap();
+    assert_eq!(changed, BTreeSet::from([Fid::ROOT]));
+}
+
+/// A file of another name, written and synced, of which no version is made yet.
+fn write_beside(a: &Rig) {
+    let (ino, handle) = a.create("new").unwrap();
+    a.volume.write(ino, handle, 0, b"new").unwrap();
+    a.sync_handle(ino, handle).unwrap();
+    a.volume.release(ino, handle);
+}
+
+#[test]
+fn what_is_not_committed_yet_goes_along_when_it_is_renamed_over_a_conflict() {
+    for is_killed in [false, true] {
+        let (mut a, b) = in_conflict();
+        write_beside(&a);
+        a.rename("new", "f").unwrap();
+        if is_killed {
+            a = a.killed();
+            *b.peers.others.lock() = vec![a.store.clone()];
+        }
+        b.merge(&a.publish().unwrap());
+        for rig in [&a, &b] {
+            assert_eq!(rig.read("f").unwrap(), &b"new"[..], "killed: {is_killed}");
+            assert_eq!(rig.find("new"), Err(VolumeError::NotFound));
+            assert_eq!(rig.names("").len(), 2, "the conflict is still there");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_committed_yet_goes_along_when_it_is_exchanged_for_a_conflict() {
+    let (a, b) = in_conflict();
+    let old = a.read("f").unwrap();
+    write_beside(&a);
+    let names = (a.split("new").unwrap(), a.split("f").unwrap());
+    a.volume
+        .rename(names.0, names.1, RenameMode::Exchange)
+        .unwrap();
+    assert_eq!(a.read("new").unwrap(), old);
+    a.unlink("new").unwrap();
+    b.merge(&a.publish().unwrap());
+    for rig in [&a, &b] {
+        assert_eq!(rig.read("f").unwrap(), &b"new"[..]);
+        assert_eq!(
+            rig.names("").len(),
+            2,
+            "what was seen is gone, the other not"
+        );
+    }
 }
 
 #[test]

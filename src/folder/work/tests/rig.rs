@@ -1,7 +1,7 @@
 //! A folder on a fake disk, driven by paths through the `Volume` it is mounted as.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -123,6 +123,8 @@ pub(super) struct Rig {
     pub(super) folder: Arc<Folder>,
     pub(super) volume: FolderVolume,
     pub(super) peers: Arc<Peers>,
+    /// What devices are called is not known.
+    pub(super) nameless: Arc<AtomicBool>,
     config: FolderConfig,
 }
 
@@ -138,6 +140,8 @@ impl Rig {
         let store = Arc::new(store.map_err(|error| error.to_string())?);
         let peers = Arc::new(Peers::default());
         *peers.own.lock() = Some(store.clone());
+        let nameless = Arc::new(AtomicBool::new(false));
+        let is_nameless = nameless.clone();
         let config = FolderConfig {
             rename_row: |_, _| None,
             held_content: |key, row| key.starts_with(b"held").then(|| (row.clone(), 0)),
@@ -149,7 +153,10 @@ impl Rig {
             read_only: false,
             fetch: peers.clone(),
             observer: Arc::new(Deaf),
-            device_name: Arc::new(|inc| Some(format!("dev{}", inc.0[0]))),
+            device_name: Arc::new(move |inc| {
+                let is_known = !is_nameless.load(Ordering::Relaxed);
+                is_known.then(|| format!("dev{}", inc.0[0]))
+            }),
             read_timeout: Duration::from_secs(30),
         };
         let folder = Folder::open(config.clone()).map_err(|error| error.to_string())?;
@@ -160,6 +167,7 @@ impl Rig {
             store,
             disk,
             peers,
+            nameless,
             config,
         })
     }
