@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// How long the kernel may trust names and attributes. Long, since the volume says when they change.
-const TTL: Duration = Duration::from_secs(60);
+static TTL: Duration = Duration::from_secs(60);
 /// How long it may trust that a name does not exist; short, since a name made by a peer may be waited for.
 const NEGATIVE_TTL: Duration = Duration::from_secs(1);
 /// Inode numbers are never used again, so one generation is enough.
@@ -95,7 +95,7 @@ impl Adapter {
         match result {
             Ok(attr) => {
                 self.held.lookups.count(attr.ino);
-                reply.entry(&TTL, &file_attr(&attr), GENERATION);
+                reply.entry(ttl(&attr), &file_attr(&attr), GENERATION);
             }
             Err(error) => reply.error(errno(error)),
         }
@@ -153,6 +153,14 @@ enum Added {
     Full,
 }
 
+/// How long the kernel may trust what it is told here.
+fn ttl(attr: &Attr) -> &'static Duration {
+    match attr.fleeting {
+        true => &Duration::ZERO,
+        false => &TTL,
+    }
+}
+
 /// `.` and `..` are not looked up by the kernel even in a READDIRPLUS reply, and hold no reference.
 fn is_dots(name: &[u8]) -> bool {
     matches!(name, b"." | b"..")
@@ -203,7 +211,7 @@ impl Filesystem for Adapter {
         match self.volume.lookup(Ino(parent.0), name.as_bytes()) {
             Ok(attr) => {
                 lookup.count(attr.ino);
-                reply.entry(&TTL, &file_attr(&attr), GENERATION);
+                reply.entry(ttl(&attr), &file_attr(&attr), GENERATION);
             }
             Err(VolumeError::NotFound) => {
                 reply.entry(&NEGATIVE_TTL, &negative_entry(), GENERATION);
@@ -216,9 +224,14 @@ impl Filesystem for Adapter {
         self.forget_one(Ino(ino.0), nlookup);
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        match self.volume.getattr(Ino(ino.0)) {
-            Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
+    fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        let ino = Ino(ino.0);
+        let attr = match fh {
+            Some(fh) => self.volume.getattr_open(ino, Handle(fh.0)),
+            None => self.volume.getattr(ino),
+        };
+        match attr {
+            Ok(attr) => reply.attr(ttl(&attr), &file_attr(&attr)),
             Err(error) => reply.error(errno(error)),
         }
     }
@@ -251,7 +264,7 @@ impl Filesystem for Adapter {
             handle: fh.map(|handle| Handle(handle.0)),
         };
         match self.volume.setattr(Ino(ino.0), change, caller(req)) {
-            Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
+            Ok(attr) => reply.attr(ttl(&attr), &file_attr(&attr)),
             Err(error) => reply.error(errno(error)),
         }
     }
@@ -367,7 +380,7 @@ impl Filesystem for Adapter {
                 self.held.lookups.count(attr.ino);
                 self.held.open.opened(attr.ino);
                 let (handle, flags) = (FileHandle(opened.handle.0), Self::fopen_flags(&opened));
-                reply.created(&TTL, &file_attr(&attr), GENERATION, handle, flags);
+                reply.created(ttl(&attr), &file_attr(&attr), GENERATION, handle, flags);
             }
             // A peer made the name while the kernel believed that there was none.
             Err(VolumeError::Exists) if !convert::is_exclusive(flags) => {
@@ -513,7 +526,14 @@ impl Filesystem for Adapter {
         let lookup = self.held.lookups.begin();
         let filled = self.fill(&lookup, (Ino(ino.0), Handle(fh.0)), offset, |row| {
             let (attr, name) = (file_attr(&row.attr), OsStr::from_bytes(&row.name));
-            if reply.add(attr.ino, row.offset, name, &TTL, &attr, GENERATION) {
+            if reply.add(
+                attr.ino,
+                row.offset,
+                name,
+                ttl(&row.attr),
+                &attr,
+                GENERATION,
+            ) {
                 Added::Full
             } else if is_dots(&row.name) {
                 Added::Name

@@ -60,6 +60,8 @@ pub struct Attr {
     pub atime: Time,
     pub mtime: Time,
     pub ctime: Time,
+    /// Handles of this file that are open now show different contents: the kernel must ask again before each use.
+    pub fleeting: bool,
 }
 
 /// Who asks.
@@ -206,6 +208,11 @@ pub trait Volume: Send + Sync + 'static {
     /// The kernel holds no reference to `ino` any more.
     fn forget(&self, ino: Ino);
     fn getattr(&self, ino: Ino) -> Result<Attr, VolumeError>;
+    /// The attributes as an open handle shows the file.
+    fn getattr_open(&self, ino: Ino, handle: Handle) -> Result<Attr, VolumeError> {
+        let _shows_the_same = handle;
+        self.getattr(ino)
+    }
     fn setattr(&self, ino: Ino, change: SetAttr, caller: Caller) -> Result<Attr, VolumeError>;
     fn readlink(&self, ino: Ino) -> Result<Bytes, VolumeError>;
 

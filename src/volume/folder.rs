@@ -100,6 +100,14 @@ impl Volume for FolderVolume {
         self.folder.live().getattr(ino)
     }
 
+    fn getattr_open(&self, ino: Ino, handle: Handle) -> Result<Attr, VolumeError> {
+        match self.file(handle) {
+            Ok(file) => self.folder.live().getattr_open(&file),
+            // A directory's.
+            Err(_) => self.getattr(ino),
+        }
+    }
+
     fn setattr(&self, ino: Ino, change: SetAttr, _caller: Caller) -> Result<Attr, VolumeError> {
         let live = self.folder.live();
         if let Some(size) = change.size {

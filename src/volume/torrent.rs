@@ -169,6 +169,7 @@ impl TorrentVolume {
             atime: self.mounted,
             mtime: self.mounted,
             ctime: self.mounted,
+            fleeting: false,
         })
     }
 

@@ -91,6 +91,7 @@ pub(super) fn negative_entry() -> FileAttr {
         atime: Time::default(),
         mtime: Time::default(),
         ctime: Time::default(),
+        fleeting: false,
     })
 }
 

@@ -87,6 +87,7 @@ impl Inode {
             atime: self.atime,
             mtime: self.mtime,
             ctime: self.ctime,
+            fleeting: false,
         }
     }
 

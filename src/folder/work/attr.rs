@@ -4,9 +4,11 @@
 use bytes::Bytes;
 use ccbt_mount::{Attr, Kind, SetAttr, SetTime, SetXattr, Statfs, VolumeError};
 
+use super::body::Body;
 use super::core::{Core, Op, Refused, Shown, time_of};
 use super::inodes::{Ino, Inode, Local, NodeKind, SpecialKind};
 use super::namespace::{SET_ID, SHARED_MODE};
+use super::open::OpenFile;
 use super::read::Presence;
 use super::{Dirty, Inner};
 use crate::folder::state::{FileKind, FileNode, Target, Time, Xattrs};
@@ -84,16 +86,20 @@ impl Core {
 
 /// Size and times of content that is not committed win over the version's.
 fn with_body(mut attr: Attr, inode: &Inode) -> Attr {
-    if let Some(body) = &inode.body {
-        let page = body.page();
-        if page.is_dirty() {
-            attr.size = page.overlay.size();
-            attr.blocks = page.overlay.filled().div_ceil(BLOCK_BYTES);
-            attr.mtime = stamp(page.mtime);
-            attr.ctime = attr.ctime.max(attr.mtime);
-        }
+    attr.fleeting = inode.divided;
+    if let Some(body) = inode.body.as_ref().filter(|body| body.is_dirty()) {
+        show(&mut attr, body);
     }
     attr
+}
+
+/// Size and times of a content.
+fn show(attr: &mut Attr, body: &Body) {
+    let page = body.page();
+    attr.size = page.overlay.size();
+    attr.blocks = page.overlay.filled().div_ceil(BLOCK_BYTES);
+    attr.mtime = stamp(page.mtime);
+    attr.ctime = attr.ctime.max(attr.mtime);
 }
 
 fn blank(ino: Ino, kind: Kind, mode: u16, size: u64, local: &Local) -> Attr {
@@ -110,6 +116,7 @@ fn blank(ino: Ino, kind: Kind, mode: u16, size: u64, local: &Local) -> Attr {
         atime: stamp(local.atime),
         mtime: stamp(local.ctime),
         ctime: stamp(local.ctime),
+        fleeting: false,
     }
 }
 
@@ -155,6 +162,16 @@ fn special_attr(ino: Ino, inode: &Inode) -> Result<Attr, VolumeError> {
 impl Inner {
     pub(crate) fn getattr(&self, ino: Ino) -> Result<Attr, VolumeError> {
         self.core.lock().attr(ino)
+    }
+
+    /// As an open file shows it: with the size and time of the version it was opened at.
+    pub(crate) fn getattr_open(&self, file: &OpenFile) -> Result<Attr, VolumeError> {
+        let core = self.core.lock();
+        let mut attr = core.attr(file.ino)?;
+        if attr.fleeting {
+            show(&mut attr, &file.body);
+        }
+        Ok(attr)
     }
 
     /// All but the size, which is content.

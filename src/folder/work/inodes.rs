@@ -111,6 +111,8 @@ pub(super) struct Inode {
     pub(super) body: Option<Arc<Body>>,
     /// Open handles.
     pub(super) opens: u32,
+    /// Some of them are of a version that others have replaced since.
+    pub(super) divided: bool,
     /// The kernel may ask for it by number.
     pub(super) known: bool,
     /// The digest of the content the kernel may have cached pages of.
@@ -301,6 +303,7 @@ impl Inode {
             orphan: None,
             body: None,
             opens: 0,
+            divided: false,
             known: false,
             cached: None,
         }

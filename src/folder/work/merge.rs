@@ -374,6 +374,7 @@ impl Core {
         if stale {
             // Old handles keep the version they opened.
             inode.body = None;
+            inode.divided = inode.opens > 0;
         } else if let Some(body) = inode.body.clone() {
             let mut page = body.page();
             if !page.listed

@@ -112,6 +112,7 @@ impl Inner {
             };
             if let Some(inode) = core.inodes.get_mut(file.ino) {
                 inode.opens = inode.opens.saturating_sub(1);
+                inode.divided &= inode.opens > 0;
             }
             core.release_body(file.ino);
             dirty

@@ -129,8 +129,11 @@ fn an_open_file_is_committed_on_the_version_it_was_opened_at() {
         &b"one"[..],
         "the old one its own"
     );
+    let shown = a.volume.getattr_open(ino, handle).unwrap();
+    assert!(shown.fleeting && a.volume.getattr(ino).unwrap().fleeting);
     a.volume.write(ino, handle, 0, b"ONE").unwrap();
     a.volume.release(ino, handle);
+    assert!(!a.volume.getattr(ino).unwrap().fleeting);
     b.merge(&a.publish().unwrap());
     assert_same(&a, &b, "after the conflict");
     let contents: Vec<_> = a.tree().into_values().flatten().collect();
