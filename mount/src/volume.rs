@@ -209,8 +209,7 @@ pub trait Volume: Send + Sync + 'static {
     fn forget(&self, ino: Ino);
     fn getattr(&self, ino: Ino) -> Result<Attr, VolumeError>;
     /// The attributes as an open handle shows the file.
-    fn getattr_open(&self, ino: Ino, handle: Handle) -> Result<Attr, VolumeError> {
-        let _shows_the_same = handle;
+    fn getattr_open(&self, ino: Ino, _handle: Handle) -> Result<Attr, VolumeError> {
         self.getattr(ino)
     }
     fn setattr(&self, ino: Ino, change: SetAttr, caller: Caller) -> Result<Attr, VolumeError>;

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use crate::support::{Rng, World, eventually, tree, wait_equal};
@@ -214,4 +214,29 @@ fn hard_links_and_xattrs_travel() {
         fs::read(at_b.join("one")).is_ok_and(|t| t == b"through the other name")
     });
     drop(b);
+}
+
+#[test]
+fn an_open_file_stays_as_it_was_opened_when_others_replace_it() {
+    let world = World::new();
+    let (src, at_b) = (world.dir("src"), world.dir("at-b"));
+    let old = Rng(7).bytes(1_000_000);
+    fs::write(src.join("f"), &old).unwrap();
+    let (a, links) = world.share(&src, "a");
+    let b = world.mount(&links.write, &at_b, "b", &[&a]);
+    let path = at_b.join("f");
+    // What nobody has any more cannot be shown: the plain file was the only other place.
+    assert!(fs::read(&path).unwrap() == old);
+    let open = fs::File::open(&path).unwrap();
+    for new in [&b"short\n"[..], &Rng(8).bytes(1_500_000), b"again\n"] {
+        fs::write(src.join("new"), new).unwrap();
+        fs::rename(src.join("new"), src.join("f")).unwrap();
+        b.wait("the new content", || {
+            fs::read(&path).is_ok_and(|bytes| bytes == new)
+        });
+        let mut bytes = vec![0; old.len()];
+        open.read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes == old, "the open file shows other bytes");
+        assert!(fs::read(&path).unwrap() == new);
+    }
 }
