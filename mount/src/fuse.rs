@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -65,6 +65,8 @@ pub(crate) struct Held {
 pub(crate) struct Adapter {
     volume: Arc<dyn Volume>,
     held: Arc<Held>,
+    /// The way to tell the kernel something. Empty until the session is there.
+    pub(crate) notifier: Arc<OnceLock<fuser::Notifier>>,
     ended: Arc<Ended>,
 }
 
@@ -73,7 +75,20 @@ impl Adapter {
         Self {
             volume,
             held,
+            notifier: Arc::default(),
             ended,
+        }
+    }
+
+    /// Has the kernel ask for the attributes of a file before it next uses them. Safe while it waits for an answer of ours:
+    /// nothing is dropped and no lock of the file is taken.
+    fn distrust_size(&self, ino: Ino) {
+        let Some(notifier) = self.notifier.get() else {
+            return;
+        };
+        // A negative offset means attributes only.
+        if let Err(error) = notifier.inval_inode(INodeNo(ino.0), -1, 0) {
+            tracing::debug!(%error, ino = ino.0, "the kernel keeps what it knows of a size");
         }
     }
 
@@ -395,7 +410,12 @@ impl Filesystem for Adapter {
         // Counted first: from here on an invalidation must not wait for pages of this inode.
         self.held.open.opened(ino);
         match self.volume.open(ino, open_mode(flags)) {
-            Ok(opened) => reply.opened(FileHandle(opened.handle.0), Self::fopen_flags(&opened)),
+            Ok(opened) => {
+                if opened.ask_size {
+                    self.distrust_size(ino);
+                }
+                reply.opened(FileHandle(opened.handle.0), Self::fopen_flags(&opened));
+            }
             Err(error) => {
                 self.held.open.released(ino);
                 reply.error(errno(error));

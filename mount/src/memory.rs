@@ -64,15 +64,19 @@ impl MemoryVolume {
 
     /// Replaces the content of a file as a peer would: not through the kernel, which is told afterwards.
     pub fn replace_content(&self, ino: Ino, content: &[u8]) -> Result<(), VolumeError> {
-        {
-            let mut state = self.state.lock();
-            state.truncate(ino, 0)?;
-            state.write_at(ino, 0, content)?;
-            state.tree.get_mut(ino)?.version += 1;
-        }
+        self.replace_untold(ino, content)?;
         if let Some(notifier) = self.notifier() {
             notifier.inode_changed(ino);
         }
+        Ok(())
+    }
+
+    /// As [`replace_content`](Self::replace_content), and the kernel does not hear of it.
+    pub fn replace_untold(&self, ino: Ino, content: &[u8]) -> Result<(), VolumeError> {
+        let mut state = self.state.lock();
+        state.truncate(ino, 0)?;
+        state.write_at(ino, 0, content)?;
+        state.tree.get_mut(ino)?.version += 1;
         Ok(())
     }
 
@@ -128,7 +132,11 @@ impl State {
         let inode = self.tree.get_mut(ino)?;
         let keep_cache = inode.cached == inode.version;
         inode.cached = inode.version;
-        Ok(Opened { handle, keep_cache })
+        Ok(Opened {
+            handle,
+            keep_cache,
+            ask_size: !keep_cache,
+        })
     }
 
     fn add_handle(&mut self, ino: Ino, open: Open) -> Result<Handle, VolumeError> {

@@ -237,7 +237,9 @@ fn serve(
     config.acl = acl;
     config.n_threads = Some(options.threads.clamp(THREADS_MIN, THREADS_MAX));
     let own = File::from(device.try_clone()?);
+    let adapters_own = adapter.notifier.clone();
     let session = Session::from_fd(adapter, device, acl, config)?;
+    let _only = adapters_own.set(session.notifier());
     let kernel = Kernel {
         notifier: session.notifier(),
         device: own,

@@ -101,11 +101,15 @@ pub struct OpenMode {
     pub truncate: bool,
 }
 
-/// An opened file. `keep_cache`: the content is the one the kernel may have cached for this inode, so keep those pages.
+/// An opened file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Opened {
     pub handle: Handle,
+    /// The content is the one the kernel may have cached for this inode, so keep those pages.
     pub keep_cache: bool,
+    /// Others have changed the content, and what the kernel knows of its size may be older: it must ask again, or it would
+    /// cut what is read to the old size.
+    pub ask_size: bool,
 }
 
 /// One row of a directory listing. `offset` is the cookie of the *next* row.

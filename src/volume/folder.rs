@@ -12,7 +12,7 @@ use ccbt_mount::{
 };
 use parking_lot::RwLock;
 
-use crate::folder::work::{Folder, OpenFile};
+use crate::folder::work::{Folder, OpenFile, Trusted};
 
 /// A listing as it was when the directory was opened, so that offsets stay valid.
 type Listing = Arc<Vec<(Bytes, Ino)>>;
@@ -75,10 +75,14 @@ impl FolderVolume {
         });
     }
 
-    fn keep(&self, (file, keep_cache): (OpenFile, bool)) -> Opened {
+    fn keep(&self, (file, trusted): (OpenFile, Trusted)) -> Opened {
         let handle = self.handle();
         self.files.write().insert(handle, Arc::new(file));
-        Opened { handle, keep_cache }
+        Opened {
+            handle,
+            keep_cache: trusted.pages,
+            ask_size: !trusted.size,
+        }
     }
 }
 

@@ -279,6 +279,7 @@ impl Volume for TorrentVolume {
         Ok(Opened {
             handle,
             keep_cache: true,
+            ask_size: false,
         })
     }
 

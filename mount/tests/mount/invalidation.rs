@@ -66,6 +66,19 @@ fn content_from_a_peer_shows_in_closed_and_open_files() {
 }
 
 #[test]
+fn what_is_opened_is_read_to_its_end_though_the_new_size_is_not_told_yet() {
+    let m = Mounted::new();
+    let ino = m.create_outside("file", b"old");
+    assert_eq!(fs::read(m.path("file")).unwrap(), b"old");
+    m.volume.replace_untold(ino, b"longer than before").unwrap();
+    assert_eq!(fs::metadata(m.path("file")).unwrap().len(), 3);
+    let mut bytes = [0; 18];
+    let file = File::open(m.path("file")).unwrap();
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"longer than before");
+}
+
+#[test]
 fn what_only_a_listing_told_the_kernel_is_invalidated_too() {
     let m = Mounted::new();
     let ino = m.create_outside("file", b"old");

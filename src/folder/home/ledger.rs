@@ -205,6 +205,14 @@ impl<'t> Apply<'t> {
         if let Some(fid) = fid {
             self.note(id, fid, to);
         }
+        let moved = self.move_shown(id, to, mode);
+        if moved.is_err() {
+            self.put_back(id)?;
+        }
+        moved
+    }
+
+    fn move_shown(&mut self, id: HomeId, to: &At, mode: u16) -> Result<(), OpError> {
         let parent = self.dir(to.dir)?;
         let Some((from, old)) = self.shown_dir(id) else {
             let fid = self.dir_at(parent, &to.name, mode)?;
@@ -212,16 +220,12 @@ impl<'t> Apply<'t> {
             return Ok(());
         };
         let from = (from, old.as_bytes());
-        let moved = match self.rename(from, (parent, &to.name), RenameMode::Replace) {
+        match self.rename(from, (parent, &to.name), RenameMode::Replace) {
             Err(OpError::NotEmpty | OpError::Exists | OpError::NotDirectory) => {
                 self.rename_beside(from, (parent, &to.name), "moved")
             }
             moved => moved,
-        };
-        if moved.is_err() {
-            self.put_back(id)?;
         }
-        moved
     }
 
     /// Puts a directory that was lifted back to where it was, or into the root if that is gone.
@@ -661,4 +665,32 @@ pub(super) fn dots(held: &[u8]) -> Vec<Dot> {
             }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::folder::home::memory::MemoryLedger;
+
+    fn at(dir: HomeId, name: &'static [u8]) -> At {
+        let name = Bytes::from_static(name);
+        At { dir, name }
+    }
+
+    #[test]
+    fn a_directory_that_cannot_go_where_it_should_is_put_back() {
+        let ledger = MemoryLedger::new(Inc([1; 8]));
+        let mut memory = ledger.lock();
+        let mut apply = Apply::new(&mut *memory);
+        let id = HomeId(5);
+        let from = at(HomeId::ROOT, b"dir");
+        apply.mkdir(&from, id, 0o755, &Xattrs::new()).unwrap();
+        apply.lift(id);
+        let nowhere = at(HomeId(99), b"dir");
+        let moved = apply.move_dir(id, &nowhere, 0o755);
+        assert!(matches!(moved, Err(OpError::NotFound)), "{moved:?}");
+        let shown = memory.state.list(Fid::ROOT);
+        let names: Vec<&[u8]> = shown.iter().map(|(name, _)| name.as_bytes()).collect();
+        assert_eq!(names, [b"dir"]);
+    }
 }

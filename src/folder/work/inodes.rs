@@ -113,6 +113,8 @@ pub(super) struct Inode {
     pub(super) opens: u32,
     /// Some of them are of a version that others have replaced since.
     pub(super) divided: bool,
+    /// Others have changed it since it got its number.
+    pub(super) renewed: bool,
     /// The kernel may ask for it by number.
     pub(super) known: bool,
     /// The digest of the content the kernel may have cached pages of.
@@ -304,6 +306,7 @@ impl Inode {
             body: None,
             opens: 0,
             divided: false,
+            renewed: false,
             known: false,
             cached: None,
         }

@@ -367,6 +367,7 @@ impl Core {
         let Some(inode) = self.inodes.get_mut(ino) else {
             return;
         };
+        inode.renewed = true;
         let stale = inode.body.as_ref().is_some_and(|body| {
             let page = body.page();
             !page.listed && page.stored.content != node.version.content

@@ -62,6 +62,7 @@ pub use self::merge::{MergeError, Merged};
 pub use self::nodes::StoreError;
 pub(crate) use self::nodes::StoreNodes;
 pub use self::open::OpenFile;
+pub(crate) use self::open::Trusted;
 pub use self::publish::{FlushError, HEAD_LEN, Publication, PublishError, Unsigned};
 pub use self::read::Presence;
 pub use self::recover::OpenFolderError;

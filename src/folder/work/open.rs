@@ -25,13 +25,24 @@ pub struct OpenFile {
     pub(super) interest: Arc<()>,
 }
 
+/// What the kernel knows of a file and need not ask again when it is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Trusted {
+    pub(crate) pages: bool,
+    pub(crate) size: bool,
+}
+
 impl Inner {
-    /// Opens a file; whether the kernel may keep the pages it has of it.
-    pub(crate) fn open(&self, ino: Ino, mode: OpenMode) -> Result<(OpenFile, bool), VolumeError> {
+    /// Opens a file, and says what of it the kernel may trust.
+    pub(crate) fn open(
+        &self,
+        ino: Ino,
+        mode: OpenMode,
+    ) -> Result<(OpenFile, Trusted), VolumeError> {
         if mode.write && self.config.read_only {
             return Err(VolumeError::ReadOnly);
         }
-        let (body, keep_cache) = {
+        let (body, trusted) = {
             let mut core = self.core.lock();
             let body = self.body_of(&mut core, ino)?;
             let content = body.page().stored.content.digest();
@@ -39,7 +50,9 @@ impl Inner {
             let inode = core.inodes.get_mut(ino).ok_or(VolumeError::NotFound)?;
             inode.opens += 1;
             let cached = u64::from_be_bytes(content.0);
-            (body, inode.cached.replace(cached) == Some(cached))
+            let pages = inode.cached.replace(cached) == Some(cached);
+            let size = pages || !inode.renewed;
+            (body, Trusted { pages, size })
         };
         let file = OpenFile {
             ino,
@@ -54,7 +67,7 @@ impl Inner {
             self.close(&file);
             return Err(error);
         }
-        Ok((file, keep_cache))
+        Ok((file, trusted))
     }
 
     /// The content a file inode has now.

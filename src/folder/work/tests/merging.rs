@@ -279,6 +279,7 @@ fn merges_tell_the_kernel_and_keep_numbers() {
     let ino = b.find("f").unwrap().ino;
     let opened = b.volume.open(ino, READ).unwrap();
     b.volume.release(ino, opened.handle);
+    assert!(!opened.ask_size, "it was just looked up");
     assert!(b.volume.open(ino, READ).unwrap().keep_cache);
     a.put("f", b"two").unwrap();
     a.unlink("gone").unwrap();
@@ -293,10 +294,11 @@ fn merges_tell_the_kernel_and_keep_numbers() {
     for name in [&b"gone"[..], b"new"] {
         assert!(heard.names.lock().iter().any(|heard| heard == name));
     }
-    assert!(
-        !b.volume.open(ino, READ).unwrap().keep_cache,
-        "the pages are of the old version"
-    );
+    let opened = b.volume.open(ino, READ).unwrap();
+    assert!(!opened.keep_cache, "the pages are of the old version");
+    assert!(opened.ask_size, "and so is the size");
+    let again = b.volume.open(ino, READ).unwrap();
+    assert!(again.keep_cache && !again.ask_size);
 }
 
 #[test]
