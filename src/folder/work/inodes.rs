@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::body::Body;
 use crate::folder::state::{Content, Fid, FileKind, FileNode, Name, Time, Xattrs};
@@ -109,6 +109,8 @@ pub(super) struct Inode {
     pub(super) orphan: Option<Box<Orphan>>,
     /// Its content, while something has it open or it is not committed.
     pub(super) body: Option<Arc<Body>>,
+    /// The content that was opened for writing last.
+    pub(super) writing: Weak<Body>,
     /// Open handles.
     pub(super) opens: u32,
     /// Some of them are of a version that others have replaced since.
@@ -304,6 +306,7 @@ impl Inode {
             names: BTreeSet::new(),
             orphan: None,
             body: None,
+            writing: Weak::new(),
             opens: 0,
             divided: false,
             renewed: false,

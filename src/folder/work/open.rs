@@ -49,6 +49,9 @@ impl Inner {
             body.page().writers += u32::from(mode.write);
             let inode = core.inodes.get_mut(ino).ok_or(VolumeError::NotFound)?;
             inode.opens += 1;
+            if mode.write {
+                inode.writing = Arc::downgrade(&body);
+            }
             let cached = u64::from_be_bytes(content.0);
             let pages = inode.cached.replace(cached) == Some(cached);
             let size = pages || !inode.renewed;

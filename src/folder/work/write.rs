@@ -231,6 +231,9 @@ impl Inner {
         if let Some(file) = file {
             return self.reshape(&file.body, Shape::Size(size));
         }
+        if let Some(body) = self.opened_to_empty(ino, size)? {
+            return self.reshape(&body, Shape::Size(0));
+        }
         let mode = OpenMode {
             write: true,
             ..OpenMode::default()
@@ -239,6 +242,18 @@ impl Inner {
         let done = self.reshape(&file.body, Shape::Size(size));
         self.close(&file);
         done
+    }
+
+    /// The content that a truncation without a handle is for, if the file was just opened with `O_TRUNC`: the kernel opens it
+    /// first and says the size afterwards, and versions of others that come in between are not to be emptied.
+    fn opened_to_empty(&self, ino: Ino, size: u64) -> Result<Option<Arc<Body>>, VolumeError> {
+        let core = self.core.lock();
+        let opened = core.inode(ino)?.writing.upgrade();
+        let is_untouched = |body: &Arc<Body>| {
+            let page = body.page();
+            page.writers > 0 && !page.is_dirty()
+        };
+        Ok(opened.filter(|body| size == 0 && is_untouched(body)))
     }
 
     pub(crate) fn allocate(

@@ -141,6 +141,28 @@ fn an_open_file_is_committed_on_the_version_it_was_opened_at() {
     assert!(contents.contains(&(&b"ONE"[..]).into()) && contents.contains(&(&b"two"[..]).into()));
 }
 
+#[test]
+fn what_opening_empties_is_the_version_that_was_opened() {
+    let (a, b) = pair();
+    a.put("f", b"one").unwrap();
+    b.merge(&a.publish().unwrap());
+    // The kernel opens for O_TRUNC and truncates in two steps, and says no handle in the second.
+    let (ino, handle) = a.open("f", WRITE).unwrap();
+    b.put("f", b"by b").unwrap();
+    a.merge(&b.publish().unwrap());
+    a.truncate("f", 0).unwrap();
+    a.volume.write(ino, handle, 0, b"by a").unwrap();
+    a.volume.release(ino, handle);
+    b.merge(&a.publish().unwrap());
+    assert_same(&a, &b, "after the conflict");
+    let mut contents: Vec<_> = a.tree().into_values().flatten().collect();
+    contents.sort();
+    assert_eq!(contents, [&b"by a"[..], b"by b"], "nobody saw what b wrote");
+    // Whoever truncates what is there now truncates that.
+    a.truncate("f", 0).unwrap();
+    assert_eq!(a.read("f").unwrap(), &b""[..]);
+}
+
 /// Two folders that show two versions of `f`.
 fn in_conflict() -> (Rig, Rig) {
     let (a, b) = pair();
