@@ -163,6 +163,30 @@ fn what_opening_empties_is_the_version_that_was_opened() {
     assert_eq!(a.read("f").unwrap(), &b""[..]);
 }
 
+#[test]
+fn what_is_written_into_a_new_file_takes_the_place_of_the_empty_one() {
+    for when in 0..4 {
+        let (a, b) = pair();
+        b.put("f", b"by b").unwrap();
+        let theirs = b.publish().unwrap();
+        let (ino, handle) = a.create("f").unwrap();
+        if when & 1 > 0 {
+            b.merge(&a.publish().unwrap());
+        }
+        if when & 2 > 0 {
+            a.merge(&theirs);
+        }
+        a.volume.write(ino, handle, 0, b"by a").unwrap();
+        a.merge(&theirs);
+        a.volume.release(ino, handle);
+        b.merge(&a.publish().unwrap());
+        assert_same(&a, &b, "after the conflict");
+        let mut contents: Vec<_> = a.tree().into_values().flatten().collect();
+        contents.sort();
+        assert_eq!(contents, [&b"by a"[..], b"by b"], "{when}");
+    }
+}
+
 /// Two folders that show two versions of `f`.
 fn in_conflict() -> (Rig, Rig) {
     let (a, b) = pair();
