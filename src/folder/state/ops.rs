@@ -153,6 +153,11 @@ impl State {
             .is_some_and(|spot| spot.name == base.shown)
     }
 
+    /// The name, in the directory of `base`, at which the versions of `base` are shown now.
+    pub fn name_of(&self, base: &Base) -> Option<Name> {
+        self.current(base).map(|spot| spot.name)
+    }
+
     /// Writes what was opened at `base`: replaces its versions at every name of their inode and moves `base` on. What
     /// arrived meanwhile stays beside it; if the file was removed by others meanwhile, the write brings it back.
     pub fn write(&mut self, base: &mut Base, body: Body, by: By) -> Outcome {

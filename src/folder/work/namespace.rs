@@ -332,7 +332,13 @@ impl Inner {
                 (Some(target), _) if target.ino() == moved.ino() => return Ok(()),
                 _ => {}
             }
-            op.rename_shown(from_at, to_at, (&moved, target.as_ref()), mode)?;
+            // An exchange is one of names.
+            let own = match mode {
+                RenameMode::Exchange => None,
+                _ => op.core.name_of_written(from_dir, from.1),
+            };
+            let own_at = (from_dir, own.as_ref().map_or(from.1, Name::as_bytes));
+            op.rename_shown(own_at, to_at, (&moved, target.as_ref()), mode)?;
             op.rebind(from_at, to_at, (moved, target), mode);
             op.touch_dir(from.0);
             op.touch_dir(to.0);
@@ -585,6 +591,16 @@ impl Op<'_> {
 }
 
 impl Core {
+    /// Where the state shows the version that the file at a name was written over, while that is not committed: a version of
+    /// others may have come and have the name. Whoever does something to the file means what they wrote.
+    fn name_of_written(&self, dir: Fid, name: &[u8]) -> Option<Name> {
+        let name = Name::from(name);
+        let ino = self.inodes.at(&Spot { dir, name })?;
+        let page = self.inodes.get(ino)?.body.as_ref()?.page();
+        let is_here = page.listed && page.at.key.dir == dir;
+        is_here.then(|| self.state.name_of(&page.at)).flatten()
+    }
+
     /// The names in a directory of files that are open or not committed.
     fn names_with_body(&self, dir: Fid) -> Vec<Spot> {
         let bodies = self.bodies.iter().filter_map(std::sync::Weak::upgrade);

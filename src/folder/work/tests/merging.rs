@@ -187,6 +187,28 @@ fn what_is_written_into_a_new_file_takes_the_place_of_the_empty_one() {
     }
 }
 
+#[test]
+fn a_rename_takes_what_was_written_and_leaves_what_came_meanwhile() {
+    for is_theirs_later in [false, true] {
+        let (a, b) = pair();
+        let put = || {
+            b.put("f", b"by b").unwrap();
+            b.publish().unwrap()
+        };
+        let before = (!is_theirs_later).then(put);
+        let (ino, handle) = a.create("f").unwrap();
+        a.volume.write(ino, handle, 0, b"by a").unwrap();
+        a.volume.release(ino, handle);
+        a.merge(&before.unwrap_or_else(put));
+        a.rename("f", "g").unwrap();
+        b.merge(&a.publish().unwrap());
+        assert_same(&a, &b, "after the rename");
+        assert_eq!(a.read("g").unwrap(), &b"by a"[..], "{is_theirs_later}");
+        assert_eq!(a.read("f").unwrap(), &b"by b"[..], "{is_theirs_later}");
+        assert_eq!(a.names("").len(), 2, "{is_theirs_later}");
+    }
+}
+
 /// Two folders that show two versions of `f`.
 fn in_conflict() -> (Rig, Rig) {
     let (a, b) = pair();
