@@ -595,10 +595,13 @@ impl Core {
     /// others may have come and have the name. Whoever does something to the file means what they wrote.
     fn name_of_written(&self, dir: Fid, name: &[u8]) -> Option<Name> {
         let name = Name::from(name);
-        let ino = self.inodes.at(&Spot { dir, name })?;
+        let spot = Spot { dir, name };
+        let ino = self.inodes.at(&spot)?;
         let page = self.inodes.get(ino)?.body.as_ref()?.page();
-        let is_here = page.listed && page.at.key.dir == dir;
-        is_here.then(|| self.state.name_of(&page.at)).flatten()
+        // The file may have several names, and be written over what is at another one.
+        let is_here = page.at.key.dir == dir && page.at.shown == spot.name;
+        let written = (page.listed && is_here).then_some(&page.at);
+        self.state.name_of(written?)
     }
 
     /// The names in a directory of files that are open or not committed.

@@ -149,6 +149,29 @@ fn replacing_by_rename_keeps_what_is_open() {
 }
 
 #[test]
+fn each_name_of_a_file_that_is_being_written_is_renamed_for_itself() {
+    let rig = Rig::new(1);
+    rig.put("f", b"one").unwrap();
+    let (ino, handle) = rig.open("f", WRITE).unwrap();
+    rig.volume.link(ino, Ino::ROOT, b"g").unwrap();
+    rig.volume.write(ino, handle, 0, b"two").unwrap();
+    rig.rename("g", "h").unwrap();
+    let names = |rig: &Rig| {
+        rig.names("")
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(names(&rig), ["f", "h"]);
+    rig.rename("f", "e").unwrap();
+    rig.volume.release(ino, handle);
+    assert_eq!(names(&rig), ["e", "h"]);
+    for name in ["e", "h"] {
+        assert_eq!(rig.read(name).unwrap(), &b"two"[..]);
+    }
+}
+
+#[test]
 fn exchange_and_noreplace() {
     let rig = Rig::new(1);
     rig.put("a", b"a").unwrap();
