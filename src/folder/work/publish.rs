@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use ccbt_xet::hash::NodeId;
 use ccbt_xet::store::WriteError;
 
+use super::body::Body;
 use super::commit::CommitError;
-use super::core::Core;
+use super::core::{Core, time_of};
 use super::journal;
 use super::nodes::{StoreError, StoreNodes};
 use super::record::{Published, Record};
@@ -17,8 +19,13 @@ use super::{Folder, Inner};
 use crate::folder::changes::{Change, MAX_CHANGES_LEN};
 use crate::folder::codec;
 use crate::folder::snapshot::{Snapshot, snapshot_ref};
-use crate::folder::state::{Entry, Hlc, Key, VersionVector};
+use crate::folder::state::{Entry, Hlc, Key, Time, VersionVector};
 use crate::folder::tree::{NodeKind, NodesError, Tree, Trees};
+
+/// A new file that is still empty and open for writing is waited for before a publication, at most so long: others would
+/// see it empty, and might rename or keep what is about to be replaced. Short of the 0.2 s within which changes show.
+const FILL_TIME: Duration = Duration::from_millis(100);
+const FILL_STEP: Duration = Duration::from_millis(1);
 
 /// Bytes of a signed head.
 pub const HEAD_LEN: usize = 197;
@@ -134,6 +141,18 @@ pub(super) struct Flush {
 }
 
 impl Core {
+    /// Whether a file that is empty so far was opened or begun to be written after `since`, and is open for writing.
+    fn is_filling(&self, since: Time) -> bool {
+        let is_filling = |body: Arc<Body>| {
+            let page = body.page();
+            // Each write is a later change; what counts is the first.
+            let begun = page.since.map_or(page.mtime, time_of);
+            page.writers > 0 && page.stored.size == 0 && begun > since
+        };
+        let mut bodies = self.bodies.iter().filter_map(Weak::upgrade);
+        bodies.any(is_filling)
+    }
+
     pub(super) fn take_unflushed(&mut self) -> Flush {
         let mut keys = std::mem::take(&mut self.unflushed);
         keys.extend(self.state.take_dirty());
@@ -159,6 +178,7 @@ impl Folder {
         sign: &dyn Fn(Unsigned) -> io::Result<[u8; HEAD_LEN]>,
     ) -> Result<Option<Publication>, PublishError> {
         let inner = &self.inner;
+        inner.let_new_files_fill();
         let _turn = inner.turn.lock();
         inner.commit_possible(false)?;
         let published = inner.publish_state(sign)?;
@@ -197,6 +217,17 @@ impl Folder {
 }
 
 impl Inner {
+    fn let_new_files_fill(&self) {
+        let steps = FILL_TIME.as_nanos() / FILL_STEP.as_nanos();
+        for _ in 0..steps {
+            let since = self.now_ns().saturating_sub(FILL_TIME.as_nanos() as u64);
+            if !self.core.lock().is_filling(time_of(since)) {
+                return;
+            }
+            std::thread::sleep(FILL_STEP);
+        }
+    }
+
     /// Commits what can be. A file that waits for a peer does not hold up the rest.
     pub(super) fn commit_possible(self: &Arc<Self>, all: bool) -> Result<(), CommitError> {
         match self.commit_due(all) {

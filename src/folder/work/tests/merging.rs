@@ -188,6 +188,26 @@ fn what_is_written_into_a_new_file_takes_the_place_of_the_empty_one() {
 }
 
 #[test]
+fn a_new_file_is_not_shown_empty_while_it_is_being_filled() {
+    let (a, b) = pair();
+    let (ino, handle) = a.create("f").unwrap();
+    let publication = std::thread::scope(|scope| {
+        let publishing = scope.spawn(|| a.publish().unwrap());
+        // The clock of the test stands still but for who asks it.
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        a.volume.write(ino, handle, 0, b"by a").unwrap();
+        a.volume.release(ino, handle);
+        publishing.join().unwrap()
+    });
+    b.merge(&publication);
+    assert_eq!(b.read("f").unwrap(), &b"by a"[..]);
+    // One that stays empty is shown all the same.
+    let (_, _handle) = a.create("g").unwrap();
+    b.merge(&a.publish().unwrap());
+    assert_eq!(b.read("g").unwrap(), &b""[..]);
+}
+
+#[test]
 fn a_rename_takes_what_was_written_and_leaves_what_came_meanwhile() {
     for is_theirs_later in [false, true] {
         let (a, b) = pair();
